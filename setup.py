@@ -1,16 +1,44 @@
 """Build the one extension module; everything declarative is in pyproject.toml."""
 
-from pybind11.setup_helpers import Pybind11Extension, build_ext
+import os
+
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import setup
+
+CORE = [
+    "child",
+    "clone",
+    "environment",
+    "error",
+    "fd_plan",
+    "id_maps",
+    "pidfd",
+    "probe",
+    "spawn",
+    "spawn_fds",
+    "spawner_thread",
+]
+BIND = ["bind_fd_plan", "bind_process", "bind_spawn", "errors", "module"]
+
+flags = ["-Wall", "-Wextra", "-fvisibility=hidden"]
+link: list[str] = []
+if sanitize := os.environ.get("PYFORKFD_SANITIZE"):
+    flags += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g"]
+    link += [f"-fsanitize={sanitize}"]
+if os.environ.get("PYFORKFD_DEBUG"):
+    flags += ["-O0", "-g"]
+
+ParallelCompile("PYFORKFD_BUILD_JOBS", default=0).install()
 
 setup(
     ext_modules=[
         Pybind11Extension(
             "pyforkfd._core",
-            ["csrc/bind/module.cpp", "csrc/bind/bind_fd_plan.cpp", "csrc/core/fd_plan.cpp"],
+            [f"csrc/bind/{name}.cpp" for name in BIND] + [f"csrc/core/{name}.cpp" for name in CORE],
             include_dirs=["csrc"],
             cxx_std=17,
-            extra_compile_args=["-Wall", "-Wextra", "-fvisibility=hidden"],
+            extra_compile_args=flags,
+            extra_link_args=link,
         )
     ],
     cmdclass={"build_ext": build_ext},

@@ -1,5 +1,10 @@
+// What each topic adds to the module.  A binding converts, releases the GIL, calls the
+// core and converts back; nothing else.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
+void bind_errors(pybind11::module_& m);
 void bind_fd_plan(pybind11::module_& m);
+void bind_process(pybind11::module_& m);
+void bind_spawn(pybind11::module_& m);

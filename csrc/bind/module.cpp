@@ -1,6 +1,9 @@
 #include "bind/bindings.h"
 
-PYBIND11_MODULE(_core, m) {
+PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
     m.doc() = "Native core of pyforkfd; use the names of the package pyforkfd instead.";
+    bind_errors(m);
     bind_fd_plan(m);
+    bind_process(m);
+    bind_spawn(m);
 }

@@ -1,0 +1,72 @@
+#include "bind/bindings.h"
+
+#include <cerrno>
+#include <chrono>
+#include <optional>
+#include <pybind11/stl.h>
+
+#include "core/pidfd.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// True when the process has ended, false when the time is up.  Python's signal
+// handlers run in between, so Ctrl-C ends the wait.
+bool wait_pidfd(int pidfd, std::optional<double> timeout) {
+    const auto deadline =
+        Clock::now() + std::chrono::duration<double>(timeout.value_or(0));
+    for (;;) {
+        int ms = -1;
+        if (timeout) {
+            const std::chrono::duration<double, std::milli> left = deadline - Clock::now();
+            ms = left.count() <= 0 ? 0 : left.count() > 1e9 ? 1000000000
+                                                            : static_cast<int>(left.count()) + 1;
+        }
+        int ready, err;
+        {
+            const py::gil_scoped_release release;
+            ready = forkfd::wait_readable(pidfd, ms);
+            err = errno;
+        }
+        if (ready > 0) return true;
+        if (ready == 0 && ms < 1000000000) return false;
+        if (ready < 0 && err != EINTR) {
+            errno = err;
+            PyErr_SetFromErrno(PyExc_OSError);
+            throw py::error_already_set();
+        }
+        if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    }
+}
+
+py::object usage_tuple(const struct rusage& u) {
+    const auto seconds = [](const timeval& t) {
+        return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) * 1e-6;
+    };
+    return py::make_tuple(seconds(u.ru_utime), seconds(u.ru_stime), u.ru_maxrss, u.ru_ixrss,
+                          u.ru_idrss, u.ru_isrss, u.ru_minflt, u.ru_majflt, u.ru_nswap,
+                          u.ru_inblock, u.ru_oublock, u.ru_msgsnd, u.ru_msgrcv, u.ru_nsignals,
+                          u.ru_nvcsw, u.ru_nivcsw);
+}
+
+}  // namespace
+
+void bind_process(py::module_& m) {
+    m.def("wait_pidfd", &wait_pidfd, py::arg("pidfd"), py::arg("timeout"));
+    m.def("reap", [](int pidfd) -> py::object {
+        const auto info = forkfd::reap(pidfd);
+        if (!info) return py::none();
+        return py::make_tuple(info->known, info->code, info->status,
+                              info->has_usage ? usage_tuple(info->usage) : py::none());
+    }, py::arg("pidfd"), "(known, CLD_ code, status, rusage), or None while the process runs.");
+    m.def("send_signal", [](int pidfd, int sig) {
+        if (const int err = forkfd::send_signal(pidfd, sig); err != 0) {
+            errno = err;
+            PyErr_SetFromErrno(PyExc_OSError);
+            throw py::error_already_set();
+        }
+    }, py::arg("pidfd"), py::arg("signal"));
+}

@@ -1,0 +1,30 @@
+// Test-only: makes one Stage fail with a chosen errno, in the parent or in the child.
+// One relaxed load where nothing is armed.
+#pragma once
+
+#include <atomic>
+
+#include "core/error.h"
+
+namespace forkfd::fault {
+
+struct Armed {
+    Stage stage = Stage::none;
+    int err = 0;
+};
+
+inline std::atomic<Armed>& slot() noexcept {
+    static_assert(std::atomic<Armed>::is_always_lock_free);
+    static std::atomic<Armed> armed{Armed{}};
+    return armed;
+}
+
+inline Armed armed() noexcept { return slot().load(std::memory_order_relaxed); }
+
+// Throws if `stage` is armed; called where the parent is about to do it.
+inline void point(Stage stage, const char* subject) {
+    const Armed a = armed();
+    if (a.stage == stage) throw_sys(stage, a.err, subject);
+}
+
+}  // namespace forkfd::fault
