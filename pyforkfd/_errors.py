@@ -1,0 +1,65 @@
+"""The one error of a failed spawn, and its kin by errno."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from . import _core
+
+
+class SpawnError(OSError):
+    """A child could not be started; nothing of it is left behind.
+
+    It reads ``spawn PROGRAM: STEP: SUBJECT: REASON``, for example
+    ``spawn /srv/app/worker: set user: www-data: Operation not permitted``.
+    Where errno means one of Python's own kinds of OSError, the error is an instance of
+    that too: ``except FileNotFoundError`` and ``except PermissionError`` work.
+
+    Attributes:
+        program: what was to be executed.
+        stage: name of the step that failed, one of :data:`STAGES`.
+        subject: what the step was applied to.
+        errno: the error number the kernel gave.
+    """
+
+    program: str
+    stage: str
+    subject: str
+
+    def __new__(cls, program: str, stage: str, err: int, subject: str, text: str) -> SpawnError:
+        kind = _KINDS.get(type(OSError(err, "")), cls) if cls is SpawnError else cls
+        return OSError.__new__(kind, err, os.strerror(err))
+
+    def __init__(self, program: str, stage: str, err: int, subject: str, text: str) -> None:
+        super().__init__(err, os.strerror(err))
+        self.program = program
+        self.stage = stage
+        self.subject = subject
+        self._text = text
+
+    def __str__(self) -> str:
+        # The program is named once, also where it is the subject.
+        subject = "" if self.subject == self.program else f"{self.subject}: "
+        return f"spawn {self.program}: {self._text}: {subject}{self.strerror}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SpawnError, (self.program, self.stage, self.errno, self.subject, self._text)
+
+
+def _kin(base: type[OSError]) -> type[SpawnError]:
+    return type(f"Spawn{base.__name__}", (SpawnError, base), {"__module__": __name__})
+
+
+_KINDS: dict[type[OSError], type[SpawnError]] = {
+    kind: _kin(kind) for kind in OSError.__subclasses__() if kind.__module__ == "builtins"
+}
+
+STAGES: tuple[str, ...] = tuple(_core.stages())
+"""The steps of a spawn at which it can fail, in the order in which they happen."""
+
+
+def from_core(program: str, error: _core.SysError) -> SpawnError:
+    """Add the program to what the core says."""
+    stage, err, subject, text = error.args
+    return SpawnError(program, stage, err, subject, text)

@@ -1,0 +1,247 @@
+"""A child, known by its pidfd."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Sequence
+from io import BufferedReader, BufferedWriter
+from types import TracebackType
+
+from resource import struct_rusage
+
+from . import _core
+from ._types import Backend, ExitStatus, StrPath
+
+_CLD_EXITED, _CLD_DUMPED = 1, 3
+_forgotten: list[int] = []  # pidfds of children that ran on when their Process went
+
+
+def reap_forgotten() -> None:
+    """Take the exit status of forgotten children that have ended since."""
+    for pidfd in _forgotten[:]:
+        if _core.reap(pidfd) is not None:
+            try:
+                _forgotten.remove(pidfd)
+            except ValueError:
+                continue  # another thread was faster
+            os.close(pidfd)
+
+
+class Process:
+    """A started child.  Made by :func:`spawn` and :meth:`Command.spawn`.
+
+    Signals and waits go through the pidfd, which never means another process
+    (pidfd_open(2)); the pid is for people.  Safe to use from many threads.  As a context
+    manager it closes its pipes, waits for the child and closes the pidfd.
+
+    Attributes:
+        args: what was executed, as given.
+        pid: the child's number, in our pid namespace.
+        backend: how it was started, see :data:`Backend`.
+        pipes: our ends of the pipes asked for, by the child's number; owned by this object.
+    """
+
+    def __init__(
+        self,
+        args: Sequence[StrPath],
+        pid: int,
+        pidfd: int,
+        backend: Backend,
+        ends: dict[int, int],
+        writable: frozenset[int],
+    ) -> None:
+        self.args = args
+        self.pid = pid
+        self.backend = backend
+        self._pidfd = pidfd
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+        self._status: ExitStatus | None = None
+        self.pipes: dict[int, BufferedReader | BufferedWriter] = {}
+        for target, fd in ends.items():
+            self.pipes[target] = (
+                os.fdopen(fd, "wb") if target in writable else os.fdopen(fd, "rb")
+            )
+
+    @property
+    def pidfd(self) -> int:
+        """The descriptor that means the child; borrowed, -1 once closed."""
+        return self._pidfd
+
+    def fileno(self) -> int:
+        """The pidfd, for select and epoll: readable once the child has ended."""
+        return self._pidfd
+
+    @property
+    def stdin(self) -> BufferedWriter | None:
+        """Our end of ``fds={0: PIPE}``."""
+        pipe = self.pipes.get(0)
+        return pipe if isinstance(pipe, BufferedWriter) else None
+
+    @property
+    def stdout(self) -> BufferedReader | None:
+        """Our end of ``fds={1: PIPE}``."""
+        pipe = self.pipes.get(1)
+        return pipe if isinstance(pipe, BufferedReader) else None
+
+    @property
+    def stderr(self) -> BufferedReader | None:
+        """Our end of ``fds={2: PIPE}``."""
+        pipe = self.pipes.get(2)
+        return pipe if isinstance(pipe, BufferedReader) else None
+
+    @property
+    def status(self) -> ExitStatus | None:
+        """The exit status if it is known already; does not ask."""
+        return self._status
+
+    @property
+    def returncode(self) -> int | None:
+        """As in subprocess: None while not known to have ended."""
+        return None if self._status is None else self._status.returncode
+
+    def poll(self) -> ExitStatus | None:
+        """The exit status, or None while the child runs; never blocks."""
+        if self._status is not None:
+            return self._status
+        with self._lock:
+            if self._status is None and self._pidfd >= 0:
+                self._demand_own()
+                self._status = _status(_core.reap(self._pidfd))
+            return self._status
+
+    def wait(self, timeout: float | None = None) -> ExitStatus:
+        """Wait for the end, in poll(2) on the pidfd with the GIL released.
+
+        Args:
+            timeout: seconds; None waits as long as it takes.
+
+        Raises:
+            TimeoutError: the child still runs.
+            ChildProcessError: it is a child of another process (we were forked since).
+        """
+        if (status := self.poll()) is not None:
+            return status
+        if self._pidfd < 0:
+            raise ValueError(f"wait for pid {self.pid}: its pidfd is closed")
+        if not _core.wait_pidfd(self._pidfd, timeout):
+            raise TimeoutError(f"pid {self.pid} still runs after {timeout} s")
+        status = self.poll()
+        assert status is not None, "a readable pidfd means an ended child"
+        return status
+
+    async def wait_async(self) -> ExitStatus:
+        """Wait on the running asyncio loop: no thread, no child watcher, no SIGCHLD."""
+        if (status := self.poll()) is not None:
+            return status
+        if self._pidfd < 0:
+            raise ValueError(f"wait for pid {self.pid}: its pidfd is closed")
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+        # A number of its own, since a loop knows one reader per number and many may wait.
+        pidfd = os.dup(self._pidfd)
+        try:
+            loop.add_reader(pidfd, lambda: ended.done() or ended.set_result(None))
+            try:
+                await ended
+            finally:
+                loop.remove_reader(pidfd)
+        finally:
+            os.close(pidfd)
+        status = self.poll()
+        assert status is not None, "a readable pidfd means an ended child"
+        return status
+
+    def send_signal(self, sig: int) -> None:
+        """Send a signal through the pidfd; does nothing if the child is known to have ended."""
+        if self.poll() is not None:
+            return
+        if self._pidfd < 0:
+            raise ValueError(f"signal to pid {self.pid}: its pidfd is closed")
+        try:
+            _core.send_signal(self._pidfd, sig)
+        except ProcessLookupError:
+            pass  # ended, and reaped by another, since we looked
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        """Close our pipe ends and the pidfd.  The child is neither ended nor waited for."""
+        for pipe in self.pipes.values():
+            try:
+                pipe.close()
+            except BrokenPipeError:
+                pass  # buffered for a child that no longer reads
+        with self._lock:
+            if self._pidfd >= 0:
+                pidfd, self._pidfd = self._pidfd, -1
+                os.close(pidfd)
+
+    def _demand_own(self) -> None:
+        if os.getpid() != self._owner:
+            raise ChildProcessError(
+                f"pid {self.pid} is a child of process {self._owner}, not of {os.getpid()}"
+            )
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for pipe in self.pipes.values():
+            try:
+                pipe.close()
+            except BrokenPipeError:
+                pass
+        try:
+            self.wait()
+        finally:
+            self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_pidfd", -1) < 0:
+            return
+        ended = os.getpid() != self._owner or self.poll() is not None
+        if not ended:
+            warnings.warn(
+                f"child {self.pid} ({_display(self.args)}) still runs and nobody waits for it: "
+                "call wait() or use it as a context manager",
+                ResourceWarning,
+                source=self,
+            )
+            _forgotten.append(os.dup(self._pidfd))
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "running" if self._status is None else str(self._status)
+        return f"<Process {self.pid} {_display(self.args)}: {state}>"
+
+
+def _display(args: Sequence[StrPath]) -> str:
+    return " ".join(os.fsdecode(arg) for arg in args)
+
+
+def _status(reaped: tuple[bool, int, int, tuple[float, ...] | None] | None) -> ExitStatus | None:
+    if reaped is None:
+        return None
+    known, code, status, usage = reaped
+    if not known:
+        return ExitStatus(code=None, signal=None, lost=True)
+    rusage = None if usage is None else struct_rusage(usage)
+    if code == _CLD_EXITED:
+        return ExitStatus(code=status, signal=None, rusage=rusage)
+    return ExitStatus(code=None, signal=status, core_dumped=code == _CLD_DUMPED, rusage=rusage)

@@ -1,0 +1,158 @@
+"""Plain values: what a child is described with, and what is known of its end."""
+
+from __future__ import annotations
+
+import enum
+import os
+import signal as _signal
+from collections.abc import Iterable
+from dataclasses import dataclass
+from resource import struct_rusage
+from typing import Literal, Protocol, TypeAlias
+
+StrPath: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+"""A file's name; str is encoded as :func:`os.fsencode` does."""
+
+
+class HasFileno(Protocol):
+    """Anything with a descriptor: a socket, a file, an Fd."""
+
+    def fileno(self) -> int: ...
+
+
+class Special(enum.Enum):
+    """What a child's descriptor can be besides one of ours."""
+
+    DEVNULL = "DEVNULL"
+    PIPE = "PIPE"
+    PIPE_TO_CHILD = "PIPE_TO_CHILD"
+    PIPE_FROM_CHILD = "PIPE_FROM_CHILD"
+    INHERIT = "INHERIT"
+    CLOSED = "CLOSED"
+
+
+DEVNULL = Special.DEVNULL
+"""``/dev/null``, open for reading and writing."""
+PIPE = Special.PIPE
+"""A pipe: the child reads from its 0 and writes to every other."""
+PIPE_TO_CHILD = Special.PIPE_TO_CHILD
+"""A pipe that the child reads."""
+PIPE_FROM_CHILD = Special.PIPE_FROM_CHILD
+"""A pipe that the child writes."""
+INHERIT = Special.INHERIT
+"""Our descriptor of the same number; an error if it is not open."""
+CLOSED = Special.CLOSED
+"""Not open in the child."""
+
+
+class Keep(enum.Enum):
+    """Marks group and extra_groups that a change of user is to leave alone."""
+
+    KEEP = "KEEP"
+
+
+KEEP = Keep.KEEP
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """A file that the child itself opens, after all else is mapped and closed.
+
+    A relative path is taken from the spawner's directory; the spawner's credentials and
+    umask apply.  May block (a FIFO): then spawn() waits, other threads do not.
+    """
+
+    path: StrPath
+    flags: int = os.O_RDONLY
+    mode: int = 0o666
+
+
+@dataclass(frozen=True, slots=True)
+class SameAs:
+    """Whatever the child's descriptor ``target`` is: ``{1: PIPE, 2: SameAs(1)}``."""
+
+    target: int
+
+
+STDOUT = SameAs(1)
+"""For ``{2: STDOUT}``: errors go where the output goes."""
+
+FdSource: TypeAlias = int | HasFileno | Special | Open | SameAs
+
+Backend: TypeAlias = Literal["clone3", "clone", "fork-like"]
+"""How a child was started.
+
+clone3 and clone share the parent's memory until the exec and cost the same whatever the
+parent's size; fork-like copies the page tables, and is used for changes of credentials
+(they would clear the parent's dumpable flag, PR_SET_DUMPABLE(2const)) and where CLONE_VM
+does not really share memory.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduler:
+    """A scheduling policy, sched_setscheduler(2): ``Scheduler(os.SCHED_FIFO, 10)``."""
+
+    policy: int
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """Capability sets by name (``"NET_BIND_SERVICE"``, ``"CAP_CHOWN"``) or number.
+
+    None leaves a set as it is.  An ambient capability is put into the permitted and
+    inheritable sets as well, as capabilities(7) demands.  A child that stays root gets
+    all of the bounding set back at exec: limit that.
+    """
+
+    bounding: Iterable[str | int] | None = None
+    permitted: Iterable[str | int] | None = None
+    inheritable: Iterable[str | int] | None = None
+    ambient: Iterable[str | int] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitStatus:
+    """How a child ended.
+
+    Attributes:
+        code: its exit code, None if a signal ended it.
+        signal: the signal that ended it, else None.
+        core_dumped: it left a core dump.
+        rusage: what it used, wait4(2); None if somebody else took the status.
+        lost: somebody else took the status (or SIGCHLD is ignored) and the kernel kept
+            no copy (Linux before 6.15): then code and signal are None.
+    """
+
+    code: int | None
+    signal: int | None
+    core_dumped: bool = False
+    rusage: struct_rusage | None = None
+    lost: bool = False
+
+    @property
+    def returncode(self) -> int | None:
+        """As subprocess has it: the exit code, or minus the signal; None if lost."""
+        return self.code if self.signal is None else -self.signal
+
+    @property
+    def shell_code(self) -> int | None:
+        """As a shell has it: the exit code, or 128 plus the signal; None if lost."""
+        return self.code if self.signal is None else 128 + self.signal
+
+    @property
+    def success(self) -> bool:
+        """It exited with code 0."""
+        return self.code == 0
+
+    def __str__(self) -> str:
+        if self.lost:
+            return "exit status lost: somebody else waited for the child"
+        if self.signal is None:
+            return f"exit code {self.code}"
+        try:
+            name = _signal.Signals(self.signal).name
+        except ValueError:
+            name = f"signal {self.signal}"
+        return f"killed by {name}" + (" (core dumped)" if self.core_dumped else "")
