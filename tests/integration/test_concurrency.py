@@ -161,7 +161,7 @@ def test_busy_for_good_is_an_error(tmp_path: Path, exits_42: bytes) -> None:
 
 
 def test_one_command_from_many_threads() -> None:
-    command = ff.Command(["sh", "-c", "echo $0", "same"], fds={1: ff.PIPE})
+    command = ff.Command(["/bin/sh", "-c", "echo $0", "same"], fds={1: ff.PIPE}, env={})
 
     def work(number: int) -> None:
         for _ in range(50):
