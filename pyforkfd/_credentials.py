@@ -38,14 +38,14 @@ def compile_identity(
         plan.user_name = str(user)
         if group is None:
             if entry is None:
-                raise ValueError(
-                    f"user {user!r} is not in the user database: say group= as well"
-                )
+                raise ValueError(f"user {user!r} is not in the user database: say group= as well")
             group = entry.pw_gid
         if extra_groups is None:
-            extra_groups = os.getgrouplist(entry.pw_name, _gid(group)) if entry and group is not (
-                Keep.KEEP
-            ) else []
+            extra_groups = (
+                os.getgrouplist(entry.pw_name, _gid(group))
+                if entry and group is not Keep.KEEP
+                else []
+            )
     if group is not None and not isinstance(group, Keep):
         plan.gid = _gid(group)
         plan.group_name = str(group)
@@ -99,9 +99,7 @@ def _mask(names: Iterable[str | int] | None) -> int | None:
         raise TypeError(f"capabilities: a set of names is wanted, not {names!r}")
     mask = 0
     for name in names:
-        number = (
-            _NUMBERS.get(name.upper().removeprefix("CAP_")) if isinstance(name, str) else name
-        )
+        number = _NUMBERS.get(name.upper().removeprefix("CAP_")) if isinstance(name, str) else name
         if number is None or not 0 <= number < 64:
             raise ValueError(f"capabilities: there is no capability {name!r}")
         mask |= 1 << number

@@ -9,9 +9,8 @@ import threading
 import warnings
 from collections.abc import Sequence
 from io import BufferedReader, BufferedWriter
-from types import TracebackType
-
 from resource import struct_rusage
+from types import TracebackType
 
 from . import _core
 from ._types import Backend, ExitStatus, StrPath
@@ -63,9 +62,7 @@ class Process:
         self._status: ExitStatus | None = None
         self.pipes: dict[int, BufferedReader | BufferedWriter] = {}
         for target, fd in ends.items():
-            self.pipes[target] = (
-                os.fdopen(fd, "wb") if target in writable else os.fdopen(fd, "rb")
-            )
+            self.pipes[target] = os.fdopen(fd, "wb") if target in writable else os.fdopen(fd, "rb")
 
     @property
     def pidfd(self) -> int:
@@ -141,11 +138,16 @@ class Process:
         if self._pidfd < 0:
             raise ValueError(f"wait for pid {self.pid}: its pidfd is closed")
         loop = asyncio.get_running_loop()
-        ended = loop.create_future()
+        ended: asyncio.Future[None] = loop.create_future()
+
+        def readable() -> None:
+            if not ended.done():
+                ended.set_result(None)
+
         # A number of its own, since a loop knows one reader per number and many may wait.
         pidfd = os.dup(self._pidfd)
         try:
-            loop.add_reader(pidfd, lambda: ended.done() or ended.set_result(None))
+            loop.add_reader(pidfd, readable)
             try:
                 await ended
             finally:

@@ -288,7 +288,9 @@ def _compile_terminal(plan: _core.SpawnPlan, c: Command) -> None:
         if plan.controlling_terminal is not None:
             plan.foreground_terminal = plan.controlling_terminal
         else:
-            plan.foreground_terminal_path = _path(cast(StrPath, terminal or "/dev/tty"), "foreground")
+            plan.foreground_terminal_path = _path(
+                cast(StrPath, terminal or "/dev/tty"), "foreground"
+            )
     elif c.foreground is not False:
         plan.foreground_terminal = as_fd(c.foreground, "foreground")
 
