@@ -17,7 +17,8 @@ StrPath: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 class HasFileno(Protocol):
     """Anything with a descriptor: a socket, a file, an Fd."""
 
-    def fileno(self) -> int: ...
+    def fileno(self) -> int:
+        """The descriptor's number; it stays the object's."""
 
 
 class Special(enum.Enum):
@@ -52,6 +53,7 @@ class Keep(enum.Enum):
 
 
 KEEP = Keep.KEEP
+"""For group and extra_groups: as the spawner's, whatever the user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ STDOUT = SameAs(1)
 """For ``{2: STDOUT}``: errors go where the output goes."""
 
 FdSource: TypeAlias = int | HasFileno | Special | Open | SameAs
+"""What a descriptor of a child can be: one of ours, or one of the constants above."""
 
 Backend: TypeAlias = Literal["clone3", "clone", "fork-like"]
 """How a child was started.
