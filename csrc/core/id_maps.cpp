@@ -4,6 +4,7 @@
 #include <linux/futex.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <system_error>
@@ -75,7 +76,8 @@ void IdMapWriter::serve(const int& pidfd) {
 int IdMapWriter::write_maps(int pidfd) {
     const std::string proc = "/proc/" + std::to_string(pid_of(pidfd)) + "/";
     const auto write = [&](const char* name, const std::string& text) {
-        subject_ = std::string(name) + " \"" + text + "\"";
+        subject_ = std::string(name) + ": " + text;
+        std::replace(subject_.begin(), subject_.end(), '\n', ';');
         return write_file(proc + name, text);
     };
     if (!plan_.uid_map.empty())

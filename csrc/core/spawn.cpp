@@ -22,6 +22,7 @@ namespace {
 
 constexpr std::uint64_t kClearSighand = 0x100000000ULL;
 constexpr std::uint64_t kIntoCgroup = 0x200000000ULL;
+constexpr std::uint64_t kNewTime = 0x80;  // lies in clone()'s exit signal: clone3 only
 
 std::atomic<int> forced_backend{-1};
 
@@ -182,7 +183,8 @@ Attempt Spawn::first_attempt() const {
     const int forced = forced_backend.load();
     const Refusals& seen = refusals();
     Attempt t;
-    t.clone3 = seen.clone3 == 0 && forced != static_cast<int>(Backend::clone);
+    t.clone3 = (plan_.namespaces & kNewTime) != 0 ||
+               (seen.clone3 == 0 && forced != static_cast<int>(Backend::clone));
     t.share_memory = forced != static_cast<int>(Backend::fork_like) &&
                      !plan_.changes_credentials() && memory_is_shared();
     t.share_table = plan_.close_others && seen.unshare == 0 && seen.clone_files == 0;
@@ -203,6 +205,7 @@ bool Spawn::give_way(Attempt& t, int err) {
         return true;
     };
     if (!means_refused(err)) return false;
+    if ((plan_.namespaces & kNewTime) != 0) return false;
     if (t.into_cgroup) {
         t.into_cgroup = false;
         if (err == E2BIG) seen.into_cgroup = err;
@@ -245,9 +248,9 @@ long Spawn::clone_once(const Attempt& t) {
     pidfd_ = -1;
     long pid;
     {
+        const AllSignalsBlocked blocked;  // in the helper thread too
         std::optional<IdMapWriter> maps;
         if (args_.wait_for_maps) maps.emplace(plan_, shared, pidfd_);
-        const AllSignalsBlocked blocked;
         const fault::Armed armed = fault::armed();
         pid = armed.stage == Stage::clone
                   ? -armed.err
@@ -347,8 +350,9 @@ std::string Spawn::subject(Stage stage, int index) const {
         case Stage::ignore_signals: return "signal " + std::to_string(index);
         case Stage::seccomp: return std::to_string(filter_.len) + " instructions";
         case Stage::clone: {
-            const Refusals& seen = refusals();
-            return seen.clone3 == 0 ? "clone3" : "clone, clone3 being refused";
+            const std::string how =
+                refusals().clone3 == 0 ? "clone3" : "clone, clone3 being refused";
+            return p.namespaces == 0 ? how : how + ", with new namespaces";
         }
         default: return p.program;
     }
