@@ -1,0 +1,95 @@
+"""What the documents print is true: their examples run, their lists are complete."""
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pyforkfd as ff
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCTEST = """
+import doctest, sys
+block = sys.stdin.read()
+test = doctest.DocTestParser().get_doctest(block, {}, sys.argv[1], sys.argv[1], 0)
+sys.exit(doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test).failed != 0)
+"""
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.M | re.S)
+
+
+def run(code: str, stdin: str, cwd: Path, name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, name],
+        input=stdin,
+        cwd=cwd,
+        text=True,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_examples_run(page: Path, tmp_path: Path) -> None:
+    for script in blocks(page, "python"):
+        run(script, "", tmp_path, page.name)
+    if sessions := blocks(page, "pycon"):
+        run(DOCTEST, "\n".join(sessions), tmp_path, page.name)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        made_by_bench = target in {"docs/latency.png", "../benchmarks/README.md"}
+        assert made_by_bench or (page.parent / target).exists(), target
+
+
+def test_every_stage_is_explained() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/errors.md").read_text(), re.M)
+    assert rows == list(ff.STAGES)
+
+
+def test_every_option_is_in_the_readme_and_described() -> None:
+    readme, described = (ROOT / "README.md").read_text(), inspect.getdoc(ff.Command) or ""
+    for field in dataclasses.fields(ff.Command):
+        if not field.name.startswith("_"):
+            assert field.name == "args" or f"`{field.name}`" in readme
+            assert re.search(rf"^    {field.name}: ", described, re.M), field.name
+
+
+def test_every_file_has_its_place_in_the_architecture() -> None:
+    page = (ROOT / "docs/architecture.md").read_text()
+    files = [*(ROOT / "csrc").rglob("*.*"), *(ROOT / "pyforkfd").rglob("*.py*")]
+    names = {f.name for f in files if f.suffix not in {".pyc", ".so"}}
+    assert {n for n in names if f"`{n}`" not in page} == set()
+
+
+def test_every_public_name_has_a_docstring() -> None:
+    attributes = set()
+    for module in (ROOT / "pyforkfd").glob("_*.py"):
+        body = ast.parse(module.read_text()).body
+        for statement, after in itertools.pairwise(body):
+            target = getattr(statement, "target", None) or getattr(statement, "targets", [None])[0]
+            if isinstance(target, ast.Name) and isinstance(after, ast.Expr):
+                attributes.add(target.id)
+    for name in ff.__all__:
+        thing = getattr(ff, name)
+        if not inspect.isclass(thing) and not inspect.isfunction(thing):
+            assert name in attributes, name
+            continue
+        assert inspect.getdoc(thing), name
+        assert not (thing.__doc__ or "").startswith(f"{name}("), f"{name}: made by dataclass"
+        for member, value in vars(thing).items() if inspect.isclass(thing) else ():
+            if not member.startswith("_") and (callable(value) or isinstance(value, property)):
+                assert inspect.getdoc(value), f"{name}.{member}"
