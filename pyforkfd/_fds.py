@@ -55,6 +55,9 @@ def compile_fds(
     listen: Mapping[str, int | HasFileno] | None,
 ) -> FdSources:
     """Add every descriptor of the child to ``plan``, in ascending order."""
+    if not fds and listen is None:
+        plan.inherit_standard_fds()
+        return FdSources()
     wanted = dict(_STANDARD)
     if fds:
         wanted.update(fds)

@@ -58,6 +58,10 @@ void bind_plan(py::module_& m) {
             p.fds.push_back({target, kind, source, path, flags, mode});
         }, py::arg("target"), py::arg("kind"), py::arg("source") = -1, py::arg("path") = "",
            py::arg("flags") = 0, py::arg("mode") = 0)
+        .def("inherit_standard_fds", [](SpawnPlan& p) {
+            for (int target = 0; target <= 2; ++target)
+                p.fds.push_back({target, FdAction::Kind::inherit_if_open, -1, {}, 0, 0});
+        })
         .def("add_limit", [](SpawnPlan& p, int resource, std::uint64_t soft, std::uint64_t hard) {
             p.limits.push_back({resource, {soft, hard}});
         }, py::arg("resource"), py::arg("soft"), py::arg("hard"))
