@@ -58,7 +58,7 @@ class Command:
     Args:
         args: the program and its arguments.
         executable: the program, where it is not ``args[0]``: a path, or a descriptor open
-            on it (execveat(2); a ``#!`` script as descriptor must be inheritable).
+            on it (execveat(2); not a ``#!`` script, which its interpreter could not open).
             A name without a slash is looked for along PATH of the child's environment,
             as execvpe(3) does, without its fall-back to /bin/sh.
         argv0: what the child sees as its own name, instead of ``args[0]``.
