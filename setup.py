@@ -1,5 +1,6 @@
 """Build the one extension module; everything declarative is in pyproject.toml."""
 
+import glob
 import os
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
@@ -12,6 +13,7 @@ CORE = [
     "error",
     "fd_plan",
     "id_maps",
+    "names",
     "pidfd",
     "probe",
     "spawn",
@@ -35,6 +37,7 @@ setup(
         Pybind11Extension(
             "pyforkfd._core",
             [f"csrc/bind/{name}.cpp" for name in BIND] + [f"csrc/core/{name}.cpp" for name in CORE],
+            depends=glob.glob("csrc/**/*.h", recursive=True),
             include_dirs=["csrc"],
             cxx_std=17,
             extra_compile_args=flags,

@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 #include <stdexcept>
 
+#include "core/names.h"
 #include "core/probe.h"
 #include "core/spawn.h"
 
@@ -94,6 +95,7 @@ void bind_spawn(py::module_& m) {
     m.def("force_backend", [](const std::optional<std::string>& name) {
         forkfd::force_backend(name ? backend_named(*name) : std::nullopt);
     }, py::arg("name"), "Test-only: demand one back end; None chooses again.");
+    m.def("capability_names", &forkfd::capability_names, "By number, without CAP_.");
     m.def("refusals", [] {
         const forkfd::Refusals& r = forkfd::refusals();
         py::dict seen;

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <linux/sched.h>
 #include <sys/prctl.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -12,6 +13,7 @@
 #include "core/fault.h"
 #include "core/fork_lock.h"
 #include "core/id_maps.h"
+#include "core/names.h"
 #include "core/pidfd.h"
 #include "core/probe.h"
 #include "core/spawner_thread.h"
@@ -20,6 +22,7 @@ namespace forkfd {
 
 namespace {
 
+constexpr std::uint64_t kPidfd = 0x1000;  // older headers lack some of these
 constexpr std::uint64_t kClearSighand = 0x100000000ULL;
 constexpr std::uint64_t kIntoCgroup = 0x200000000ULL;
 constexpr std::uint64_t kNewTime = 0x80;  // lies in clone()'s exit signal: clone3 only
@@ -47,8 +50,8 @@ class Spawn {
         : plan_(plan), env_(std::move(env)), terminal_(open_path(plan.controlling_terminal_path,
                                                                  O_RDWR | O_NOCTTY)),
           foreground_(open_path(plan.foreground_terminal_path, O_RDWR | O_NOCTTY)),
-          cgroup_(open_path(plan.cgroup_path, O_RDONLY | O_DIRECTORY)),
-          self_(watch_self()), fds_(plan, sources, used_later()) {
+          cgroup_(open_path(plan.cgroup_path, O_RDONLY | O_DIRECTORY)), self_(watch_self()), fds_(plan, sources, used_later()) {
+        demand_cgroup2();
         fill(mask);
     }
 
@@ -58,6 +61,7 @@ class Spawn {
     static UniqueFd open_path(const std::string& path, int flags);
     UniqueFd watch_self() const;
     std::vector<int> used_later() const;
+    void demand_cgroup2() const;
     int cgroup_fd() const noexcept { return plan_.cgroup_fd.value_or(cgroup_.get()); }
     void fill(KernelSigset mask);
     void fill_capabilities();
@@ -86,6 +90,17 @@ UniqueFd Spawn::open_path(const std::string& path, int flags) {
     UniqueFd fd(::open(path.c_str(), flags | O_CLOEXEC));
     if (!fd) throw_sys(Stage::open_resource, errno, path);
     return fd;
+}
+
+// The kernel says EBADF of a good descriptor on another file system, which misleads.
+void Spawn::demand_cgroup2() const {
+    constexpr long kCgroup2Magic = 0x63677270;
+    struct statfs info;
+    if (cgroup_fd() < 0) return;
+    const std::string what = subject(Stage::cgroup, 0);
+    if (::fstatfs(cgroup_fd(), &info) != 0) throw_sys(Stage::cgroup, errno, what);
+    if (info.f_type != kCgroup2Magic)
+        throw_sys(Stage::cgroup, EINVAL, what + " is not in a cgroup v2 tree");
 }
 
 // In a new pid namespace getppid() is 0 whether or not the parent lives.
@@ -235,7 +250,7 @@ long Spawn::clone_once(const Attempt& t) {
     std::uint64_t flags = CLONE_VFORK | plan_.namespaces;
     if (t.share_memory) flags |= CLONE_VM;
     if (t.share_table) flags |= CLONE_FILES;
-    if (t.pidfd) flags |= CLONE_PIDFD;
+    if (t.pidfd) flags |= kPidfd;
     if (t.clear_sighand) flags |= kClearSighand;
     if (t.into_cgroup) flags |= kIntoCgroup;
     args_.table_is_shared = t.share_table;
@@ -333,14 +348,13 @@ std::string Spawn::subject(Stage stage, int index) const {
         case Stage::keep_descriptor: return "descriptor " + std::to_string(index);
         case Stage::map_descriptor:
         case Stage::open_file: return fds_.describe(index);
-        case Stage::umask: return std::to_string(p.umask.value_or(0));
         case Stage::resource_limit:
-            return "resource " + std::to_string(p.limits.at(static_cast<std::size_t>(index)).resource);
+            return resource_name(p.limits.at(static_cast<std::size_t>(index)).resource);
         case Stage::nice: return std::to_string(p.nice.value_or(0));
         case Stage::scheduler: return "policy " + std::to_string(p.scheduler_policy.value_or(0));
         case Stage::chroot: return p.chroot;
         case Stage::bounding_set:
-        case Stage::ambient_set: return "capability " + std::to_string(index);
+        case Stage::ambient_set: return index < 0 ? "clear" : capability_name(index);
         case Stage::groups: return std::to_string(p.groups ? p.groups->size() : 0) + " groups";
         case Stage::group: return p.group_name;
         case Stage::user: return p.user_name;
