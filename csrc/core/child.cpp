@@ -248,6 +248,9 @@ FORKFD_CHILD Kept map_descriptors(const ChildArgs& a) noexcept {
         } else {
             close_others_by_listing(a, kept);
         }
+    } else if (a.n_gaps != 0) {  // single numbers, asked for by name; perhaps not open
+        enter(a, Stage::close_others);
+        for (std::size_t i = 0; i < a.n_gaps; ++i) call(SYS_close, a.gaps[i].first);
     }
     open_files(a);
     return kept;

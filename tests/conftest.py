@@ -1,0 +1,82 @@
+"""Guards around every test, and the back ends that every test of spawning runs under."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "helpers"))
+
+from children import BACKENDS, Children, build  # noqa: E402
+from leaks import Holdings  # noqa: E402
+
+import pyforkfd as ff  # noqa: E402
+from pyforkfd import _core  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Descriptors, children, threads, signals, dumpable flag: as they were, or named."""
+    if HERE / "peers" in request.path.parents:
+        yield  # suites that others wrote look after themselves
+        return
+    before = Holdings.now()
+    yield
+    if leaks := before.leaks():
+        pytest.fail("left behind or changed:\n  " + "\n  ".join(leaks), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def programs() -> Iterator[Path]:
+    """A directory that every user may enter, unlike those of tmp_path."""
+    path = Path(tempfile.mkdtemp(prefix="pyforkfd-tests-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="session")
+def look(programs: Path) -> Path:
+    """The program of tests/helpers/look.c."""
+    build(HERE / "helpers" / "look.c", programs / "look")
+    return programs / "look"
+
+
+@pytest.fixture(params=BACKENDS)
+def children(request: pytest.FixtureRequest, look: Path) -> Iterator[Children]:
+    """Starts children by each back end in turn, and demands that it was used."""
+    _core.force_backend(request.param)
+    try:
+        try:
+            ff.spawn([look, "1"], fds={1: ff.DEVNULL}).wait()
+        except ff.SpawnError as error:
+            if error.stage != "clone":
+                raise
+            pytest.skip(f"{request.param} is refused here: {error}")
+        yield Children(request.param, look)
+    finally:
+        _core.force_backend(None)
+
+
+@pytest.fixture
+def shared_path() -> Iterator[Path]:
+    """Like tmp_path, but every user may enter it."""
+    path = Path(tempfile.mkdtemp(prefix="pyforkfd-test-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def other_fd() -> Iterator[int]:
+    """A descriptor of ours that is not like any other."""
+    fd = os.memfd_create("other")
+    yield fd
+    os.close(fd)
