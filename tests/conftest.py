@@ -80,3 +80,27 @@ def other_fd() -> Iterator[int]:
     fd = os.memfd_create("other")
     yield fd
     os.close(fd)
+
+
+def cgroup2_mounts() -> list[Path]:
+    lines = Path("/proc/mounts").read_text().splitlines()
+    return [Path(line.split()[1]) for line in lines if line.split()[2] == "cgroup2"]
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """A cgroup of our own below the one we are in."""
+    if not cgroup2_mounts():
+        pytest.skip("no cgroup v2 tree is mounted")
+    ours = next(
+        line.removeprefix("0::/")
+        for line in Path("/proc/self/cgroup").read_text().splitlines()
+        if line.startswith("0::")
+    )
+    path = cgroup2_mounts()[0] / ours / f"pyforkfd-test-{os.getpid()}"
+    try:
+        path.mkdir()
+    except OSError as error:
+        pytest.skip(f"no cgroup may be made here: {error}")
+    yield path
+    path.rmdir()
