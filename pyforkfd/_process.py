@@ -44,6 +44,18 @@ class Process:
         pipes: our ends of the pipes asked for, by the child's number; owned by this object.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_lock",
+        "_owner",
+        "_pidfd",
+        "_status",
+        "args",
+        "backend",
+        "pid",
+        "pipes",
+    )
+
     def __init__(
         self,
         args: Sequence[StrPath],
@@ -121,10 +133,11 @@ class Process:
             TimeoutError: the child still runs.
             ChildProcessError: it is a child of another process (we were forked since).
         """
-        if (status := self.poll()) is not None:
-            return status
+        if self._status is not None:
+            return self._status
         if self._pidfd < 0:
             raise ValueError(f"wait for pid {self.pid}: its pidfd is closed")
+        self._demand_own()
         if not _core.wait_pidfd(self._pidfd, timeout):
             raise TimeoutError(f"pid {self.pid} still runs after {timeout} s")
         status = self.poll()
@@ -217,8 +230,7 @@ class Process:
     def __del__(self) -> None:
         if getattr(self, "_pidfd", -1) < 0:
             return
-        ended = os.getpid() != self._owner or self.poll() is not None
-        if not ended:
+        if self._status is None and os.getpid() == self._owner and self.poll() is None:
             warnings.warn(
                 f"child {self.pid} ({_display(self.args)}) still runs and nobody waits for it: "
                 "call wait() or use it as a context manager",

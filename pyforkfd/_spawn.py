@@ -16,6 +16,7 @@ from ._errors import from_core
 from ._fds import FdSources, as_fd, compile_fds
 from ._process import Process, _forgotten, reap_forgotten
 from ._types import (
+    PATHS,
     PIPE,
     PIPE_TO_CHILD,
     Backend,
@@ -45,6 +46,9 @@ _NAMESPACES = {
 }
 # Python ignores these; a fresh program expects neither.
 _PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)
+_PYTHON_IGNORES_BITS = 1 << (signal.SIGPIPE - 1) | 1 << (signal.SIGXFSZ - 1)
+# Their default action is fixed; the kernel refuses to be told so.
+_FIXED = 1 << (signal.SIGKILL - 1) | 1 << (signal.SIGSTOP - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +151,10 @@ class Command:
         plan = _core.SpawnPlan()
         program = _compile_program(plan, self)
         sources = compile_fds(plan, self.fds, self.listen)
-        plan.close_others = self.close_others
+        # The plan has our defaults: what nobody asked for is not even touched, since cold
+        # code is most of what describing a child costs.
+        if not self.close_others:
+            plan.close_others = False
         _compile_terminal(plan, self)
         _compile_resources(plan, self)
         _compile_confinement(plan, self)
@@ -206,7 +213,7 @@ def _bytes(value: StrPath, what: str) -> bytes:
 
 def _compile_program(plan: _core.SpawnPlan, c: Command) -> str:
     """What is executed, where and as what; returns the program's name for messages."""
-    if isinstance(c.args, str | bytes | os.PathLike):
+    if isinstance(c.args, PATHS):
         raise TypeError(f"args: a sequence is wanted, not {c.args!r}: try [{c.args!r}]")
     argv = [_bytes(arg, "args") for arg in c.args]
     if not argv:
@@ -214,7 +221,7 @@ def _compile_program(plan: _core.SpawnPlan, c: Command) -> str:
     if c.env is not None:
         plan.env = _environment(c.env)
     program: bytes
-    if isinstance(c.executable, str | bytes | os.PathLike) or c.executable is None:
+    if isinstance(c.executable, PATHS) or c.executable is None:
         program = argv[0] if c.executable is None else _bytes(c.executable, "executable")
         if not program:
             raise ValueError("executable: the program's name is empty")
@@ -226,7 +233,7 @@ def _compile_program(plan: _core.SpawnPlan, c: Command) -> str:
         argv[0] = _bytes(c.argv0, "argv0")
     plan.argv = argv
     plan.program = program
-    if isinstance(c.cwd, str | bytes | os.PathLike):
+    if isinstance(c.cwd, PATHS):
         plan.cwd = _path(c.cwd, "cwd")
     elif c.cwd is not None:
         plan.cwd_fd = as_fd(c.cwd, "cwd")
@@ -264,12 +271,14 @@ def _candidates(
 
 
 def _written_by_us(fds: Mapping[int, FdSource] | None) -> frozenset[int]:
-    items = (fds or {}).items()
-    return frozenset(t for t, s in items if s is PIPE_TO_CHILD or (s is PIPE and t == 0))
+    if not fds:
+        return frozenset()
+    return frozenset(t for t, s in fds.items() if s is PIPE_TO_CHILD or (s is PIPE and t == 0))
 
 
 def _compile_terminal(plan: _core.SpawnPlan, c: Command) -> None:
-    plan.new_session = c.new_session
+    if c.new_session:
+        plan.new_session = True
     if c.process_group is not None:
         if c.process_group < 0:
             raise ValueError(f"process_group: {c.process_group} is negative")
@@ -280,7 +289,7 @@ def _compile_terminal(plan: _core.SpawnPlan, c: Command) -> None:
     if terminal is not None:
         if not c.new_session:
             raise ValueError("controlling_terminal: needs new_session=True, tty_ioctl(4)")
-        if isinstance(terminal, str | bytes | os.PathLike):
+        if isinstance(terminal, PATHS):
             plan.controlling_terminal_path = _path(terminal, "controlling_terminal")
         else:
             plan.controlling_terminal = as_fd(terminal, "controlling_terminal")
@@ -300,9 +309,10 @@ def _compile_resources(plan: _core.SpawnPlan, c: Command) -> None:
         if not 0 <= c.umask <= 0o777:
             raise ValueError(f"umask: {c.umask:#o} is not within 0o777")
         plan.umask = c.umask
-    for resource, (soft, hard) in (c.rlimits or {}).items():
-        # RLIM_INFINITY is -1 in Python and all ones in the kernel.
-        plan.add_limit(resource, soft & (2**64 - 1), hard & (2**64 - 1))
+    if c.rlimits:
+        for resource, (soft, hard) in c.rlimits.items():
+            # RLIM_INFINITY is -1 in Python and all ones in the kernel.
+            plan.add_limit(resource, soft & (2**64 - 1), hard & (2**64 - 1))
     if c.nice is not None:
         if not -20 <= c.nice <= 19:
             raise ValueError(f"nice: {c.nice} is not within -20 to 19")
@@ -326,7 +336,8 @@ def _compile_confinement(plan: _core.SpawnPlan, c: Command) -> None:
     compile_identity(plan, c.user, c.group, c.extra_groups)
     if c.capabilities is not None:
         compile_capabilities(plan, c.capabilities)
-    plan.no_new_privs = c.no_new_privs
+    if c.no_new_privs:
+        plan.no_new_privs = True
     if c.chroot is not None:
         plan.chroot = _path(c.chroot, "chroot")
     flags = 0
@@ -334,7 +345,8 @@ def _compile_confinement(plan: _core.SpawnPlan, c: Command) -> None:
         if name not in _NAMESPACES:
             raise ValueError(f"namespaces: {name!r} is none of {', '.join(sorted(_NAMESPACES))}")
         flags |= _NAMESPACES[name]
-    plan.namespaces = flags
+    if flags:
+        plan.namespaces = flags
     if (c.uid_map or c.gid_map) and not flags & _NAMESPACES["user"]:
         raise ValueError("uid_map, gid_map: need the user namespace")
     for line in c.uid_map:
@@ -348,13 +360,15 @@ def _compile_confinement(plan: _core.SpawnPlan, c: Command) -> None:
             )
         plan.seccomp = c.seccomp
     if c.cgroup is not None:
-        if isinstance(c.cgroup, str | bytes | os.PathLike):
+        if isinstance(c.cgroup, PATHS):
             plan.cgroup_path = _path(c.cgroup, "cgroup")
         else:
             plan.cgroup_fd = as_fd(c.cgroup, "cgroup")
 
 
 def _signal_bits(signals: Iterable[int], what: str) -> int:
+    if signals is _PYTHON_IGNORES:
+        return _PYTHON_IGNORES_BITS
     bits = 0
     for sig in signals:
         if not 1 <= sig <= 64:
@@ -366,17 +380,17 @@ def _signal_bits(signals: Iterable[int], what: str) -> int:
 def _compile_signals(plan: _core.SpawnPlan, c: Command) -> None:
     if c.signal_mask is not None:
         plan.signal_mask = _signal_bits(c.signal_mask, "signal_mask")
-    fixed = 1 << (signal.SIGKILL - 1) | 1 << (signal.SIGSTOP - 1)
-    # KILL and STOP always are at default; the kernel refuses to be told so.
-    plan.ignore_signals = _signal_bits(c.ignore_signals, "ignore_signals")
-    if plan.ignore_signals & fixed:
+    ignored = _signal_bits(c.ignore_signals, "ignore_signals")
+    if ignored & _FIXED:
         raise ValueError("ignore_signals: SIGKILL and SIGSTOP cannot be ignored")
-    plan.default_signals = (
-        _signal_bits(c.default_signals, "default_signals") & ~fixed & ~plan.ignore_signals
-    )
+    if ignored:
+        plan.ignore_signals = ignored
+    default = _signal_bits(c.default_signals, "default_signals")
+    plan.default_signals = default & ~_FIXED & ~ignored
     if c.parent_death_signal is not None:
         _signal_bits([c.parent_death_signal], "parent_death_signal")
         plan.death_signal = c.parent_death_signal
-    if c.parent_death_scope not in ("process", "thread"):
+    if c.parent_death_scope == "thread":
+        plan.death_with_process = False
+    elif c.parent_death_scope != "process":
         raise ValueError(f"parent_death_scope: {c.parent_death_scope!r}")
-    plan.death_with_process = c.parent_death_scope == "process"

@@ -12,6 +12,8 @@ from typing import Literal, Protocol, TypeAlias
 
 StrPath: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 """A file's name; str is encoded as :func:`os.fsencode` does."""
+PATHS = (str, bytes, os.PathLike)
+"""StrPath for isinstance()."""
 
 
 class HasFileno(Protocol):

@@ -1,0 +1,116 @@
+"""Parents of a given size and number of open descriptors, and what they measure."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import random
+import resource
+import subprocess
+import sys
+from dataclasses import dataclass
+
+from ways import FORKING, TRUE, all_ways
+
+WARM_UP = 2  # rounds of each block that are not counted
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """What starts programs: touched memory in MB, extra open descriptors; and which program."""
+
+    megabytes: int = 0
+    descriptors: int = 0
+    program: str = TRUE
+
+    def __str__(self) -> str:
+        return f"{self.megabytes} MB, {self.descriptors} descriptors"
+
+
+def touch(megabytes: int) -> mmap.mmap | None:
+    """Private memory, every page written once, none of them huge."""
+    if megabytes == 0:
+        return None
+    size = megabytes << 20
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    except OSError:
+        pass  # a kernel without huge pages
+    for offset in range(0, size, mmap.PAGESIZE):
+        memory[offset] = 1
+    return memory
+
+
+def allow_descriptors(wanted: int) -> int:
+    """Raise the limit for us and our children; returns how many extra ones it allows."""
+    spare = 64
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < wanted + spare:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, wanted + spare))
+            hard = wanted + spare
+        except (OSError, ValueError):
+            pass  # neither privileged nor below fs.nr_open
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, wanted + spare)), hard))
+    return min(wanted, hard - spare)
+
+
+def open_descriptors(count: int) -> None:
+    """Open ``count`` more, close-on-exec as Python's are; they stay open."""
+    for _ in range(count):
+        os.open(os.devnull, os.O_RDONLY)
+
+
+class Worker:
+    """A parent in a process of its own, asleep until a block of rounds is asked for."""
+
+    def __init__(self, parent: Parent) -> None:
+        arguments = [str(parent.megabytes), str(parent.descriptors), parent.program]
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.run(0)  # answers when it is as big as it should be
+
+    def run(self, rounds: int) -> dict[str, list[int]]:
+        """One block: nanoseconds of each way, ``rounds`` of each."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{rounds}\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise ChildProcessError(f"a parent ended with {self._process.wait()}")
+        times: dict[str, list[int]] = json.loads(answer)
+        return times
+
+    def close(self) -> None:
+        """End the process and wait for it."""
+        self._process.communicate()
+
+
+def serve(parent: Parent) -> None:
+    """What the process of a Worker does: a number of rounds in, their times out."""
+    memory = touch(parent.megabytes)
+    open_descriptors(parent.descriptors)
+    ways = all_ways(parent.program)
+    for line in sys.stdin:
+        rounds = int(line)
+        times: dict[str, list[int]] = {name: [] for name in ways}
+        # What forks leaves our pages write-protected for whoever is next: it comes last.
+        for group in (ways.keys() - FORKING, ways.keys() & FORKING):
+            for number in range(rounds + WARM_UP if rounds else 0):
+                for name in random.sample(sorted(group), len(group)):
+                    taken = ways[name]()
+                    if number >= WARM_UP:
+                        times[name].append(taken)
+        print(json.dumps(times), flush=True)
+    del memory
+
+
+if __name__ == "__main__":
+    serve(Parent(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))
