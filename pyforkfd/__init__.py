@@ -10,7 +10,9 @@ except ImportError as error:
         "(pip install .) and import it from outside the source tree"
     ) from error
 
-from ._errors import STAGES, SpawnError
+from ._errors import STAGES, ListenerError, SpawnError
+from ._listeners import ListenFd, bind, listen_environment, listen_fds, listener_from_fd
+from ._notify import notify
 from ._process import Process
 from ._spawn import Command, spawn
 from ._types import (
@@ -50,6 +52,8 @@ __all__ = [
     "ExitStatus",
     "FdSource",
     "HasFileno",
+    "ListenFd",
+    "ListenerError",
     "Open",
     "Process",
     "SameAs",
@@ -57,6 +61,11 @@ __all__ = [
     "SpawnError",
     "Special",
     "StrPath",
+    "bind",
+    "listen_environment",
+    "listen_fds",
+    "listener_from_fd",
+    "notify",
     "spawn",
 ]
 __version__ = "0.1.0.dev0"

@@ -1,4 +1,4 @@
-"""The one error of a failed spawn, and its kin by errno."""
+"""What can go wrong: a spawn, with its kin by errno; a descriptor that is no listener."""
 
 from __future__ import annotations
 
@@ -63,3 +63,29 @@ def from_core(program: str, error: _core.SysError) -> SpawnError:
     """Add the program to what the core says."""
     stage, err, subject, text = error.args
     return SpawnError(program, stage, err, subject, text)
+
+
+class ListenerError(OSError):
+    """A descriptor is not the listener that it should be; it was left as it is.
+
+    It reads ``descriptor 3 is a TCP socket but not listening``.
+
+    Attributes:
+        fd: the descriptor's number.
+        reason: what it is instead.
+        errno: EBADF (closed), ENOTSOCK, EINVAL (does not listen), EAFNOSUPPORT, EPROTOTYPE.
+    """
+
+    fd: int
+    reason: str
+
+    def __init__(self, err: int, fd: int, reason: str) -> None:
+        super().__init__(err, os.strerror(err))
+        self.fd = fd
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"descriptor {self.fd} {self.reason}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ListenerError, (self.errno, self.fd, self.reason)

@@ -1,11 +1,15 @@
 #include "bind/bindings.h"
 
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <cerrno>
 #include <chrono>
 #include <optional>
 #include <pybind11/stl.h>
 
 #include "core/pidfd.h"
+#include "core/probe.h"
 
 namespace py = pybind11;
 
@@ -62,6 +66,13 @@ void bind_process(py::module_& m) {
         return py::make_tuple(info->known, info->code, info->status,
                               info->has_usage ? usage_tuple(info->usage) : py::none());
     }, py::arg("pidfd"), "(known, CLD_ code, status, rusage), or None while the process runs.");
+    m.def("own_pidfd_inode", []() -> std::optional<std::uint64_t> {
+        struct stat info;
+        if (!forkfd::has_pidfs()) return std::nullopt;
+        const forkfd::UniqueFd self = forkfd::open_pidfd(::getpid());
+        if (!self || ::fstat(self.get(), &info) != 0) return std::nullopt;
+        return info.st_ino;
+    }, "What LISTEN_PIDFDID must be for us; None before pidfs (Linux 6.9).");
     m.def("send_signal", [](int pidfd, int sig) {
         if (const int err = forkfd::send_signal(pidfd, sig); err != 0) {
             errno = err;

@@ -1,0 +1,345 @@
+"""Listening sockets: made, adopted with a check, and taken over from a service manager."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import socket
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from . import _core
+from ._errors import ListenerError
+
+_VARIABLES = ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES")
+_FIRST = 3  # SD_LISTEN_FDS_START
+
+_KINDS = {
+    stat.S_IFREG: "a regular file",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+    stat.S_IFLNK: "a symbolic link",
+}
+_PROTOCOLS = {
+    socket.IPPROTO_TCP: "TCP",
+    socket.IPPROTO_UDP: "UDP",
+    socket.IPPROTO_SCTP: "SCTP",
+    262: "MPTCP",  # IPPROTO_MPTCP, in socket since Python 3.12
+}
+
+
+def bind(
+    address: str,
+    *,
+    backlog: int = 4096,
+    reuse_port: bool = False,
+    nodelay: bool = True,
+    ipv6_only: bool = False,
+    mode: int | None = None,
+) -> socket.socket:
+    """Make a listening socket.
+
+    Args:
+        address: ``tcp://host:port`` (``[::1]`` for IPv6; no host is every address, IPv6
+            and IPv4; port 0 is one of the kernel's choice), ``unix:/path``,
+            ``unix:@name`` in the abstract namespace, ``vsock:port`` or ``vsock:cid:port``.
+        backlog: connections that may wait; the kernel cuts it to net.core.somaxconn.
+        reuse_port: SO_REUSEPORT, several listeners share the port, socket(7); TCP only.
+        nodelay: TCP_NODELAY.  Accepted sockets inherit it, so setting it here is enough.
+        ipv6_only: an IPv6 listener does not take IPv4 connections.
+        mode: permissions of a path, exactly these whatever the umask; never more than
+            these, not for a moment.  None: 0o777 less the umask.
+
+    A path whose listener is gone is replaced; one that is listened on is not.
+
+    Returns:
+        A blocking, listening, close-on-exec socket; the caller owns it.
+
+    Raises:
+        ValueError: the address or an option for it makes no sense.
+        OSError: as the kernel refuses; it names the address.
+    """
+    made: socket.socket | None = None
+    try:
+        if match := re.fullmatch(r"tcp://(?:\[([^]]*)\]|([^:/]*)):(\d+)", address):
+            made = _tcp_socket(match[1] or match[2], int(match[3]), ipv6_only, reuse_port, nodelay)
+        elif match := re.fullmatch(r"vsock:(?:(\d+|any):)?(\d+)", address):
+            made = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+            cid = socket.VMADDR_CID_ANY if match[1] in (None, "any") else int(match[1])
+            made.bind((cid, int(match[2])))
+        elif match := re.fullmatch(r"unix:@(.+)", address, re.DOTALL):
+            made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            made.bind(b"\0" + os.fsencode(match[1]))
+        elif match := re.fullmatch(r"unix:(.+)", address, re.DOTALL):
+            return _unix_listener(match[1], mode, backlog)
+        else:
+            raise ValueError(
+                f"bind {address!r}: none of tcp://host:port, unix:/path, unix:@name, vsock:port"
+            )
+        if reuse_port and not address.startswith("tcp:"):
+            raise ValueError(f"bind {address}: reuse_port is for TCP")
+        if mode is not None:
+            raise ValueError(f"bind {address}: only a path has a mode")
+        made.listen(backlog)
+    except OSError as error:
+        if made is not None:
+            made.close()
+        if error.errno is None:  # a port above 65535, a path too long
+            raise
+        raise OSError(error.errno, f"bind {address}: {error.strerror}") from None
+    except (ValueError, OverflowError):
+        if made is not None:
+            made.close()
+        raise
+    return made
+
+
+def _tcp_socket(
+    host: str, port: int, ipv6_only: bool, reuse_port: bool, nodelay: bool
+) -> socket.socket:
+    if port > 0xFFFF:
+        raise ValueError(f"bind: port {port} is above 65535")
+    if not host and not socket.has_dualstack_ipv6():
+        host = "0.0.0.0"
+    family, kind, protocol, _, where = socket.getaddrinfo(
+        host or "::", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    made = socket.socket(family, kind, protocol)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, ipv6_only)
+        if reuse_port:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if nodelay:
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        made.bind(where)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _unix_listener(path: str, mode: int | None, backlog: int) -> socket.socket:
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if mode is not None:
+            os.fchmod(made.fileno(), mode)  # what bind(2) gives the path, less the umask
+        try:
+            made.bind(path)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            with _locked_directory(os.path.dirname(path) or "."):
+                if not _is_stale(path):
+                    raise
+                os.unlink(path)
+                made.bind(path)
+        if mode is not None:
+            os.chmod(path, mode)
+        made.listen(backlog)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+@contextmanager
+def _locked_directory(directory: str) -> Iterator[None]:
+    """Only one of us at a time may find a path stale.  flock(2): no lock file is left."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _is_stale(path: str) -> bool:
+    """No socket is bound to it any more.
+
+    Asked by a datagram socket: a stream's listener refuses it for its type (EPROTOTYPE)
+    and never gets to see it, unix(7).
+    """
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        return probe.connect_ex(path) == errno.ECONNREFUSED
+
+
+def _describe(found: socket.socket) -> str:
+    """An article and a name: "a TCP socket"."""
+    if found.family in (socket.AF_INET, socket.AF_INET6):
+        return f"a {_PROTOCOLS.get(found.proto, 'raw IP')} socket"
+    kind = {socket.SOCK_STREAM: "stream", socket.SOCK_DGRAM: "datagram"}.get(found.type)
+    kind = kind or getattr(found.type, "name", str(found.type))
+    family = {socket.AF_UNIX: "Unix", socket.AF_VSOCK: "vsock"}.get(found.family)
+    family = family or getattr(found.family, "name", str(found.family))
+    return f"a {family} {kind} socket"
+
+
+def _open_kind(fd: int) -> int:
+    try:
+        return stat.S_IFMT(os.fstat(fd).st_mode)
+    except OSError as error:
+        raise ListenerError(
+            error.errno or errno.EBADF,
+            fd,
+            "is closed: if a parent was to pass it, it was close-on-exec when that executed "
+            f"us, or not in its map (pyforkfd: fds={{{fd}: ...}}; subprocess: pass_fds)",
+        ) from None
+
+
+def listener_from_fd(
+    fd: int,
+    *,
+    family: socket.AddressFamily | None = None,
+    type: socket.SocketKind = socket.SOCK_STREAM,
+    blocking: bool | None = None,
+) -> socket.socket:
+    """Adopt a descriptor that was passed to us, once it has proved to be a listener.
+
+    What Go calls net.FileListener, but it takes the descriptor and not a duplicate.  It
+    is looked at with SO_DOMAIN, SO_TYPE, SO_PROTOCOL and SO_ACCEPTCONN, socket(7); there
+    is no second listen(2), a listener works as it is in every process that has it.
+
+    Args:
+        fd: taken on success (made close-on-exec); left as it was when an error is raised.
+        family: the address family it must have; None: any.
+        type: the type it must have.
+        blocking: None leaves O_NONBLOCK as it is.  The flag belongs to the open file:
+            setting it here sets it for every process that has this listener.
+
+    Raises:
+        ListenerError: it is closed, no socket, of another family or type, or does not
+            listen.  ``fd`` and ``reason`` tell, and so does the message.
+    """
+    kind = _open_kind(fd)
+    if kind != stat.S_IFSOCK:
+        what = _KINDS.get(kind, "an anonymous inode (eventfd, epoll, pidfd, ...)")
+        raise ListenerError(errno.ENOTSOCK, fd, f"is {what}, not a socket")
+    found = socket.socket(fileno=fd)
+    try:
+        what = _describe(found)
+        if not found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise ListenerError(errno.EINVAL, fd, _why_not_listening(found, what))
+        if family is not None and found.family != family:
+            raise ListenerError(
+                errno.EAFNOSUPPORT,
+                fd,
+                f"listens, but is {what} of {socket.AddressFamily(found.family).name}, "
+                f"not {family.name}",
+            )
+        if found.type != type:
+            raise ListenerError(errno.EPROTOTYPE, fd, f"listens, but is {what}, not {type.name}")
+        if blocking is None:
+            blocking = not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NONBLOCK
+        found.setblocking(blocking)
+        found.set_inheritable(False)
+    except BaseException:
+        found.detach()
+        raise
+    return found
+
+
+def _why_not_listening(found: socket.socket, what: str) -> str:
+    if found.type not in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
+        return f"is {what}, which has no connections to listen for"
+    try:
+        found.getpeername()
+    except OSError:
+        return f"is {what} but not listening"
+    return f"is {what} but connected, not listening"
+
+
+@dataclass(frozen=True, slots=True)
+class ListenFd:
+    """A descriptor that a service manager gave us; the receiver of it owns it.
+
+    Attributes:
+        name: from LISTEN_FDNAMES (FileDescriptorName= in systemd); names may repeat.
+        fd: its number; close-on-exec.
+    """
+
+    name: str
+    fd: int
+
+    def listener(
+        self,
+        *,
+        family: socket.AddressFamily | None = None,
+        type: socket.SocketKind = socket.SOCK_STREAM,
+        blocking: bool | None = None,
+    ) -> socket.socket:
+        """See :func:`listener_from_fd`, to which the descriptor is given."""
+        return listener_from_fd(self.fd, family=family, type=type, blocking=blocking)
+
+
+def listen_fds(*, unset_environment: bool = True) -> tuple[ListenFd, ...]:
+    """What a service manager passed to this very process, as sd_listen_fds(3) defines it.
+
+    Empty where nothing was passed, or not to us: LISTEN_PID must be our pid, and
+    LISTEN_PIDFDID, where it is set and the kernel has pidfs (Linux 6.9), the inode of our
+    pidfd.  The descriptors are made close-on-exec, all of them or none.
+
+    Args:
+        unset_environment: remove the variables, so that no child of ours takes them for
+            its own; done whatever the outcome.
+
+    Raises:
+        ValueError: a variable makes no sense.
+        ListenerError: a descriptor that was announced is not open.
+    """
+    pid, pidfdid, count, names = (os.environ.get(name) for name in _VARIABLES)
+    if unset_environment:
+        for name in _VARIABLES:
+            os.environ.pop(name, None)
+    if pid is None or count is None:
+        return ()
+    if _number("LISTEN_PID", pid) != os.getpid():
+        return ()
+    inode = _core.own_pidfd_inode() if pidfdid is not None else None
+    if pidfdid is not None and inode is not None and _number("LISTEN_PIDFDID", pidfdid) != inode:
+        return ()
+    fds = range(_FIRST, _FIRST + _number("LISTEN_FDS", count))
+    if fds.stop > 2**31:
+        raise ValueError(f"LISTEN_FDS={count}: not a number of descriptors")
+    named = ["unknown"] * len(fds) if names is None else names.split(":") if fds else []
+    if len(named) != len(fds):
+        raise ValueError(f"LISTEN_FDNAMES={names}: {len(named)} names for {len(fds)} descriptors")
+    for fd in fds:
+        _open_kind(fd)
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    return tuple(ListenFd(name, fd) for name, fd in zip(named, fds, strict=True))
+
+
+def _number(variable: str, text: str) -> int:
+    if not re.fullmatch("[0-9]{1,20}", text):
+        raise ValueError(f"{variable}={text}: not a number")
+    return int(text)
+
+
+def listen_environment(names: Sequence[str], *, pid: int) -> dict[str, str]:
+    """The variables that tell the process ``pid`` of its descriptors 3, 4, ...
+
+    For those who start a child by other means than :func:`spawn`, which does this by
+    itself: the pid is known only after the fork, so it is the child that must call this.
+
+    Raises:
+        ValueError: a name has a colon or cannot be printed.
+    """
+    for name in names:
+        if ":" in name or not name.isprintable() or not name.isascii():
+            raise ValueError(f"listen_environment: {name!r} is no name for LISTEN_FDNAMES")
+    return {
+        "LISTEN_PID": str(pid),
+        "LISTEN_FDS": str(len(names)),
+        "LISTEN_FDNAMES": ":".join(names),
+    }
