@@ -11,6 +11,7 @@ CORE = [
     "clone",
     "environment",
     "error",
+    "exec_watch",
     "fd_plan",
     "id_maps",
     "names",

@@ -43,6 +43,7 @@ using raw::addr;
 using raw::call;
 
 constexpr unsigned kCloseRangeUnshare = 1U << 1;
+constexpr timespec kNow = {0, 0};
 constexpr int kNotFound = 127;  // exit status of a child that never became its program
 
 // Layout of the kernel's own struct sigaction, the same on x86-64 and aarch64.
@@ -63,9 +64,9 @@ struct LinuxDirent64 {
 
 // Descriptors needed after the map is made, lifted out of its way.
 struct Kept {
-    int exec_fd, cwd_fd, parent_pidfd;
+    int exec_fd, cwd_fd, parent_pidfd, exec_watch;
     FORKFD_INLINE bool has(int fd) const noexcept {
-        return fd == exec_fd || fd == cwd_fd || fd == parent_pidfd;
+        return fd == exec_fd || fd == cwd_fd || fd == parent_pidfd || fd == exec_watch;
     }
 };
 
@@ -96,8 +97,7 @@ FORKFD_CHILD void die_with_parent(const ChildArgs& a, Stage stage, int parent_pi
     check(a, call(SYS_prctl, PR_SET_PDEATHSIG, a.death_signal));
     if (parent_pidfd >= 0) {
         pollfd gone = {parent_pidfd, POLLIN, 0};
-        const timespec now = {0, 0};
-        if (check(a, call(SYS_ppoll, addr(&gone), 1, addr(&now), 0, 0)) != 0) fail(a, ESRCH);
+        if (check(a, call(SYS_ppoll, addr(&gone), 1, addr(&kNow), 0, 0)) != 0) fail(a, ESRCH);
     } else if (call(SYS_getppid) != a.parent_pid) {
         fail(a, ESRCH);
     }
@@ -238,7 +238,8 @@ FORKFD_CHILD Kept map_descriptors(const ChildArgs& a) noexcept {
         enter(a, Stage::close_others);
         can_close_range = call(raw::nr_close_range, a.hole_first, ~0U, 0) == 0;
     }
-    const Kept kept = {keep(a, a.exec_fd), keep(a, a.cwd_fd), keep(a, a.parent_pidfd)};
+    const Kept kept = {keep(a, a.exec_fd), keep(a, a.cwd_fd), keep(a, a.parent_pidfd),
+                       keep(a, a.exec_watch)};
     do_steps(a);
     if (a.close_others) {
         enter(a, Stage::close_others);
@@ -370,7 +371,11 @@ FORKFD_CHILD void set_signals(const ChildArgs& a) noexcept {
     for (int sig = 1; sig <= kLastSignal; ++sig) {
         if ((a.ignore_signals & signal_bit(sig)) == 0) continue;
         enter(a, Stage::ignore_signals, sig);
-        const KernelSigaction action = {1, 0, 0, 0};
+        KernelSigaction action;  // not "= {...}", of which a compiler may make a memset
+        action.handler = 1;
+        action.flags = 0;
+        action.restorer = 0;
+        action.mask = 0;
         check(a, call(SYS_rt_sigaction, sig, addr(&action), 0, sizeof action.mask));
     }
 }

@@ -46,7 +46,9 @@ struct ChildOpen {
 
 struct ChildLimit {
     int resource;
-    rlimit64 limit;
+    struct {
+        std::uint64_t soft, hard;
+    } limit;  // prlimit(2)'s; musl has no rlimit64
 };
 
 struct ChildCapabilities {
@@ -71,6 +73,8 @@ struct ChildArgs {
     int death_signal;    // 0: none
     pid_t parent_pid;
     int parent_pidfd;    // -1, or polled instead where getppid() says nothing (pid namespace)
+
+    int exec_watch;        // -1, or held until the exec (exec_watch.h)
 
     int cgroup_procs_fd;   // -1, or cgroup.procs to be written
     bool wait_for_maps;

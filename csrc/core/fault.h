@@ -8,7 +8,7 @@
 
 namespace forkfd::fault {
 
-struct Armed {
+struct alignas(8) Armed {  // clang calls libatomic for what is aligned by less
     Stage stage = Stage::none;
     int err = 0;
 };

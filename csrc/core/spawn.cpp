@@ -10,6 +10,7 @@
 #include <ctime>
 #include <mutex>
 
+#include "core/exec_watch.h"
 #include "core/fault.h"
 #include "core/fork_lock.h"
 #include "core/id_maps.h"
@@ -47,10 +48,11 @@ class Spawn {
   public:
     Spawn(const SpawnPlan& plan, Environment env, const std::vector<int>& sources,
           KernelSigset mask)
-        : plan_(plan), env_(std::move(env)), terminal_(open_path(plan.controlling_terminal_path,
-                                                                 O_RDWR | O_NOCTTY)),
+        : plan_(plan), env_(std::move(env)),
+          terminal_(open_path(plan.controlling_terminal_path, O_RDWR | O_NOCTTY)),
           foreground_(open_path(plan.foreground_terminal_path, O_RDWR | O_NOCTTY)),
-          cgroup_(open_path(plan.cgroup_path, O_RDONLY | O_DIRECTORY)), self_(watch_self()), fds_(plan, sources, used_later()) {
+          cgroup_(open_path(plan.cgroup_path, O_RDONLY | O_DIRECTORY)),
+          self_(watch_self()), watch_(!memory_is_shared()), fds_(plan, sources, used_later()) {
         demand_cgroup2();
         fill(mask);
     }
@@ -74,6 +76,7 @@ class Spawn {
     const SpawnPlan& plan_;
     Environment env_;
     UniqueFd terminal_, foreground_, cgroup_, self_, cgroup_procs_;
+    ExecWatch watch_;
     SpawnFds fds_;
     std::vector<char*> argv_;
     std::vector<const char*> candidates_;
@@ -112,7 +115,7 @@ UniqueFd Spawn::watch_self() const {
 }
 
 std::vector<int> Spawn::used_later() const {
-    return {plan_.exec_fd.value_or(-1), plan_.cwd_fd.value_or(-1), self_.get()};
+    return {plan_.exec_fd.value_or(-1), plan_.cwd_fd.value_or(-1), self_.get(), watch_.number()};
 }
 
 void Spawn::fill(KernelSigset mask) {
@@ -124,6 +127,7 @@ void Spawn::fill(KernelSigset mask) {
     a.death_signal = p.death_signal;
     a.parent_pid = ::getpid();
     a.parent_pidfd = self_.get();
+    a.exec_watch = watch_.number();
     a.cgroup_procs_fd = -1;
     a.wait_for_maps = !p.uid_map.empty() || !p.gid_map.empty();
     a.new_session = p.new_session;
@@ -199,6 +203,7 @@ Attempt Spawn::first_attempt() const {
     const Refusals& seen = refusals();
     Attempt t;
     t.clone3 = (plan_.namespaces & kNewTime) != 0 ||
+               forced == static_cast<int>(Backend::clone3) ||
                (seen.clone3 == 0 && forced != static_cast<int>(Backend::clone));
     t.share_memory = forced != static_cast<int>(Backend::fork_like) &&
                      !plan_.changes_credentials() && memory_is_shared();
@@ -261,6 +266,7 @@ long Spawn::clone_once(const Attempt& t) {
     shared = {};
     args_.report = &shared;
     pidfd_ = -1;
+    watch_.arm();
     long pid;
     {
         const AllSignalsBlocked blocked;  // in the helper thread too
@@ -271,6 +277,7 @@ long Spawn::clone_once(const Attempt& t) {
                   ? -armed.err
                   : clone_child({t.clone3, flags, t.into_cgroup ? cgroup_fd() : -1}, stack, args_,
                                 &pidfd_);
+        if (pid > 0) watch_.wait();
         if (maps) map_subject_ = maps->subject();
     }
     report_ = shared;
