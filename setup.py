@@ -9,19 +9,31 @@ from setuptools import setup
 CORE = [
     "child",
     "clone",
+    "descriptor",
     "environment",
     "error",
     "exec_watch",
+    "fd_details",
     "fd_plan",
+    "fd_table",
     "id_maps",
     "names",
     "pidfd",
     "probe",
+    "socket_details",
     "spawn",
     "spawn_fds",
     "spawner_thread",
 ]
-BIND = ["bind_fd_plan", "bind_process", "bind_spawn", "errors", "module"]
+BIND = [
+    "bind_descriptor",
+    "bind_fd_plan",
+    "bind_fd_table",
+    "bind_process",
+    "bind_spawn",
+    "errors",
+    "module",
+]
 
 flags = ["-Wall", "-Wextra", "-fvisibility=hidden"]
 link: list[str] = []

@@ -1,6 +1,7 @@
 #include "bind/bindings.h"
 
 #include <cstdlib>
+#include <system_error>
 
 #include "core/error.h"
 #include "core/fault.h"
@@ -8,7 +9,8 @@
 namespace py = pybind11;
 
 // forkfd::SysError becomes _core.SysError(stage, errno, subject, text); the Python
-// package turns it into a SpawnError, which knows the program.
+// package turns it into a SpawnError, which knows the program.  std::system_error, of what
+// is not a spawn, becomes OSError.
 void bind_errors(py::module_& m) {
     static py::object* const type =
         new py::object(py::exception<forkfd::SysError>(m, "SysError"));
@@ -22,6 +24,9 @@ void bind_errors(py::module_& m) {
                     e.subject().data(), static_cast<Py_ssize_t>(e.subject().size()))),
                 forkfd::stage_text(e.stage()));
             PyErr_SetObject(type->ptr(), args.ptr());
+        } catch (const std::system_error& e) {
+            const py::object args = py::make_tuple(e.code().value(), e.what());
+            PyErr_SetObject(PyExc_OSError, args.ptr());
         }
     });
     m.def("stages", [] {

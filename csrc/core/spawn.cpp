@@ -9,6 +9,7 @@
 #include <atomic>
 #include <ctime>
 #include <mutex>
+#include <shared_mutex>
 
 #include "core/exec_watch.h"
 #include "core/fault.h"
@@ -388,11 +389,10 @@ void force_backend(std::optional<Backend> backend) noexcept {
 SpawnResult spawn(const SpawnPlan& plan, Environment environment,
                   const std::vector<int>& sources) {
     const KernelSigset mask = current_signal_mask();
-    const auto start = [&] {
-        std::shared_lock<std::shared_mutex> lock(fork_lock(), std::defer_lock);
-        if (!plan.close_others) lock.lock();
-        return Spawn(plan, std::move(environment), sources, mask).run();
-    };
+    const auto start = [&] { return Spawn(plan, std::move(environment), sources, mask).run(); };
+    // Taken by the thread that asks, which may hold it exclusively, not by the spawner's.
+    std::shared_lock<ForkLock> lock(fork_lock(), std::defer_lock);
+    if (!plan.close_others) lock.lock();
     // The death signal fires when the thread that spawned ends, not the process.
     if (plan.death_signal != 0 && plan.death_with_process) return on_spawner_thread(start);
     return start();

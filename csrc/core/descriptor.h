@@ -1,0 +1,36 @@
+// One descriptor: its close-on-exec mark, closing ranges, whether two are the same open
+// file.  Errors are std::system_error, whose text says what was tried on what.
+#pragma once
+
+#include <sys/types.h>
+
+#include <string>
+#include <vector>
+
+#include "core/unique_fd.h"
+
+namespace forkfd {
+
+bool cloexec(int fd);
+void set_cloexec(int fd, bool on);
+
+// close_range(2), both ends included.  Where it is refused: unshare(2), then one by one
+// what /proc lists.
+void close_range(unsigned first, unsigned last, bool cloexec, bool unshare);
+
+// Of two of our own.  fcntl F_DUPFD_QUERY, else kcmp(2), else what inodes say; throws
+// kcmp's error where that leaves it open.
+bool same_open_file(int a, int b);
+
+pid_t own_tid() noexcept;
+
+// kcmp(2): 0 equal, 1 less, 2 greater, 3 different, or -errno.
+int compare_open_files(pid_t pid, int a, int b) noexcept;
+
+// The numbers in a directory like /proc/PID/fd, ascending; where it is our own, without
+// the one it is read by.
+std::vector<int> list_descriptors(UniqueFd folder, bool own);
+
+[[noreturn]] void throw_errno(int err, const std::string& what);
+
+}  // namespace forkfd

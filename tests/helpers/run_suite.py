@@ -1,0 +1,79 @@
+"""Runs parts of the interpreter's own `test` package; tests/helpers/suites.py starts it.
+
+    python run_suite.py OUT ADAPTER NAME...
+
+Names are those of unittest: test.test_socket, test.test_socket.SCMRightsTest, and one more
+dot for a single test.  ADAPTER, unless it is "-", is a Python file that is executed first and
+puts our functions in place of the standard ones; if it defines calls(), that is asked at the
+end how often they were called.  OUT gets one JSON object.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import runpy
+import sys
+import unittest
+from typing import Any
+
+TOO_LONG = 240.0
+
+
+class Outcomes(unittest.TextTestResult):
+    """Remembers how each test ended; a hang ends the run with every thread's stack."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.outcomes: dict[str, str] = {}
+
+    def startTest(self, test: unittest.TestCase) -> None:
+        faulthandler.dump_traceback_later(TOO_LONG, exit=True)
+        self.outcomes[test.id()] = "passed"
+        super().startTest(test)
+
+    def stopTest(self, test: unittest.TestCase) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        super().stopTest(test)
+
+    def addError(self, test: Any, err: Any) -> None:
+        self.outcomes[test.id()] = "failed"  # of a class or module too
+        super().addError(test, err)
+
+    def addFailure(self, test: Any, err: Any) -> None:
+        self.outcomes[test.id()] = "failed"
+        super().addFailure(test, err)
+
+    def addSubTest(self, test: Any, subtest: Any, err: Any) -> None:
+        if err is not None:
+            self.outcomes[test.id()] = "failed"
+        super().addSubTest(test, subtest, err)
+
+    def addSkip(self, test: Any, reason: str) -> None:
+        self.outcomes[test.id()] = f"skipped: {reason}"
+        super().addSkip(test, reason)
+
+    def addExpectedFailure(self, test: Any, err: Any) -> None:
+        self.outcomes[test.id()] = "failed as expected"
+        super().addExpectedFailure(test, err)
+
+
+def main() -> None:
+    out, adapter, *names = sys.argv[1:]
+    from test import support
+
+    support.use_resources = ["cpu", "network", "subprocess", "walltime"]
+    support.verbose = True
+    installed = {} if adapter == "-" else runpy.run_path(adapter)
+    suite = unittest.defaultTestLoader.loadTestsFromNames(names)
+    result = unittest.TextTestRunner(
+        stream=sys.stderr, verbosity=2, resultclass=Outcomes
+    ).run(suite)
+    assert isinstance(result, Outcomes)
+    calls = installed["calls"]() if "calls" in installed else None
+    with open(out, "w") as file:
+        json.dump({"outcomes": result.outcomes, "calls": calls}, file)
+
+
+if __name__ == "__main__":
+    main()

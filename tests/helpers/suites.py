@@ -1,0 +1,94 @@
+"""Parts of the interpreter's own test package, run against our functions and without them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+RUNNER = Path(__file__).parent / "run_suite.py"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """How each test ended ("passed", "failed", "skipped: why"), and how often we were called."""
+
+    outcomes: dict[str, str]
+    calls: int | None
+    output: str
+
+    @property
+    def failed(self) -> set[str]:
+        return {name for name, outcome in self.outcomes.items() if outcome == "failed"}
+
+    @property
+    def passed(self) -> set[str]:
+        return {name for name, outcome in self.outcomes.items() if outcome == "passed"}
+
+
+def _start(names: list[str], adapter: Path | None, work: Path) -> subprocess.Popen[bytes]:
+    work.mkdir()
+    args = [sys.executable, RUNNER, work / "outcomes.json", adapter or "-", *names]
+    env = {**os.environ, "TMPDIR": str(work), "PYTHONWARNINGS": "default"}
+    with open(work / "output.txt", "wb") as output:
+        return subprocess.Popen(
+            args,
+            cwd=work,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _finish(process: subprocess.Popen[bytes], work: Path, timeout: float) -> Suite:
+    try:
+        process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, 9)
+            process.wait()
+    output = (work / "output.txt").read_text(errors="replace")
+    if process.returncode != 0 or not (work / "outcomes.json").exists():
+        pytest.fail(f"the run ended with {process.returncode}:\n{output[-20000:]}", pytrace=False)
+    found = json.loads((work / "outcomes.json").read_text())
+    return Suite(found["outcomes"], found["calls"], output)
+
+
+def run_both(
+    names: list[str], *, adapter: Path, tmp_path: Path, timeout: float = 900
+) -> tuple[Suite, Suite]:
+    """(stock, ours), run at the same time: what is noise of the machine, both have.
+
+    Fails where ours lost a test that the stock one passed; the caller asserts the calls.
+    """
+    if importlib.util.find_spec("test.support") is None:
+        if os.environ.get("CI"):
+            pytest.fail("this Python has no `test` package: .ci/install-servers installs it")
+        pytest.skip("this Python has no `test` package (Debian's libpython3-testsuite)")
+    works = tmp_path / "stock", tmp_path / "ours"
+    stock_run = _start(names, None, works[0])
+    ours_run = _start(names, adapter, works[1])
+    try:
+        stock = _finish(stock_run, works[0], timeout)
+    finally:
+        ours = _finish(ours_run, works[1], timeout)
+    assert stock.passed, f"nothing passed without us:\n{stock.output[-5000:]}"
+    missing = stock.outcomes.keys() - ours.outcomes.keys()
+    assert not missing, f"not run on ours: {sorted(missing)}\n{ours.output[-20000:]}"
+    lost = {
+        name: outcome
+        for name, outcome in ours.outcomes.items()
+        if outcome != stock.outcomes.get(name) and stock.outcomes.get(name) == "passed"
+    } | {name: "failed" for name in ours.failed - stock.failed}
+    assert not lost, f"lost on ours: {lost}\n{ours.output[-30000:]}"
+    return stock, ours
