@@ -134,10 +134,10 @@ def close_range(
 ) -> None:
     """Close all descriptors from ``first`` to ``last``, or mark them.
 
-    By close_range(2).  They are closed whoever owns them.  Where Linux (before 5.9; 5.11 for ``cloexec``) or a
-    sandbox refuses the call, what /proc/thread-self/fd lists is closed or marked one by one:
-    what another thread opens meanwhile may be missed.  As with the call, errors of the
-    files are not reported.
+    By close_range(2).  They are closed whoever owns them.  Where Linux (before 5.9; 5.11 for
+    ``cloexec``) or a sandbox refuses the call, what /proc/thread-self/fd lists is closed or
+    marked one by one: what another thread opens meanwhile may be missed.  As with the call,
+    errors of the files are not reported.
 
     Args:
         first: the lowest number.

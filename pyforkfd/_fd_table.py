@@ -39,7 +39,8 @@ class FdInfo:
             ``eventfd``, ``timerfd``, ``signalfd``, ``inotify``, ``pidfd``, or what else the
             kernel calls it: ``io_uring``, ``fanotify``, ``bpf-map``, ...; ``unknown``.
         target: what its link in /proc/PID/fd reads: a path, which ends in `` (deleted)``
-            when that is gone, or ``socket:[INODE]``, ``anon_inode:[eventfd]``.
+            when that is gone, or ``socket:[INODE]``, ``anon_inode:[eventfd]``; empty where
+            the path is longer than the kernel prints (4096 bytes).
         cloexec: marked FD_CLOEXEC: exec closes it.
         flags: access mode and status flags, the number fcntl(F_GETFL) gives.
         offset: in the file; None also where there is no such thing.
@@ -91,12 +92,15 @@ class FdTable(Mapping[int, FdInfo]):
 
     __slots__ = ("_rows", "pid")
 
-    def __init__(self, rows: Mapping[int, FdInfo], *, pid: int) -> None:
+    def __init__(self, rows: Mapping[int, FdInfo | _core._FdRow], *, pid: int) -> None:
         self._rows = dict(sorted(rows.items()))
         self.pid = pid
 
     def __getitem__(self, number: int) -> FdInfo:
-        return self._rows[number]
+        row = self._rows[number]
+        if not isinstance(row, FdInfo):  # of many thousand rows few are ever looked at
+            self._rows[number] = row = _row(row)
+        return row
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._rows)
@@ -130,12 +134,12 @@ class FdDiff:
 def fd_table(pid: int | None = None) -> FdTable:
     """All descriptors of a process, as proc(5) and the sockets themselves show them.
 
-    It is read row by row while other threads go on: each row is of one moment, the table is
-    not.  The descriptors that are opened for reading it are not in it, those of a call in
-    another thread may be.  Nothing is duplicated, read or otherwise touched, with one
-    exception: a socket of another process that sock_diag(7) does not know, being of another
-    network namespace or family, is duplicated for a moment by pidfd_getfd(2) (Linux 5.6), if
-    that is allowed.
+    It is read row by row while other threads go on: each row is of one file, the table is
+    not of one moment.  The descriptors that are opened for reading it (up to seven) are not in
+    it, those of a call in another thread may be.  Nothing is duplicated, read or otherwise
+    touched, with one exception: a socket of another process that sock_diag(7) does not know,
+    being of another network namespace or family, is duplicated for a moment by pidfd_getfd(2)
+    (Linux 5.6), if that is allowed.
 
     Of another process a pipe has no details, a memfd no seals, and a socket that is neither
     known nor allowed to be duplicated has no details.  Which descriptors are the same open
@@ -148,14 +152,14 @@ def fd_table(pid: int | None = None) -> FdTable:
 
     Raises:
         ProcessLookupError: there is no such process (any more).
+        OSError: EMFILE, RLIMIT_NOFILE leaves no room to look.
         PermissionError: it may not be looked at: it is another user's, or has more
             capabilities than we do, or is not dumpable (PTRACE_MODE_READ, ptrace(2)).
         FileNotFoundError: /proc is not mounted.
     """
     if pid is not None and pid <= 0:
         raise ValueError(f"{pid} is not a process")
-    rows = {row[0]: _row(row) for row in _core.fd_table(pid or 0)}
-    return FdTable(rows, pid=pid or os.getpid())
+    return FdTable({row[0]: row for row in _core.fd_table(pid or 0)}, pid=pid or os.getpid())
 
 
 def diff(before: Mapping[int, FdInfo], after: Mapping[int, FdInfo]) -> FdDiff:

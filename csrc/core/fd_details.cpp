@@ -7,6 +7,8 @@
 
 #include <cinttypes>
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
 
 namespace forkfd {
 
@@ -37,7 +39,7 @@ std::string kind_of(const FdRow& row) {
     if (starts_with(t, "pidfd:[")) return "pidfd";  // Linux 6.9
     if (starts_with(t, "/memfd:")) return "memfd";
     switch (row.stat.mode & S_IFMT) {
-        case S_IFREG: return t.front() == '/' ? "file" : "namespace";
+        case S_IFREG: return t.empty() || t.front() == '/' ? "file" : "namespace";
         case S_IFDIR: return "directory";
         case S_IFLNK: return "symlink";
         case S_IFBLK: return "block device";
@@ -157,16 +159,46 @@ FdDetails details_of(const FdRow& row, std::string& fdinfo, bool own) {
     return std::monostate();
 }
 
+// Is the row of one file, as far as can be told?  The link and the text of fdinfo have the
+// inode (Linux 5.14) and the mount (Linux 5.8) that stat has, or the line of their kind.  Of
+// other file systems fdinfo's inode may be another than stat's (overlayfs).
+bool of_one_file(const FdRow& row, const std::string& fdinfo) {
+    const auto number_after = [](const std::string& text, const char* mark) -> std::uint64_t {
+        const std::size_t at = text.find(mark);
+        return at == std::string::npos
+                   ? 0
+                   : std::strtoull(text.c_str() + at + std::strlen(mark), nullptr, 10);
+    };
+    const FileStat& stat = row.stat;
+    if (stat.mode == 0 && stat.inode == 0) return true;  // refused
+    const std::uint64_t mount = number_after(fdinfo, "mnt_id:");
+    if (stat.mount != 0 && mount != 0 && mount != stat.mount) return false;
+    if (row.target.empty() || row.target.front() == '/') return true;
+    const std::uint64_t inode = number_after(fdinfo, "ino:");
+    if (inode != 0 && inode != stat.inode) return false;
+    const std::uint64_t named = number_after(row.target, ":[");
+    if (named != 0) return named == stat.inode;
+    static constexpr struct {
+        const char *kind, *line;
+    } kLines[] = {{"eventfd", "eventfd-count:"}, {"timerfd", "clockid:"},
+                  {"signalfd", "sigmask:"},      {"pidfd", "Pid:"}};
+    for (const auto& line : kLines)
+        if (row.kind == line.kind && fdinfo.find(line.line) == std::string::npos) return false;
+    return true;
+}
+
 }  // namespace
 
-void describe(FdRow& row, std::string fdinfo, bool own) {
+bool describe(FdRow& row, std::string fdinfo, bool own) {
     row.kind = kind_of(row);
+    if (!of_one_file(row, fdinfo)) return false;
     row.offset.reset();
     // The lines that every kind has come first.
     std::string common = fdinfo.substr(0, 64);
     each_line(common, [&](const char* line) { read_line(row, line); });
     if ((row.flags & O_PATH) != 0) row.offset.reset();
     row.details = details_of(row, fdinfo, own);
+    return true;
 }
 
 }  // namespace forkfd

@@ -73,6 +73,7 @@ struct FileStat {
     unsigned mode = 0;  // 0: stat was refused
     unsigned links = 0, device_major = 0;
     std::uint64_t device = 0, inode = 0, size = 0;
+    std::uint64_t mount = 0;  // 0: not told (before Linux 5.8)
 };
 
 struct FdRow {
@@ -88,7 +89,8 @@ struct FdRow {
 };
 
 // Fills in what follows from target, stat and the text of fdinfo; `own` asks the descriptor
-// itself for more.  All but SocketDetails.
-void describe(FdRow& row, std::string fdinfo, bool own);
+// itself for more.  All but SocketDetails.  False: these are of different files, as the
+// number was given to another in between.
+bool describe(FdRow& row, std::string fdinfo, bool own);
 
 }  // namespace forkfd

@@ -8,6 +8,8 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
+#include <system_error>
 #include <tuple>
 
 #include "core/descriptor.h"
@@ -19,7 +21,13 @@ namespace forkfd {
 
 namespace {
 
-constexpr long kPidfdGetfd = 438;  // Linux 5.6
+constexpr long kPidfdGetfd = 438;          // Linux 5.6
+constexpr unsigned kStatxMount = 0x1000;  // STATX_MNT_ID, Linux 5.8
+
+struct Name {  // of a descriptor in /proc/PID/fd
+    char text[12];
+    explicit Name(int number) { *std::to_chars(text, text + sizeof text - 1, number).ptr = '\0'; }
+};
 
 class Snapshot {
   public:
@@ -28,10 +36,20 @@ class Snapshot {
                                     : "descriptors of process " + std::to_string(pid)) {}
 
     FdTable take() {
+        try {
+            read_all();
+        } catch (const std::system_error& e) {
+            fail(e.code().value());  // it ended while it was listed
+        }
+        find_shared();
+        return std::move(table_);
+    }
+
+  private:
+    void read_all() {
         const std::string path =
             pid_ == 0 ? "/proc/thread-self" : "/proc/" + std::to_string(pid_);
-        process_ = UniqueFd(::open(path.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
-        if (!process_) fail(errno);
+        process_ = open_folder(AT_FDCWD, path.c_str());
         UniqueFd folder(::openat(process_.get(), "fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
         if (!folder) fail(errno);
         // All numbers before any of them is looked at: that opens files of our own.
@@ -39,18 +57,26 @@ class Snapshot {
         if (pid_ == 0)
             numbers.erase(std::remove(numbers.begin(), numbers.end(), process_.get()),
                           numbers.end());
+        // The folders themselves are held, since a path is looked up anew at each use.
+        links_ = open_folder(process_.get(), "fd");
+        infos_ = open_folder(process_.get(), "fdinfo");
+        own_links_ = open_folder(AT_FDCWD, "/proc/thread-self/fd");
         table_.rows.reserve(numbers.size());
         for (const int number : numbers) {
             FdRow row;
             row.number = number;
             if (read(row)) table_.rows.push_back(std::move(row));
         }
-        if (::faccessat(process_.get(), "stat", F_OK, 0) != 0) fail(errno);  // ended meanwhile
-        find_shared();
-        return std::move(table_);
+        if (::faccessat(process_.get(), "stat", F_OK, 0) != 0)
+            throw_errno(errno, "stat");  // ended meanwhile
     }
 
-  private:
+    UniqueFd open_folder(int at, const char* path) const {
+        UniqueFd folder(::openat(at, path, O_PATH | O_DIRECTORY | O_CLOEXEC));
+        if (!folder) fail(errno);
+        return folder;
+    }
+
     [[noreturn]] void fail(int err) const {
         if (pid_ != 0 && (err == ENOENT || err == ESRCH)) {
             const bool mounted = ::access("/proc/self", F_OK) == 0;
@@ -62,29 +88,40 @@ class Snapshot {
     }
 
     // False: closed since it was listed.  A number may be closed and opened again while it
-    // is read; then its link reads differently afterwards.  No duplicate is made to hold it:
-    // closing one would drop the process's record locks (fcntl(2)).
+    // is read; then what is read of it does not fit together, and it is read again.  One that
+    // never holds still is closed most of the time.
     bool read(FdRow& row) {
-        std::string before;
-        for (int attempt = 0; attempt < 10; ++attempt) {
-            if (!read_link(row.number, before)) return false;
-            row.target = before;
-            row.stat = stat(row.number);
+        for (int attempt = 0; attempt < 1000; ++attempt) {
+            if (!read_name(row)) return false;
             std::string fdinfo;
             if (!read_fdinfo(row.number, fdinfo)) return false;
-            describe(row, std::move(fdinfo), pid_ == 0);
-            describe_socket(row);
-            if (!read_link(row.number, row.target)) return false;
-            if (row.target == before) break;
+            if (describe(row, std::move(fdinfo), pid_ == 0) && describe_socket(row)) return true;
         }
-        return true;
+        return false;
     }
 
-    bool read_link(int number, std::string& target) {
-        const std::string name = "fd/" + std::to_string(number);
+    // What the link reads and stat, of one file: held by a name of it (O_PATH).  No duplicate
+    // is made, since closing one would drop the process's record locks (fcntl(2)).
+    bool read_name(FdRow& row) {
+        const UniqueFd name(::openat(links_.get(), Name(row.number).text, O_PATH | O_CLOEXEC));
+        if (name) {
+            row.stat = stat(name.get());
+            if (read_link(own_links_, name.get(), row.target)) return true;
+            if (errno != ENAMETOOLONG) throw_errno(errno, "readlink");
+            row.target.clear();  // the kernel's d_path() has one page
+            return true;
+        }
+        if (errno == ENOENT || errno == ESRCH) return false;
+        if (errno == EMFILE || errno == ENFILE) fail(errno);
+        row.stat = {};  // its file server does not answer, say
+        return read_link(links_, row.number, row.target) || gone(errno);
+    }
+
+    bool read_link(const UniqueFd& folder, int number, std::string& target) {
         for (;;) {
-            const ssize_t n = ::readlinkat(process_.get(), name.c_str(), &link_[0], link_.size());
-            if (n < 0) return gone(errno);
+            const ssize_t n =
+                ::readlinkat(folder.get(), Name(number).text, &link_[0], link_.size());
+            if (n < 0) return false;
             if (static_cast<std::size_t>(n) < link_.size()) {
                 target.assign(link_, 0, static_cast<std::size_t>(n));
                 return true;
@@ -94,14 +131,15 @@ class Snapshot {
     }
 
     bool read_fdinfo(int number, std::string& text) {
-        const std::string name = "fdinfo/" + std::to_string(number);
-        const UniqueFd file(::openat(process_.get(), name.c_str(), O_RDONLY | O_CLOEXEC));
+        const UniqueFd file(::openat(infos_.get(), Name(number).text, O_RDONLY | O_CLOEXEC));
         if (!file) return gone(errno);
         char buffer[4096];
-        ssize_t n;
-        while ((n = ::read(file.get(), buffer, sizeof buffer)) > 0)
+        for (;;) {
+            const ssize_t n = ::read(file.get(), buffer, sizeof buffer);
+            if (n < 0) return gone(errno);
             text.append(buffer, static_cast<std::size_t>(n));
-        return n == 0 || gone(errno);
+            if (static_cast<std::size_t>(n) < sizeof buffer) return true;  // seq_file: no more
+        }
     }
 
     // A descriptor may go at any time, and so may the process.  /proc says ESRCH of both.
@@ -110,14 +148,13 @@ class Snapshot {
         return false;
     }
 
-    FileStat stat(int number) const {
-        // Through the link, which needs no more than reading it.  What the kernel has
-        // cached will do: a dead file server must not hold us up.
-        const std::string name = "fd/" + std::to_string(number);
+    static FileStat stat(int name) {
         struct statx s;
         FileStat found;
-        const long rc = raw::call(SYS_statx, process_.get(), raw::addr(name.c_str()),
-                                  AT_STATX_DONT_SYNC, STATX_BASIC_STATS, raw::addr(&s));
+        // What the kernel has cached will do: a dead file server must not hold us up.
+        const long rc = raw::call(SYS_statx, name, raw::addr(""),
+                                  AT_EMPTY_PATH | AT_STATX_DONT_SYNC,
+                                  STATX_BASIC_STATS | kStatxMount, raw::addr(&s));
         if (rc == 0) {
             found.mode = s.stx_mode;
             found.links = s.stx_nlink;
@@ -125,10 +162,11 @@ class Snapshot {
             found.device = ::makedev(s.stx_dev_major, s.stx_dev_minor);
             found.inode = s.stx_ino;
             found.size = s.stx_size;
+            if ((s.stx_mask & kStatxMount) != 0) found.mount = s.stx_mnt_id;
             return found;
         }
         struct stat old;
-        if (::fstatat(process_.get(), name.c_str(), &old, 0) != 0) return found;
+        if (::fstat(name, &old) != 0) return found;
         found.mode = old.st_mode;
         found.links = static_cast<unsigned>(old.st_nlink);
         found.device_major = major(old.st_rdev);
@@ -138,11 +176,12 @@ class Snapshot {
         return found;
     }
 
-    void describe_socket(FdRow& row) {
-        if (!is_socket(row)) return;
+    // False: it is no socket any more.
+    bool describe_socket(FdRow& row) {
+        if (!is_socket(row)) return true;
         if (pid_ == 0) {
             std::optional<SocketDetails> s = socket_details(row.number);
-            if (!s) return;
+            if (!s) return false;
             if (s->listening && !s->backlog)
                 if (const SocketDetails* more = diag_.find(row.stat.inode)) {
                     s->backlog = more->backlog;
@@ -156,6 +195,7 @@ class Snapshot {
             if (std::optional<SocketDetails> s = socket_details(copy.get()))
                 row.details = std::move(*s);
         }
+        return true;
     }
 
     // pidfd_getfd(2), of sockets only; they have no record locks to lose.
@@ -235,7 +275,7 @@ class Snapshot {
 
     const pid_t pid_;
     const std::string what_;
-    UniqueFd process_, pidfd_;
+    UniqueFd process_, links_, infos_, own_links_, pidfd_;
     bool pidfd_refused_ = false;
     std::string link_ = std::string(4096, '\0');
     SockDiag diag_;

@@ -120,7 +120,8 @@ void dump_unix(int netlink, Sockets& found) {
     unix_diag_req request = {};
     request.sdiag_family = AF_UNIX;
     request.udiag_states = ~0U;
-    request.udiag_show = UDIAG_SHOW_NAME | UDIAG_SHOW_PEER | UDIAG_SHOW_RQLEN;
+    request.udiag_show =
+        UDIAG_SHOW_NAME | UDIAG_SHOW_PEER | UDIAG_SHOW_ICONS | UDIAG_SHOW_RQLEN;
     std::unordered_map<std::uint64_t, std::uint64_t> peers;
     dump(netlink, request, [&](nlmsghdr* h) {
         const auto* m = static_cast<const unix_diag_msg*>(NLMSG_DATA(h));
@@ -129,6 +130,7 @@ void dump_unix(int netlink, Sockets& found) {
         s.type = m->udiag_type;
         s.listening = m->udiag_state == kListening;
         s.local = unix_address({});
+        if (m->udiag_ino == 0) return;  // not accepted yet: nobody's
         auto left = static_cast<unsigned>(h->nlmsg_len - NLMSG_LENGTH(sizeof *m));
         for (const auto* a = reinterpret_cast<const rtattr*>(m + 1); RTA_OK(a, left);
              a = RTA_NEXT(a, left)) {
@@ -138,7 +140,15 @@ void dump_unix(int netlink, Sockets& found) {
             } else if (a->rta_type == UNIX_DIAG_PEER) {
                 std::uint32_t peer;
                 std::memcpy(&peer, data, sizeof peer);
-                peers.emplace(m->udiag_ino, peer);
+                if (peer != 0) peers.emplace(m->udiag_ino, peer);
+            } else if (a->rta_type == UNIX_DIAG_ICONS) {
+                // The clients that wait: the other end of each has the listener's name.
+                for (std::size_t at = 0; at + sizeof(std::uint32_t) <= RTA_PAYLOAD(a);
+                     at += sizeof(std::uint32_t)) {
+                    std::uint32_t client;
+                    std::memcpy(&client, data + at, sizeof client);
+                    if (client != 0) peers.emplace(client, m->udiag_ino);
+                }
             } else if (a->rta_type == UNIX_DIAG_RQLEN && s.listening) {
                 unix_diag_rqlen queue;
                 std::memcpy(&queue, data, sizeof queue);

@@ -11,6 +11,7 @@ end how often they were called.  OUT gets one JSON object.
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import json
 import runpy
 import sys
@@ -60,15 +61,15 @@ class Outcomes(unittest.TextTestResult):
 
 def main() -> None:
     out, adapter, *names = sys.argv[1:]
-    from test import support
+    support: Any = importlib.import_module("test.support")  # not every Python has it
 
     support.use_resources = ["cpu", "network", "subprocess", "walltime"]
     support.verbose = True
     installed = {} if adapter == "-" else runpy.run_path(adapter)
     suite = unittest.defaultTestLoader.loadTestsFromNames(names)
-    result = unittest.TextTestRunner(
-        stream=sys.stderr, verbosity=2, resultclass=Outcomes
-    ).run(suite)
+    result = unittest.TextTestRunner(stream=sys.stderr, verbosity=2, resultclass=Outcomes).run(
+        suite
+    )
     assert isinstance(result, Outcomes)
     calls = installed["calls"]() if "calls" in installed else None
     with open(out, "w") as file:

@@ -89,6 +89,6 @@ def run_both(
         name: outcome
         for name, outcome in ours.outcomes.items()
         if outcome != stock.outcomes.get(name) and stock.outcomes.get(name) == "passed"
-    } | {name: "failed" for name in ours.failed - stock.failed}
+    } | dict.fromkeys(ours.failed - stock.failed, "failed")
     assert not lost, f"lost on ours: {lost}\n{ours.output[-30000:]}"
     return stock, ours

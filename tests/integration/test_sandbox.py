@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import platform
-import struct
 import sys
 
 import pytest
+from sandbox import refuse
 
 import pyforkfd as ff
 
@@ -30,15 +30,6 @@ try:
 except ff.SpawnError as error:
     print(json.dumps({"stage": error.stage, "errno": error.errno, "text": str(error)}))
 """
-
-
-def refuse(numbers: list[int], err: int) -> bytes:
-    """A BPF program: these system calls return err, all others are allowed."""
-    code = [(0x20, 0, 0, 0)]  # load the system call's number
-    for i, number in enumerate(numbers):
-        code.append((0x15, len(numbers) - i, 0, number))
-    code += [(0x06, 0, 0, 0x7FFF0000), (0x06, 0, 0, 0x00050000 | err)]
-    return b"".join(struct.pack("=HBBI", *line) for line in code)
 
 
 def spawn_inside(numbers: list[int], err: int) -> dict[str, object]:

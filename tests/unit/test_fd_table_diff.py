@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 import pyforkfd as ff
 
 
-def row(number: int, *, inode: int = 1, kind: str = "file", **others: object) -> ff.FdInfo:
+def row(number: int, *, inode: int = 1, kind: str = "file", **others: Any) -> ff.FdInfo:
     made = ff.FdInfo(
         number=number,
         kind=kind,

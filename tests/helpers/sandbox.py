@@ -1,0 +1,36 @@
+"""seccomp filters that refuse system calls, for tests of what is done without them."""
+
+from __future__ import annotations
+
+import struct
+
+_ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
+_LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06
+_NUMBER, _SECOND_ARGUMENT = 0, 24  # offsets in struct seccomp_data (little endian)
+
+
+def _program(code: list[tuple[int, int, int, int]]) -> bytes:
+    return b"".join(struct.pack("=HBBI", *line) for line in code)
+
+
+def refuse(numbers: list[int], err: int) -> bytes:
+    """These system calls return err, all others are allowed."""
+    code = [(_LOAD, 0, 0, _NUMBER)]
+    for i, number in enumerate(numbers):
+        code.append((_EQUAL, len(numbers) - i, 0, number))
+    return _program([*code, (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ERRNO | err)])
+
+
+def refuse_command(number: int, command: int, err: int, *also: int) -> bytes:
+    """One system call with this second argument, fcntl(fd, command), and ``also`` as a whole."""
+    code = [(_LOAD, 0, 0, _NUMBER)]
+    for i, other in enumerate(also):
+        code.append((_EQUAL, len(also) - i + 3, 0, other))
+    code += [
+        (_EQUAL, 0, 2, number),
+        (_LOAD, 0, 0, _SECOND_ARGUMENT),
+        (_EQUAL, 1, 0, command),
+        (_RETURN, 0, 0, _ALLOW),
+        (_RETURN, 0, 0, _ERRNO | err),
+    ]
+    return _program(code)
