@@ -27,7 +27,7 @@ bool is_terminal(unsigned major) {
 }
 
 // The kernel's own devices, as in st_dev, from its internal number: 12 bits and 20 bits.
-std::uint64_t device_of(unsigned sdev) { return ::makedev(sdev >> 20, sdev & 0xfffff); }
+std::uint64_t device_of(unsigned sdev) { return makedev(sdev >> 20, sdev & 0xfffff); }
 
 std::string kind_of(const FdRow& row) {
     const std::string& t = row.target;

@@ -159,7 +159,7 @@ class Snapshot {
             found.mode = s.stx_mode;
             found.links = s.stx_nlink;
             found.device_major = s.stx_rdev_major;
-            found.device = ::makedev(s.stx_dev_major, s.stx_dev_minor);
+            found.device = makedev(s.stx_dev_major, s.stx_dev_minor);
             found.inode = s.stx_ino;
             found.size = s.stx_size;
             if ((s.stx_mask & kStatxMount) != 0) found.mount = s.stx_mnt_id;
