@@ -9,30 +9,38 @@ from setuptools import setup
 CORE = [
     "child",
     "clone",
+    "control_message",
     "descriptor",
     "environment",
     "error",
     "exec_watch",
     "fd_details",
+    "fd_passing",
     "fd_plan",
     "fd_table",
     "id_maps",
     "names",
+    "peer",
     "pidfd",
     "probe",
     "socket_details",
     "spawn",
     "spawn_fds",
     "spawner_thread",
+    "transfer_marker",
 ]
 BIND = [
+    "bind_channel",
     "bind_descriptor",
     "bind_fd_plan",
     "bind_fd_table",
+    "bind_passing",
     "bind_process",
     "bind_spawn",
     "errors",
     "module",
+    "passed_values",
+    "waiting",
 ]
 
 flags = ["-Wall", "-Wextra", "-fvisibility=hidden"]

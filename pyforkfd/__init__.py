@@ -10,7 +10,8 @@ except ImportError as error:
         "(pip install .) and import it from outside the source tree"
     ) from error
 
-from ._errors import STAGES, ListenerError, SpawnError
+from ._channel import ChannelListener, FdChannel
+from ._errors import STAGES, ChannelError, DescriptorError, ListenerError, PassingError, SpawnError
 from ._fd import Fd, cloexec, close_range, inheriting, same_open_file, set_cloexec
 from ._fd_details import (
     Address,
@@ -31,6 +32,16 @@ from ._fd_details import (
 from ._fd_table import FdDiff, FdInfo, FdTable, diff, fd_table
 from ._listeners import ListenFd, bind, listen_environment, listen_fds, listener_from_fd
 from ._notify import notify
+from ._passing import (
+    Credentials,
+    Received,
+    pass_credentials,
+    pass_pidfd,
+    peer_credentials,
+    peer_pidfd,
+    recv_fds,
+    send_fds,
+)
 from ._process import Process
 from ._spawn import Command, spawn
 from ._types import (
@@ -67,12 +78,17 @@ __all__ = [
     "Address",
     "Backend",
     "Capabilities",
+    "ChannelError",
+    "ChannelListener",
     "Command",
+    "Credentials",
+    "DescriptorError",
     "EpollDetails",
     "EpollWatch",
     "EventfdDetails",
     "ExitStatus",
     "Fd",
+    "FdChannel",
     "FdDetails",
     "FdDiff",
     "FdInfo",
@@ -86,9 +102,11 @@ __all__ = [
     "ListenerError",
     "MemfdDetails",
     "Open",
+    "PassingError",
     "PidfdDetails",
     "PipeDetails",
     "Process",
+    "Received",
     "SameAs",
     "Scheduler",
     "SignalfdDetails",
@@ -107,7 +125,13 @@ __all__ = [
     "listen_fds",
     "listener_from_fd",
     "notify",
+    "pass_credentials",
+    "pass_pidfd",
+    "peer_credentials",
+    "peer_pidfd",
+    "recv_fds",
     "same_open_file",
+    "send_fds",
     "set_cloexec",
     "spawn",
 ]

@@ -1,4 +1,4 @@
-"""What can go wrong: a spawn, with its kin by errno; a descriptor that is no listener."""
+"""What can go wrong: a spawn, a listener that is none, descriptors that do not arrive."""
 
 from __future__ import annotations
 
@@ -65,15 +65,13 @@ def from_core(program: str, error: _core.SysError) -> SpawnError:
     return SpawnError(program, stage, err, subject, text)
 
 
-class ListenerError(OSError):
-    """A descriptor is not the listener that it should be; it was left as it is.
-
-    It reads ``descriptor 3 is a TCP socket but not listening``.
+class DescriptorError(OSError):
+    """A descriptor is not what it should be; it was left as it is.
 
     Attributes:
         fd: the descriptor's number.
         reason: what it is instead.
-        errno: EBADF (closed), ENOTSOCK, EINVAL (does not listen), EAFNOSUPPORT, EPROTOTYPE.
+        errno: in which way.
     """
 
     fd: int
@@ -88,4 +86,52 @@ class ListenerError(OSError):
         return f"descriptor {self.fd} {self.reason}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ListenerError, (self.errno, self.fd, self.reason)
+        return type(self), (self.errno, self.fd, self.reason)
+
+
+class ListenerError(DescriptorError):
+    """A descriptor is not the listener that it should be; it was left as it is.
+
+    It reads ``descriptor 3 is a TCP socket but not listening``.
+
+    Attributes:
+        fd: the descriptor's number.
+        reason: what it is instead.
+        errno: EBADF (closed), ENOTSOCK, EINVAL (does not listen), EAFNOSUPPORT, EPROTOTYPE.
+    """
+
+
+class ChannelError(DescriptorError):
+    """A descriptor is not the connection that it should be; it was left as it is.
+
+    It reads ``descriptor 3 is a Unix stream socket, not a Unix seqpacket socket``.
+
+    Attributes:
+        fd: the descriptor's number.
+        reason: what it is instead.
+        errno: EBADF (closed), ENOTSOCK, EPROTOTYPE, EINVAL (listens), ENOTCONN.
+    """
+
+
+class PassingError(OSError):
+    """Something of what was sent did not arrive whole; the descriptors that came are closed.
+
+    Attributes:
+        errno: EMSGSIZE (no room), EMFILE (RLIMIT_NOFILE), EPROTO, ECONNRESET, EACCES.
+        data: the bytes that came.
+        closed: how many descriptors had come.
+    """
+
+    data: bytes
+    closed: int
+
+    def __init__(self, err: int, text: str, data: bytes, closed: int) -> None:
+        super().__init__(err, text)
+        self.data = data
+        self.closed = closed
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PassingError, (self.errno, self.strerror, self.data, self.closed)

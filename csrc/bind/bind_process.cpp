@@ -1,13 +1,14 @@
 #include "bind/bindings.h"
 
+#include <poll.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
-#include <chrono>
 #include <optional>
 #include <pybind11/stl.h>
 
+#include "bind/waiting.h"
 #include "core/pidfd.h"
 #include "core/probe.h"
 
@@ -15,35 +16,9 @@ namespace py = pybind11;
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-// True when the process has ended, false when the time is up.  Python's signal
-// handlers run in between, so Ctrl-C ends the wait.
+// True when the process has ended, false when the time is up.
 bool wait_pidfd(int pidfd, std::optional<double> timeout) {
-    const auto deadline =
-        Clock::now() + std::chrono::duration<double>(timeout.value_or(0));
-    for (;;) {
-        int ms = -1;
-        if (timeout) {
-            const std::chrono::duration<double, std::milli> left = deadline - Clock::now();
-            ms = left.count() <= 0 ? 0 : left.count() > 1e9 ? 1000000000
-                                                            : static_cast<int>(left.count()) + 1;
-        }
-        int ready, err;
-        {
-            const py::gil_scoped_release release;
-            ready = forkfd::wait_readable(pidfd, ms);
-            err = errno;
-        }
-        if (ready > 0) return true;
-        if (ready == 0 && ms < 1000000000) return false;
-        if (ready < 0 && err != EINTR) {
-            errno = err;
-            PyErr_SetFromErrno(PyExc_OSError);
-            throw py::error_already_set();
-        }
-        if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-    }
+    return wait_ready(pidfd, POLLIN, Deadline(timeout));
 }
 
 py::object usage_tuple(const struct rusage& u) {
