@@ -59,7 +59,7 @@ class Received:
         Neighbouring numbers go at once, close_range(2), and what closing says of a file is
         not reported: close that one yourself to hear it.
         """
-        _core.close_fds([*self.fds, self.pidfd])
+        _core.close_received(self)
 
     def __enter__(self) -> Received:
         return self
@@ -70,7 +70,7 @@ class Received:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        _core.close_received(self)
 
 
 _core.register_passing(Fd, Received, Credentials, PassingError, socket.socket)

@@ -36,7 +36,7 @@ class ChannelReceiving {
         try {
             Progress progress;
             {
-                const py::gil_scoped_release release;
+                const WithoutGil released;
                 progress = receiving_.advance(sock, MSG_DONTWAIT);
             }
             if (progress != Progress::done) return py::none();

@@ -31,7 +31,7 @@ void run(Transfer& transfer, int sock, int flags, std::optional<double> seconds,
     for (;;) {
         Progress progress;
         {
-            const py::gil_scoped_release release;
+            const WithoutGil released;
             progress = transfer.advance(sock, all_flags);
         }
         if (progress == Progress::done) return;
@@ -134,20 +134,25 @@ PyObject* call_recv_fds(PyObject*, PyObject* const* args, Py_ssize_t count) {
     });
 }
 
+PyObject* call_close_received(PyObject*, PyObject* received) {
+    return guarded([&]() -> py::object {
+        std::vector<int> numbers = take_numbers(received);
+        {
+            const WithoutGil released;
+            forkfd::close_fds(numbers.data(), numbers.size());
+        }
+        return py::none();
+    });
+}
+
 PyMethodDef methods[] = {
     {"send_fds", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_send_fds)),
      METH_FASTCALL, "(sock, data, fds, flags, timeout, credentials)"},
     {"recv_fds", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_recv_fds)),
      METH_FASTCALL, "(sock, max_bytes, max_fds, flags, timeout)"},
+    {"close_received", call_close_received, METH_O, "Close what is left of a Received."},
     {nullptr, nullptr, 0, nullptr},
 };
-
-// Of objects of class Fd, or None.
-void close_fds(const py::list& owners) {
-    std::vector<int> numbers = take_numbers(owners);
-    const py::gil_scoped_release release;
-    forkfd::close_fds(numbers.data(), numbers.size());
-}
 
 }  // namespace
 
@@ -155,10 +160,21 @@ void bind_passing(py::module_& m) {
     if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();
     m.def("register_passing", &register_passing, py::arg("fd"), py::arg("received"),
           py::arg("credentials"), py::arg("error"), py::arg("socket"), py::pos_only());
+    m.def("parse_control", [](const std::string& bytes) {
+        forkfd::Control control;
+        forkfd::parse_control(reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size(),
+                              control);
+        const int* const fds = control.fds.data();
+        return py::make_tuple(
+            std::vector<int>(fds, fds + control.count),
+            control.has_credentials ? credentials_object(control.credentials) : py::none(),
+            control.has_pidfd ? py::object(py::int_(control.pidfd)) : py::none(),
+            control.malformed);
+    }, py::arg("bytes"), py::pos_only(),
+          "Test-only: (descriptors, credentials, pidfd or -errno, malformed) of these bytes.");
     m.def("wait_ready", [](int fd, short events, std::optional<double> timeout) {
         return wait_ready(fd, events, Deadline(timeout));
     }, py::arg("fd"), py::arg("events"), py::arg("timeout"), py::pos_only());
-    m.def("close_fds", &close_fds, py::arg("owners"), py::pos_only());
     m.def("peer_credentials", [](int sock) {
         return credentials_object(forkfd::peer_credentials(sock));
     }, py::arg("sock"), py::pos_only());

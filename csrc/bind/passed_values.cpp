@@ -12,13 +12,24 @@ py::object steal(PyObject* made) {
     return py::reinterpret_steal<py::object>(made);
 }
 
+// Interned once; calling by name costs a lookup then, and no string.
+struct Names {
+    PyObject* fileno = PyUnicode_InternFromString("fileno");
+    PyObject* gettimeout = PyUnicode_InternFromString("gettimeout");
+    PyObject* pop = PyUnicode_InternFromString("pop");
+};
+const Names& names() {
+    static const Names* const interned = new Names;
+    return *interned;
+}
+
 // A class with __slots__, instances of which are filled without running its __init__: that
 // would take longer than receiving a descriptor.
 template <std::size_t N>
 class SlotClass {
   public:
-    void set(py::type type, const std::array<const char*, N>& names) {
-        for (std::size_t i = 0; i < N; ++i) members_[i] = py::object(type.attr(names[i])).release().ptr();
+    void set(py::type type, const std::array<const char*, N>& slots) {
+        for (std::size_t i = 0; i < N; ++i) members_[i] = py::object(type.attr(slots[i])).release().ptr();
         type_ = reinterpret_cast<PyTypeObject*>(type.release().ptr());
     }
     py::object make(const std::array<py::object, N>& values) const {
@@ -31,8 +42,8 @@ class SlotClass {
         return made;
     }
 
-    py::object get(py::handle object) const {  // its first
-        PyObject* const member = members_[0];
+    py::object get(py::handle object, std::size_t slot) const {
+        PyObject* const member = members_[slot];
         return steal(Py_TYPE(member)->tp_descr_get(
             member, object.ptr(), reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()))));
     }
@@ -65,12 +76,13 @@ void register_passing(py::type fd, py::type received, py::type credentials, py::
 std::optional<double> patience(py::handle sock, py::handle timeout) {
     py::object given = py::reinterpret_borrow<py::object>(timeout);
     if (given.is_none() && PyObject_TypeCheck(sock.ptr(), socket_class)) {
-        given = sock.attr("gettimeout")();
-        // The kernel waits, or does not, by itself.
-        if (given.is_none() || given.cast<double>() == 0) return std::nullopt;
+        given = steal(PyObject_CallMethodNoArgs(sock.ptr(), names().gettimeout));
+        // Without end, or not at all: so the kernel does by itself.
+        if (given.is_none() || PyFloat_AsDouble(given.ptr()) == 0) return std::nullopt;
     }
     if (given.is_none()) return std::nullopt;
-    const double seconds = given.cast<double>();
+    const double seconds = PyFloat_AsDouble(given.ptr());
+    if (seconds == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
     if (!(seconds >= 0)) throw py::value_error("timeout: seconds, and not fewer than 0");
     return seconds;
 }
@@ -119,7 +131,7 @@ int borrowed_number(py::handle fd, const char* what) {
     py::object number = py::reinterpret_borrow<py::object>(fd);
     if (!PyLong_Check(fd.ptr())) {
         number = py::reinterpret_steal<py::object>(
-            PyObject_CallMethodNoArgs(fd.ptr(), py::str("fileno").ptr()));
+            PyObject_CallMethodNoArgs(fd.ptr(), names().fileno));
         if (!number && PyErr_ExceptionMatches(PyExc_AttributeError)) PyErr_Clear();
         else if (!number) throw py::error_already_set();
     }
@@ -156,18 +168,21 @@ py::object owned_fd(forkfd::UniqueFd fd) {
     return made;
 }
 
-std::vector<int> take_numbers(const py::list& owners) {
+std::vector<int> take_numbers(py::handle received) {
+    const py::object fds = received_class.get(received, 1), pidfd = received_class.get(received, 4);
     std::vector<int> numbers;
-    numbers.reserve(owners.size());
-    for (const py::handle owner : owners) {
-        if (owner.is_none()) continue;
-        const py::object held = fd_class.get(owner);
-        // What Fd.close() does: of two that take the number, one gets it.
-        const auto one = py::reinterpret_steal<py::object>(
-            PyObject_CallMethodNoArgs(held.ptr(), py::str("pop").ptr()));
-        if (one) numbers.push_back(one.cast<int>());
+    const auto take = [&numbers](PyObject* owner) {
+        const py::object held = fd_class.get(owner, 0);
+        // As Fd.close() does: of two that take the number, one gets it.
+        const auto one =
+            py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(held.ptr(), names().pop));
+        if (one) numbers.push_back(static_cast<int>(PyLong_AsLong(one.ptr())));
         else PyErr_Clear();
-    }
+    };
+    const Py_ssize_t count = PyTuple_GET_SIZE(fds.ptr());
+    numbers.reserve(static_cast<std::size_t>(count) + 1);
+    for (Py_ssize_t i = 0; i < count; ++i) take(PyTuple_GET_ITEM(fds.ptr(), i));
+    if (!pidfd.is_none()) take(pidfd.ptr());
     return numbers;
 }
 

@@ -9,6 +9,18 @@
 
 #include "core/fd_passing.h"
 
+// pybind11's does more than is wanted, for a call that takes as long as the kernel's.
+class WithoutGil {
+  public:
+    WithoutGil() : state_(PyEval_SaveThread()) {}
+    ~WithoutGil() { PyEval_RestoreThread(state_); }
+    WithoutGil(const WithoutGil&) = delete;
+    WithoutGil& operator=(const WithoutGil&) = delete;
+
+  private:
+    PyThreadState* state_;
+};
+
 // bytes-like, or an iterable of such, held while it is being sent.
 class Buffers {
   public:
@@ -39,8 +51,8 @@ std::optional<ucred> credentials_of(pybind11::handle value);  // None: none
 // Gives all descriptors away to the object that is returned.
 pybind11::object received(forkfd::Receiving& from, const char* data);
 pybind11::object owned_fd(forkfd::UniqueFd fd);
-// Of a list of Fd or None: those that are neither closed nor detached, the caller's now.
-std::vector<int> take_numbers(const pybind11::list& owners);
+// Those of a Received that are neither closed nor detached; the caller's now.
+std::vector<int> take_numbers(pybind11::handle received);
 pybind11::object credentials_object(const ucred& value);
 
 // Sets PassingError and clears `from`.

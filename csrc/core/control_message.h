@@ -24,9 +24,10 @@ static_assert(sizeof(ControlHeader) == CMSG_LEN(0));
 constexpr std::size_t rights_room(unsigned fds) {
     return fds == 0 ? 0 : CMSG_SPACE(fds * sizeof(int));
 }
-// For these, a sender's credentials and its pidfd.
+// For these, a sender's credentials and its pidfd, and what else a receiver may have asked
+// the kernel for: time stamps, a security label.  The kernel fills it with descriptors too.
 constexpr std::size_t control_room(unsigned fds) {
-    return rights_room(fds) + CMSG_SPACE(sizeof(ucred)) + CMSG_SPACE(sizeof(int));
+    return rights_room(fds) + CMSG_SPACE(sizeof(ucred)) + CMSG_SPACE(sizeof(int)) + 256;
 }
 constexpr std::size_t kControlRoom = control_room(kMessageFds);
 

@@ -21,6 +21,8 @@ namespace {
 
 constexpr std::size_t kMostAtOnce = std::tuple_size<decltype(Control::fds)>::value;
 
+std::string not_open(int fd) { return "descriptor " + std::to_string(fd) + " to pass"; }
+
 std::string count_of(std::size_t n) {
     return std::to_string(n) + (n == 1 ? " descriptor" : " descriptors");
 }
@@ -111,14 +113,15 @@ Sending::Sending(std::vector<iovec> data, const int* fds, std::size_t count,
     : data_(std::move(data)), fds_(fds), count_(count) {
     if (credentials != nullptr) credentials_ = *credentials;
     if (count_ <= kMessageFds) return;
+    // The marker would get the number of one that is closed, and be sent in its place.
+    for (std::size_t i = 0; i < count_; ++i)
+        if (::fcntl(fds_[i], F_GETFD) < 0) throw_errno(errno, not_open(fds_[i]));
     marker_ = make_marker(count_);
     if (!marker_) throw_errno(errno, "mark " + count_of(count_) + " as one transfer: memfd");
 }
 
 Progress Sending::advance(int sock, int flags) {
-    // On a stream nothing would be sent, and the descriptors be dropped.
-    if (count_ > 0 && size_of(data_) == 0 && option(sock, SO_TYPE) == SOCK_STREAM)
-        throw std::invalid_argument("send descriptors: a stream carries them only with data");
+    if (count_ > 0) demand_carrier(sock);
     for (;;) {
         const std::size_t left = count_ - sent_;
         const bool last = left <= (marker_ ? kPieceFds : kMessageFds);
@@ -138,12 +141,21 @@ Progress Sending::advance(int sock, int flags) {
     }
 }
 
+// Where the kernel would drop the descriptors and say nothing.
+void Sending::demand_carrier(int sock) const {
+    if (option(sock, SO_DOMAIN) != AF_UNIX && ::fcntl(sock, F_GETFD) >= 0)
+        throw_errno(option(sock, SO_DOMAIN) < 0 ? errno : EAFNOSUPPORT,
+                    "send descriptors over " + std::to_string(sock) + ": not a Unix socket");
+    if (size_of(data_) == 0 && option(sock, SO_TYPE) == SOCK_STREAM)
+        throw std::invalid_argument("send descriptors: a stream carries them only with data");
+}
+
 void Sending::fail(int sock, int err) const {
     std::string what = "send over socket " + std::to_string(sock) + ": ";
     if (err == EBADF && ::fcntl(sock, F_GETFD) >= 0)
         for (std::size_t i = sent_; i < count_; ++i)
             if (::fcntl(fds_[i - first_], F_GETFD) < 0)
-                throw_errno(err, what + "descriptor " + std::to_string(fds_[i - first_]) + " to pass");
+                throw_errno(err, what + not_open(fds_[i - first_]));
     if (err == EMSGSIZE)
         what += "a message of " + std::to_string(size_of(data_)) + " bytes, SO_SNDBUF is " +
                 std::to_string(option(sock, SO_SNDBUF)) + ": ";
@@ -201,37 +213,36 @@ Progress Receiving::advance(int sock, int flags) {
         this->flags = got;
         if (last) size_ += std::min(static_cast<std::size_t>(bytes), into.iov_len);
 
-        check(sock, flags, room, control, static_cast<std::size_t>(bytes), into.iov_len);
-        if (begun()) {
-            check_piece(room, control, static_cast<std::size_t>(bytes), before);
-            ::close(fds.numbers[before]);  // the same marker again
-            fds.numbers.erase(fds.numbers.begin() + static_cast<std::ptrdiff_t>(before));
-            if (last) return Progress::done;
-        } else if (!begin(flags, control)) {
+        check_control(sock, room, control);
+        if (begun()) check_piece(room, last, control, static_cast<std::size_t>(bytes), before);
+        if ((got & MSG_TRUNC) != 0 && (flags & MSG_TRUNC) == 0)
+            lose(EMSGSIZE, "a message of " + std::to_string(bytes) +
+                               " bytes came, there was room for " + std::to_string(into.iov_len));
+        if (!begun()) {
+            if (begin(flags, control)) continue;
             return Progress::done;
         }
+        ::close(fds.numbers[before]);  // the same marker again
+        fds.numbers.erase(fds.numbers.begin() + static_cast<std::ptrdiff_t>(before));
+        if (last) return Progress::done;
     }
 }
 
-// Whatever happened, the kernel says so here or nowhere.
-void Receiving::check(int sock, int flags, unsigned room, const Control& control,
-                      std::size_t bytes, std::size_t capacity) {
+// Whatever was dropped, the kernel says so here or nowhere.
+void Receiving::check_control(int sock, unsigned room, const Control& control) {
+    const bool cut = (flags & MSG_CTRUNC) != 0;
+    if (control.malformed && cut) lose(EMSGSIZE, "no room for what else was asked of the kernel");
     if (control.malformed) lose(EPROTO, "control messages that no kernel writes");
-    const bool no_pidfd = control.has_pidfd && control.pidfd == -EMFILE;
-    if (no_pidfd || ((this->flags & MSG_CTRUNC) != 0 && control.count < room)) {
+    if ((control.has_pidfd && control.pidfd == -EMFILE) || (cut && control.count < room)) {
         const UniqueFd another(::fcntl(sock, F_DUPFD_CLOEXEC, 0));
         rlimit limit = {};
         ::getrlimit(RLIMIT_NOFILE, &limit);
-        const std::string came = count_of(control.count) + " came, then ";
+        const std::string came = count_of(fds.numbers.size()) + " came, then ";
         if (another) lose(EACCES, came + "one was refused, by a security module?");
         lose(EMFILE, came + "RLIMIT_NOFILE (" + std::to_string(limit.rlim_cur) + ") was reached");
     }
-    if ((this->flags & MSG_CTRUNC) != 0 || (!begun() && control.count > max_fds_))
-        lose(EMSGSIZE, "more descriptors came than max_fds, which is " +
-                           std::to_string(begun() ? room : max_fds_));
-    if ((this->flags & MSG_TRUNC) != 0 && (flags & MSG_TRUNC) == 0)
-        lose(EMSGSIZE, "a message of " + std::to_string(bytes) + " bytes came, there was room for " +
-                           std::to_string(capacity));
+    if (!begun() && (cut || control.count > max_fds_))
+        lose(EMSGSIZE, "more descriptors came than max_fds, which is " + std::to_string(max_fds_));
 }
 
 // Whether a transfer begins here.
@@ -252,11 +263,12 @@ bool Receiving::begin(int flags, const Control& control) {
     return true;
 }
 
-void Receiving::check_piece(unsigned room, const Control& control, std::size_t bytes,
+void Receiving::check_piece(unsigned room, bool last, const Control& control, std::size_t bytes,
                             std::size_t before) {
     const std::string so_far = "after " + std::to_string(before) + " of " + count_of(total_);
     if (control.count == 0 && bytes == 0) lose(ECONNRESET, so_far + " the sender was gone");
-    if (control.count != room || !same_marker(fds.numbers[before], marker_.get()))
+    if (control.count != room || (flags & MSG_CTRUNC) != 0 || (!last && bytes != 1) ||
+        !same_marker(fds.numbers[before], marker_.get()))
         lose(EPROTO, so_far + " another message came: send from one place at a time");
 }
 

@@ -60,6 +60,7 @@ class Sending {
     void keep();
 
   private:
+    void demand_carrier(int sock) const;
     [[noreturn]] void fail(int sock, int err) const;
 
     std::vector<iovec> data_;
@@ -105,10 +106,9 @@ class Receiving {
     int flags = 0;  // of the last message: MSG_EOR and kin
 
   private:
-    void check(int sock, int flags, unsigned room, const Control& control, std::size_t bytes,
-               std::size_t capacity);
+    void check_control(int sock, unsigned room, const Control& control);
     bool begin(int flags, const Control& control);
-    void check_piece(unsigned room, const Control& control, std::size_t bytes,
+    void check_piece(unsigned room, bool last, const Control& control, std::size_t bytes,
                      std::size_t before);
     [[noreturn]] void lose(int err, const std::string& what);
 
