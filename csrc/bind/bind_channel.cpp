@@ -14,7 +14,8 @@ class ChannelSending {
   public:
     ChannelSending(const py::object& data, const py::object& fds)
         : buffers_(data), borrowed_(fds),
-          sending_(buffers_.pieces(), borrowed_.numbers.data(), borrowed_.numbers.size(), nullptr) {
+          sending_(buffers_.pieces(), borrowed_.numbers.data(), borrowed_.numbers.size(), nullptr,
+                   true) {
         if (borrowed_.numbers.empty() && buffers_.size() == 0)
             throw py::value_error("send: an empty message would read as the channel's end");
     }

@@ -58,7 +58,7 @@ py::object send_fds(py::handle sock, py::handle data, py::handle fds, int flags,
     const Borrowed borrowed(fds);
     const auto ids = credentials_of(credentials);
     forkfd::Sending sending(buffers.pieces(), borrowed.numbers.data(), borrowed.numbers.size(),
-                            ids ? &*ids : nullptr);
+                            ids ? &*ids : nullptr, is_unix(sock));
     run(sending, number, flags, patience(sock, timeout), POLLOUT, [&] {
         return so_far("send_fds", sending.begun(), sending.fds_sent(), sending.fd_count());
     });

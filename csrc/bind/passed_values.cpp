@@ -59,6 +59,7 @@ SlotClass<5> received_class;
 SlotClass<3> credentials_class;
 PyObject* error_class;
 PyTypeObject* socket_class;
+PyObject* socket_family;  // the member itself: the property makes an enum of it
 
 py::object integer(long value) { return steal(PyLong_FromLong(value)); }
 
@@ -70,7 +71,15 @@ void register_passing(py::type fd, py::type received, py::type credentials, py::
     received_class.set(std::move(received), {"data", "fds", "flags", "credentials", "pidfd"});
     credentials_class.set(std::move(credentials), {"pid", "uid", "gid"});
     error_class = error.release().ptr();
+    socket_family = py::object(socket.attr("__base__").attr("family")).release().ptr();
     socket_class = reinterpret_cast<PyTypeObject*>(socket.release().ptr());
+}
+
+bool is_unix(py::handle sock) {
+    if (!PyObject_TypeCheck(sock.ptr(), socket_class)) return false;
+    const py::object family = steal(Py_TYPE(socket_family)->tp_descr_get(
+        socket_family, sock.ptr(), reinterpret_cast<PyObject*>(Py_TYPE(sock.ptr()))));
+    return PyLong_AsLong(family.ptr()) == AF_UNIX;
 }
 
 std::optional<double> patience(py::handle sock, py::handle timeout) {

@@ -61,6 +61,9 @@ void set_incomplete(const forkfd::Incomplete& error, forkfd::Receiving& from, co
 // Seconds; std::nullopt: as the socket itself is.  For None a socket.socket is asked.
 std::optional<double> patience(pybind11::handle sock, pybind11::handle timeout);
 
+// A socket.socket that says so; others may be one too.
+bool is_unix(pybind11::handle sock);
+
 // Fd, Received, Credentials and PassingError of the package, and socket.socket.
 void register_passing(pybind11::type fd, pybind11::type received, pybind11::type credentials,
                       pybind11::type error, pybind11::type socket);

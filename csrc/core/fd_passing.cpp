@@ -9,7 +9,6 @@
 #include <cerrno>
 #include <cstring>
 #include <stdexcept>
-#include <tuple>
 
 #include "core/descriptor.h"
 #include "core/raw_syscall.h"
@@ -18,8 +17,6 @@
 namespace forkfd {
 
 namespace {
-
-constexpr std::size_t kMostAtOnce = std::tuple_size<decltype(Control::fds)>::value;
 
 std::string not_open(int fd) { return "descriptor " + std::to_string(fd) + " to pass"; }
 
@@ -109,8 +106,8 @@ void FdList::close_all() noexcept {
 }
 
 Sending::Sending(std::vector<iovec> data, const int* fds, std::size_t count,
-                 const ucred* credentials)
-    : data_(std::move(data)), fds_(fds), count_(count) {
+                 const ucred* credentials, bool unix_socket)
+    : unix_socket_(unix_socket), data_(std::move(data)), fds_(fds), count_(count) {
     if (credentials != nullptr) credentials_ = *credentials;
     if (count_ <= kMessageFds) return;
     // The marker would get the number of one that is closed, and be sent in its place.
@@ -143,7 +140,7 @@ Progress Sending::advance(int sock, int flags) {
 
 // Where the kernel would drop the descriptors and say nothing.
 void Sending::demand_carrier(int sock) const {
-    if (option(sock, SO_DOMAIN) != AF_UNIX && ::fcntl(sock, F_GETFD) >= 0)
+    if (!unix_socket_ && option(sock, SO_DOMAIN) != AF_UNIX && ::fcntl(sock, F_GETFD) >= 0)
         throw_errno(option(sock, SO_DOMAIN) < 0 ? errno : EAFNOSUPPORT,
                     "send descriptors over " + std::to_string(sock) + ": not a Unix socket");
     if (size_of(data_) == 0 && option(sock, SO_TYPE) == SOCK_STREAM)
@@ -196,7 +193,8 @@ Progress Receiving::advance(int sock, int flags) {
         char filler;
         const iovec into = last ? iovec{buffer_ + size_, capacity_ - size_} : iovec{&filler, 1};
         const std::size_t before = fds.numbers.size();
-        fds.numbers.reserve(before + kMostAtOnce);  // what came must not be lost to bad_alloc
+        // What came must not be lost to bad_alloc.
+        fds.numbers.reserve(before + control_room(room) / sizeof(int));
         int got = 0;
         Control control;
         const ssize_t bytes = receive_message(sock, into, room, flags, got, control);

@@ -46,9 +46,10 @@ void close_fds(int* fds, std::size_t count) noexcept;
 // One message, or one transfer, on its way out.
 class Sending {
   public:
-    // Everything is borrowed until it is sent, or until keep().
-    Sending(std::vector<iovec> data, const int* fds, std::size_t count,
-            const ucred* credentials);
+    // Everything is borrowed until it is sent, or until keep().  `unix_socket`: it is known to
+    // be one, and need not be asked.
+    Sending(std::vector<iovec> data, const int* fds, std::size_t count, const ucred* credentials,
+            bool unix_socket = false);
     // sendmsg(2) with `flags` until all is sent or it would block.  std::system_error.
     Progress advance(int sock, int flags);
     std::size_t bytes_sent() const noexcept { return bytes_sent_; }
@@ -63,6 +64,7 @@ class Sending {
     void demand_carrier(int sock) const;
     [[noreturn]] void fail(int sock, int err) const;
 
+    bool unix_socket_;
     std::vector<iovec> data_;
     const int* fds_;
     std::size_t count_;
