@@ -170,7 +170,7 @@ void bind_passing(py::module_& m) {
             control.has_credentials ? credentials_object(control.credentials) : py::none(),
             control.has_pidfd ? py::object(py::int_(control.pidfd)) : py::none(),
             control.malformed);
-    }, py::arg("bytes"), py::pos_only(),
+    }, py::arg("area"), py::pos_only(),
           "Test-only: (descriptors, credentials, pidfd or -errno, malformed) of these bytes.");
     m.def("wait_ready", [](int fd, short events, std::optional<double> timeout) {
         return wait_ready(fd, events, Deadline(timeout));

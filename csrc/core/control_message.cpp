@@ -12,8 +12,8 @@ constexpr std::size_t aligned(std::size_t length) {
 }
 
 void add_fd(int fd, Control& out) noexcept {
-    if (fd < 0 || out.count == out.fds.size()) out.malformed = true;
-    else out.fds[out.count++] = fd;
+    if (fd < 0) out.malformed = true;
+    else out.fds[out.count++] = fd;  // there is room for as many as kControlRoom can hold
 }
 
 void read_rights(const unsigned char* bytes, std::size_t size, Control& out) noexcept {

@@ -1,6 +1,7 @@
-// libFuzzer over the parser of control messages.  An odd first byte: the rest is the control
-// area as it is.  An even one: the rest describes messages that are put together properly,
-// so that what comes out is known.
+// libFuzzer over the parser of control messages.  The first byte chooses: the rest is the
+// control area as it is; or messages whose headers lie; or messages that are put together
+// properly, so that what must come out is known.
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -30,10 +31,30 @@ Control parse(const std::vector<unsigned char>& bytes) {
     demand(control.count <= control.fds.size(), "there is room");
     demand(control.count <= bytes.size() / sizeof(int), "no more than the bytes can hold");
     for (unsigned i = 0; i < control.count; ++i) demand(control.fds[i] >= 0, "all are numbers");
+    demand(control.malformed || bytes.size() <= forkfd::kControlRoom, "no kernel writes so much");
     return control;
 }
 
 void raw(const std::uint8_t* data, std::size_t size) { parse({data, data + size}); }
+
+// Per message: a kind, how far its length is from the truth, the length of its body, the body.
+void lying(const std::uint8_t* data, std::size_t size) {
+    constexpr int kTypes[] = {SCM_RIGHTS, SCM_CREDENTIALS, forkfd::kScmPidfd, 99};
+    std::vector<unsigned char> bytes;
+    while (size >= 3) {
+        const std::size_t body = std::min<std::size_t>(data[2], size - 3);
+        const int lie = data[1] < 128 ? 0 : static_cast<signed char>(data[1] * 2);
+        const ControlHeader header = {sizeof header + body + static_cast<std::size_t>(lie),
+                                      SOL_SOCKET + (data[0] & 0x40 ? 1 : 0), kTypes[data[0] % 4]};
+        const auto* const at = reinterpret_cast<const unsigned char*>(&header);
+        while (bytes.size() % sizeof(std::size_t) != 0) bytes.push_back(0);
+        bytes.insert(bytes.end(), at, at + sizeof header);
+        bytes.insert(bytes.end(), data + 3, data + 3 + body);
+        data += 3 + body;
+        size -= 3 + body;
+    }
+    parse(bytes);
+}
 
 void assembled(const std::uint8_t* data, std::size_t size) {
     std::vector<unsigned char> bytes;
@@ -86,7 +107,8 @@ void assembled(const std::uint8_t* data, std::size_t size) {
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
     if (size == 0) return 0;
-    if (data[0] % 2 != 0) raw(data + 1, size - 1);
+    if (data[0] % 3 == 0) raw(data + 1, size - 1);
+    else if (data[0] % 3 == 1) lying(data + 1, size - 1);
     else assembled(data + 1, size - 1);
     return 0;
 }

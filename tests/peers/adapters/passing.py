@@ -3,8 +3,11 @@
 What carries something other than whole descriptors goes the ordinary way.
 """
 
+from __future__ import annotations
+
 import array
 import socket
+from typing import Any
 
 import pyforkfd as ff
 
@@ -15,17 +18,17 @@ ordinary_recvmsg_into = socket.socket.recvmsg_into
 sent = received = 0
 
 
-def calls():
+def calls() -> int:
     return min(sent, received)
 
 
-def send_fds(sock, buffers, fds, flags=0, address=None):
+def send_fds(sock: Any, buffers: Any, fds: Any, flags: Any = 0, address: Any = None) -> Any:
     global sent
     sent += 1
     return ff.send_fds(sock, buffers, fds, flags=flags)
 
 
-def recv_fds(sock, bufsize, maxfds, flags=0):
+def recv_fds(sock: Any, bufsize: Any, maxfds: Any, flags: Any = 0) -> Any:
     global received
     received += 1
     try:
@@ -35,7 +38,7 @@ def recv_fds(sock, bufsize, maxfds, flags=0):
     return came.data, [fd.detach() for fd in came.fds], came.flags, None
 
 
-def sendmsg(self, buffers, ancdata=(), flags=0, address=None):
+def sendmsg(self: Any, buffers: Any, ancdata: Any = (), flags: Any = 0, address: Any = None) -> Any:
     ancdata = [(level, kind, bytes(data)) for level, kind, data in ancdata]
     plain = self.family == socket.AF_UNIX and address is None
     if not plain or any(item[:2] != RIGHTS or len(item[2]) % 4 for item in ancdata):
@@ -43,7 +46,7 @@ def sendmsg(self, buffers, ancdata=(), flags=0, address=None):
     return send_fds(self, buffers, array.array("i", b"".join(item[2] for item in ancdata)), flags)
 
 
-def recvmsg(self, bufsize, ancbufsize=0, flags=0):
+def recvmsg(self: Any, bufsize: Any, ancbufsize: Any = 0, flags: Any = 0) -> Any:
     if self.family != socket.AF_UNIX:
         return ordinary_recvmsg(self, bufsize, ancbufsize, flags)
     maxfds = max(0, ancbufsize - socket.CMSG_LEN(0)) // 4
@@ -51,7 +54,7 @@ def recvmsg(self, bufsize, ancbufsize=0, flags=0):
     return data, [(*RIGHTS, array.array("i", fds).tobytes())] if fds else [], flags, address
 
 
-def recvmsg_into(self, buffers, ancbufsize=0, flags=0):
+def recvmsg_into(self: Any, buffers: Any, ancbufsize: Any = 0, flags: Any = 0) -> Any:
     if self.family != socket.AF_UNIX:
         return ordinary_recvmsg_into(self, buffers, ancbufsize, flags)
     views = [memoryview(buffer).cast("B") for buffer in buffers]
@@ -63,5 +66,5 @@ def recvmsg_into(self, buffers, ancbufsize=0, flags=0):
 
 
 socket.send_fds, socket.recv_fds = send_fds, recv_fds
-socket.socket.sendmsg = sendmsg
-socket.socket.recvmsg, socket.socket.recvmsg_into = recvmsg, recvmsg_into
+for method in (sendmsg, recvmsg, recvmsg_into):
+    setattr(socket.socket, method.__name__, method)
