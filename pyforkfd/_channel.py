@@ -8,6 +8,7 @@ import os
 import select
 import socket
 import stat
+import struct
 import threading
 import time
 import weakref
@@ -116,21 +117,16 @@ class FdChannel:
             TimeoutError: the backlog was full for that long.
             OSError: as connect(2) says; it names the address.
         """
+        name = os.fsdecode(address)
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-            sock.settimeout(timeout)
             try:
-                sock.connect(_raw_address(address))
+                _connect(sock, _raw_address(address), timeout)
+            except BlockingIOError:
+                raise TimeoutError(f"connect {name}: backlog full for {timeout} s") from None
             except OSError as error:
-                if error.errno == errno.EAGAIN or isinstance(error, TimeoutError):
-                    raise TimeoutError(
-                        f"connect {os.fsdecode(address)}: backlog full for {timeout} s"
-                    ) from None
                 if error.errno is None:  # a path too long
                     raise
-                raise OSError(
-                    error.errno, f"connect {os.fsdecode(address)}: {error.strerror}"
-                ) from None
-            sock.setblocking(True)
+                raise OSError(error.errno, f"connect {name}: {error.strerror}") from None
             return _adopt(sock, max_message, max_fds)
 
     @classmethod
@@ -432,6 +428,33 @@ def _demand_connection(fd: int) -> None:
         found.set_inheritable(False)
     finally:
         found.detach()
+
+
+def _connect(sock: socket.socket, address: bytes, timeout: float | None) -> None:
+    """connect(2); BlockingIOError when the time is up."""
+    # A non-blocking one does not wait for the backlog at all, and says EAGAIN: unix(7).
+    sock.setblocking(timeout != 0)
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        if deadline is not None:
+            left = max(deadline - time.monotonic(), 1e-6)  # 0 would be without end
+            _set_send_timeout(sock, left)
+        sock.connect(address)
+        try:
+            sock.getpeername()
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                raise
+            continue  # a signal came; socket.connect() takes that for success
+        break
+    _set_send_timeout(sock, 0)
+    sock.setblocking(True)
+
+
+def _set_send_timeout(sock: socket.socket, seconds: float) -> None:
+    whole = min(int(seconds), 2**31)
+    value = struct.pack("@ll", whole, int((seconds - int(seconds)) * 1e6))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
 
 
 def _listening(address: str, backlog: int, mode: int | None) -> socket.socket:

@@ -393,6 +393,44 @@ def test_a_full_backlog(address: str) -> None:
         ff.FdChannel.connect(address, timeout=0.01)
 
 
+@pytest.mark.parametrize("timeout", [None, 20, 1e12])
+def test_connecting_waits_for_the_backlog(address: str, timeout: float | None) -> None:
+    """Also while signals come, which socket.connect() would take for the connection."""
+    runs: list[int] = []
+    made: list[ff.FdChannel] = []
+    with ff.FdChannel.listen(address, backlog=0) as listener, ff.FdChannel.connect(address):
+        ready = threading.Event()
+
+        def accept_two() -> None:
+            ready.wait()
+            for _ in range(2):
+                made.append(listener.accept())
+
+        def handler(number: int, frame: object) -> None:
+            runs.append(number)
+            if len(runs) == 3:
+                ready.set()
+
+        before = signal.signal(signal.SIGALRM, handler)
+        thread = threading.Thread(target=accept_two)
+        thread.start()
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+            with ff.FdChannel.connect(address, timeout=timeout) as client:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                thread.join()
+                made[1].send(b"hello")
+                assert client.recv().data == b"hello"
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+            ready.set()
+            thread.join()
+            for channel in made:
+                channel.close()
+    assert len(runs) >= 3
+
+
 def test_addresses_that_make_no_sense(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere: No such file"):
         ff.FdChannel.connect(tmp_path / "nowhere")
