@@ -35,11 +35,13 @@ BIND = [
     "bind_fd_plan",
     "bind_fd_table",
     "bind_passing",
+    "bind_peer",
     "bind_process",
     "bind_spawn",
     "errors",
     "module",
     "passed_values",
+    "passing_arguments",
     "waiting",
 ]
 
