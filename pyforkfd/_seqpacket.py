@@ -38,7 +38,7 @@ def demand_connection(fd: int) -> None:
 
 
 def connect(sock: socket.socket, address: bytes, timeout: float | None) -> None:
-    """As connect(2); BlockingIOError when the time is up."""
+    """Connect and wait for it, with BlockingIOError when the time is up."""
     # A non-blocking one does not wait for the backlog at all, and says EAGAIN: unix(7).
     sock.setblocking(timeout != 0)
     deadline = None if timeout is None else time.monotonic() + timeout
