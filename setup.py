@@ -16,6 +16,7 @@ CORE = [
     "fd_details",
     "fd_plan",
     "fd_table",
+    "features",
     "id_maps",
     "names",
     "pidfd",

@@ -8,6 +8,7 @@
 #include <optional>
 #include <pybind11/stl.h>
 
+#include "core/features.h"
 #include "core/pidfd.h"
 #include "core/probe.h"
 
@@ -80,4 +81,14 @@ void bind_process(py::module_& m) {
             throw py::error_already_set();
         }
     }, py::arg("pidfd"), py::arg("signal"));
+    m.def("probe_features", [](int cgroup_fd) {
+        std::vector<forkfd::Feature> found;
+        {
+            const py::gil_scoped_release release;
+            found = forkfd::probe_features(cgroup_fd);
+        }
+        py::dict errors;
+        for (const forkfd::Feature& feature : found) errors[feature.name] = feature.err;
+        return errors;
+    }, py::arg("cgroup_fd"), py::pos_only(), "errno by facility of the kernel; 0: it is there.");
 }
