@@ -279,7 +279,7 @@ def _listener_problems(
             remedy="end that program, and make the listener close-on-exec before starting such",
         )
     waiting, backlog = known.waiting or 0, known.backlog or 0
-    if backlog > 0 and waiting >= backlog:
+    if known.backlog is not None and waiting > backlog:  # so the kernel counts
         yield Problem(
             number=number,
             name="full-queue",
@@ -292,13 +292,14 @@ def _stale_problem(
     number: int, watch: EpollWatch, table: FdTable, holders: tuple[Holder, ...]
 ) -> Problem:
     now = "another file now" if watch.number in table else "closed"
+    # Of a pipe these are both ends.
     ours = [n for n, r in table.items() if (r.device, r.inode) == (watch.device, watch.inode)]
     others = ", ".join([f"descriptor {n}" for n in ours] + [str(holder) for holder in holders])
     return Problem(
         number=number,
         name="stale-epoll-entry",
         text=f"is an epoll that watches descriptor {watch.number}, which is {now}: what it was "
-        f"lives on by {others or 'a process we may not see'}, and its events still come",
+        f"lives on in {others or 'a process we may not see'}, and its events still come",
         remedy="EPOLL_CTL_DEL before close; after a fork, an epoll of the child's own",
     )
 

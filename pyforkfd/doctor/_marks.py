@@ -223,7 +223,7 @@ _does_not_mark(
     "`os.memfd_create(name, flags)` with flags of your own",
     lambda stack: _own(stack, os.memfd_create("doctor", os.MFD_ALLOW_SEALING)),
     belief="the flag is always added",
-    control="`flags=... | MFD_CLOEXEC`",
+    control="MFD_CLOEXEC among them",
     other=lambda s: _own(s, os.memfd_create("doctor", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)),
 )
 _does_not_mark(
@@ -231,7 +231,7 @@ _does_not_mark(
     "`os.eventfd(n, flags)` with flags of your own",
     lambda stack: _own(stack, os.eventfd(0, os.EFD_NONBLOCK)),
     belief="the flag is always added",
-    control="`flags=... | EFD_CLOEXEC`",
+    control="EFD_CLOEXEC among them",
     other=lambda stack: _own(stack, os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)),
 )
 _does_not_mark(
@@ -239,7 +239,7 @@ _does_not_mark(
     "`os.pipe2(flags)`",
     lambda stack: _own(stack, *os.pipe2(os.O_NONBLOCK)),
     belief="as `os.pipe()`",
-    control="`os.pipe2(flags | O_CLOEXEC)`",
+    control="O_CLOEXEC among them",
     other=lambda stack: _own(stack, *os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)),
 )
 _does_not_mark(

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pyforkfd._fd import cloexec
-from pyforkfd._fd_details import SocketDetails
+from pyforkfd._fd_details import FileDetails, SocketDetails
 from pyforkfd._fd_table import FdInfo, FdTable, fd_table
 from pyforkfd._fds import as_fd
 from pyforkfd._types import HasFileno, StrPath
@@ -206,7 +206,7 @@ def _notes(fd: int, row: FdInfo | None, table: FdTable, words: tuple[str, ...]) 
                 yield f"descriptor {other} is the same open file and not marked: that would come"
         if isinstance(row.details, SocketDetails):
             yield from _socket_notes(row.details)
-        if row.target.endswith(" (deleted)"):
+        if isinstance(row.details, FileDetails) and row.details.links == 0:
             yield "the file has no name any more; by this descriptor it can still be used"
     yield from _command_notes(words, table)
     yield from _activation_notes(fd, row)
