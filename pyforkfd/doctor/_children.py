@@ -72,7 +72,15 @@ def in_exec(code: str, *args: object) -> str:
 def open_in_exec(fds: list[int]) -> list[int]:
     """Which of these numbers are open in a program that is executed plainly."""
     test = 'for fd; do [ -e "/proc/self/fd/$fd" ] && echo "$fd"; done; true'
-    return [int(n) for n in in_program(["/bin/sh", "-c", test, "sh", *map(str, fds)]).split()]
+    return [int(n) for n in in_program([*shell(test), "sh", *map(str, fds)]).split()]
+
+
+def shell(script: str) -> list[str]:
+    """What executes it; scripts look into /proc, so that must be there too."""
+    for path in ("/bin/sh", "/proc/self/fd"):
+        if not os.access(path, os.X_OK):
+            raise Impossible(f"there is no {path}")
+    return ["/bin/sh", "-c", script]
 
 
 def in_program(args: list[str], *, report: int = 1) -> str:

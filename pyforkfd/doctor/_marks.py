@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 from pyforkfd._fd import cloexec, set_cloexec
 
-from ._children import receive
+from ._children import receive, shell
 from ._experiments import Impossible, Section, Sight
 
 SECTION = Section("Which calls of Python mark descriptors close-on-exec")
@@ -122,7 +122,7 @@ def _timerfd(stack: ExitStack) -> list[int]:
 
 
 def _subprocess(stack: ExitStack) -> list[int]:
-    command = ["/bin/sh", "-c", "read end"]
+    command = shell("read end")
     pipe = subprocess.PIPE
     child = stack.enter_context(subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe))
     return [end.fileno() for end in (child.stdin, child.stdout, child.stderr) if end is not None]

@@ -15,7 +15,7 @@ from pyforkfd._fd import Fd, cloexec, set_cloexec
 from pyforkfd._spawn import spawn
 from pyforkfd._types import DEVNULL
 
-from ._children import errno_name, holding, in_exec, in_fork, open_in_exec
+from ._children import errno_name, holding, in_exec, in_fork, open_in_exec, shell
 from ._experiments import Impossible, Section, Sight
 
 EXEC = Section("What exec closes")
@@ -42,6 +42,8 @@ def _file(text: bytes = b"0123456789") -> Iterator[int]:
 
 def _reopened(fd: int, flags: int = os.O_RDWR) -> int:
     """A second open(2) of the same file, even of one without a name."""
+    if not os.path.exists("/proc/self/fd"):
+        raise Impossible("/proc is not mounted")
     return os.open(f"/proc/self/fd/{fd}", flags)
 
 
@@ -119,7 +121,7 @@ def marks_are_per_process(control: bool) -> Sight:
 def subprocess_closes_the_unmarked(control: bool) -> Sight:
     with _null(1) as (fd,):
         set_cloexec(fd, False)
-        test = ["/bin/sh", "-c", f"[ -e /proc/self/fd/{fd} ]"]
+        test = shell(f"[ -e /proc/self/fd/{fd} ]")
         held = subprocess.run(test, close_fds=not control, check=False).returncode == 0
     return Sight(not held, f"not marked, {_arrived(held)}")
 
@@ -131,7 +133,7 @@ def subprocess_closes_the_unmarked(control: bool) -> Sight:
 )
 def pass_fds_passes_the_marked(control: bool) -> Sight:
     with _null(1) as (fd,):
-        test = ["/bin/sh", "-c", f"[ -e /proc/self/fd/{fd} ]"]
+        test = shell(f"[ -e /proc/self/fd/{fd} ]")
         passed = () if control else (fd,)
         held = subprocess.run(test, pass_fds=passed, check=False).returncode == 0
         return Sight(held and cloexec(fd), f"{_arrived(held)}; our mark is set: {cloexec(fd)}")
@@ -147,7 +149,7 @@ def spawn_passes_its_map(control: bool) -> Sight:
         set_cloexec(unmarked, False)
         code = f"[ -e /proc/self/fd/{named} ] && ! [ -e /proc/self/fd/{unmarked} ]"
         with spawn(
-            ["/bin/sh", "-c", code],
+            shell(code),
             fds={named: named, 1: DEVNULL},
             close_others=not control,
         ) as child:
@@ -162,7 +164,7 @@ def spawn_passes_its_map(control: bool) -> Sight:
 )
 def posix_spawn_dup2_to_itself(control: bool) -> Sight:
     with _null(1) as (fd,):
-        test = ["/bin/sh", "-c", f"[ -e /proc/self/fd/{fd} ]"]
+        test = shell(f"[ -e /proc/self/fd/{fd} ]")
         actions = [] if control else [(os.POSIX_SPAWN_DUP2, fd, fd)]
         pid = os.posix_spawn(test[0], test, os.environ, file_actions=actions)
         held = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

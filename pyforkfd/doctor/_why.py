@@ -103,7 +103,10 @@ def why(
 
     Raises:
         ValueError: no number of a descriptor.
+        TypeError: the command is one string.
     """
+    if isinstance(command, (str, bytes)):
+        raise TypeError(f"why: {command!r} is a string, not a program and its arguments")
     return explain(as_fd(fd, "why"), command, really=really, from_shell=False)
 
 

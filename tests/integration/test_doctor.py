@@ -418,3 +418,5 @@ def test_what_is_no_descriptor() -> None:
         doctor.why(-1)
     with pytest.raises(TypeError):
         doctor.why("7")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="not a program and its arguments"):
+        doctor.why(1, "cat")
