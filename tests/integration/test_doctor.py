@@ -13,7 +13,7 @@ import select
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,9 @@ from sandbox import refuse
 
 import pyforkfd as ff
 from pyforkfd import _core, doctor
+from pyforkfd.doctor import _features
 from pyforkfd.doctor._children import holding, open_in_exec
+from pyforkfd.doctor._why import explain
 
 CLONE3, CLOSE_RANGE, PIDFD_OPEN = 435, 436, 434
 KCMP, SECCOMP = {"x86_64": (312, 317), "aarch64": (272, 277)}[platform.machine()]
@@ -47,10 +49,12 @@ def features_inside(numbers: list[int], err: int) -> dict[str, tuple[bool, int |
 
 
 @contextlib.contextmanager
-def cat(fds: Mapping[int, ff.FdSource] | None = None) -> Iterator[ff.Process]:
+def cat(
+    fds: Mapping[int, ff.FdSource] | None = None, args: Sequence[str] = ("cat",)
+) -> Iterator[ff.Process]:
     """A program that is at work: it has answered, and has no descriptor of its loader's."""
     streams: dict[int, ff.FdSource] = {0: ff.PIPE, 1: ff.PIPE, 2: ff.DEVNULL}
-    with ff.spawn(["cat"], fds={**streams, **(fds or {})}) as child:
+    with ff.spawn(args, fds={**streams, **(fds or {})}) as child:
         assert child.stdin is not None and child.stdout is not None
         child.stdin.write(b"x")
         child.stdin.flush()
@@ -109,6 +113,24 @@ def test_exit_information_is_what_reap_gets() -> None:
     assert reaped is not None and reaped[0] == present["PIDFD_INFO_EXIT"]
 
 
+def test_user_namespaces_are_what_a_spawn_gets() -> None:
+    try:
+        with ff.spawn(["true"], namespaces=["user"]) as started:
+            possible = started.wait().success
+    except ff.SpawnError:
+        possible = False
+    present = {feature.name: feature.present for feature in doctor.features()}
+    assert present["user namespaces"] == possible
+
+
+def test_without_a_cgroup_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_features, "_own_cgroup", lambda: None)
+    features = {feature.name: feature for feature in doctor.features()}
+    for name in ("CLONE_INTO_CGROUP", "cgroup v2, delegated to us", "cgroup v2 controllers"):
+        assert (features[name].present, features[name].errno) == (False, None)
+        assert "no cgroup v2" in features[name].seen
+
+
 def test_what_a_sandbox_refuses_is_missing_by_its_errno() -> None:
     seen = features_inside([CLONE3, CLOSE_RANGE, PIDFD_OPEN], errno.EPERM)
     refused = (False, errno.EPERM, "EPERM: Operation not permitted")
@@ -160,6 +182,24 @@ def test_a_listener_that_another_program_inherited() -> None:
         (holder,) = theirs.holders[7]
         assert (holder.pid, holder.relation) == (os.getpid(), "parent")
         assert "listening, 0 of" in told(7, "no-close-on-exec", theirs)
+
+
+def test_how_the_holders_are_related() -> None:
+    with (
+        ff.bind("tcp://127.0.0.1:0") as listener,
+        cat({7: listener}, ["sh", "-c", "cat; true"]) as shell,
+    ):
+        held = doctor.examine().holders[listener.fileno()]
+        assert {(holder.program, holder.relation) for holder in held} == {
+            ("sh", "child"),
+            ("cat", "descendant"),
+        }
+        (below,) = (holder.pid for holder in held if holder.pid != shell.pid)
+        held = doctor.examine(below).holders[7]
+        assert {(holder.pid, holder.relation) for holder in held} == {
+            (shell.pid, "parent"),
+            (os.getpid(), "ancestor"),
+        }
 
 
 def test_a_listener_of_forked_workers_is_no_problem() -> None:
@@ -332,6 +372,13 @@ def test_a_descriptor_that_is_closed() -> None:
     assert (answer.has, answer.what, answer.ways) == (False, "", ())
     assert str(answer).startswith(f"cat would NOT have descriptor {reader}: it is closed")
     assert answer.tried is not None and "Bad file descriptor" in answer.tried
+
+
+def test_what_is_marked_is_none_of_the_shells(other_fd: int) -> None:
+    answer = explain(other_fd, ["cat"], really=False, from_shell=True)
+    assert not answer.has and answer.reason.startswith("the shell passes none")
+    with ff.inheriting(other_fd):
+        assert explain(other_fd, ["cat"], really=False, from_shell=True).has
 
 
 def test_a_listener_in_one_call() -> None:
