@@ -7,6 +7,7 @@ from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import setup
 
 CORE = [
+    "atfork",
     "child",
     "clone",
     "descriptor",
