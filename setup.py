@@ -9,6 +9,7 @@ from setuptools import setup
 CORE = [
     "atfork",
     "child",
+    "child_actions",
     "clone",
     "descriptor",
     "environment",
@@ -16,7 +17,10 @@ CORE = [
     "exec_watch",
     "fd_details",
     "fd_plan",
+    "fd_section",
     "fd_table",
+    "fork_lock",
+    "forked",
     "id_maps",
     "names",
     "pidfd",
@@ -27,9 +31,11 @@ CORE = [
     "spawner_thread",
 ]
 BIND = [
+    "bind_at_fork",
     "bind_descriptor",
     "bind_fd_plan",
     "bind_fd_table",
+    "bind_fork",
     "bind_process",
     "bind_spawn",
     "errors",

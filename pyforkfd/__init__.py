@@ -10,8 +10,9 @@ except ImportError as error:
         "(pip install .) and import it from outside the source tree"
     ) from error
 
-from ._errors import STAGES, ListenerError, SpawnError
-from ._fd import Fd, cloexec, close_range, inheriting, same_open_file, set_cloexec
+from . import _atfork as atfork
+from ._errors import STAGES, ForkWarning, ListenerError, SpawnError
+from ._fd import Fd, cloexec, close_range, same_open_file, set_cloexec
 from ._fd_details import (
     Address,
     EpollDetails,
@@ -29,9 +30,11 @@ from ._fd_details import (
     TimerfdDetails,
 )
 from ._fd_table import FdDiff, FdInfo, FdTable, diff, fd_table
+from ._fork import fork
 from ._listeners import ListenFd, bind, listen_environment, listen_fds, listener_from_fd
 from ._notify import notify
 from ._process import Process
+from ._sections import inheriting, no_forks, redirected
 from ._spawn import Command, spawn
 from ._types import (
     CLOSED,
@@ -79,6 +82,7 @@ __all__ = [
     "FdSource",
     "FdTable",
     "FileDetails",
+    "ForkWarning",
     "HasFileno",
     "InotifyDetails",
     "InotifyWatch",
@@ -97,16 +101,20 @@ __all__ = [
     "Special",
     "StrPath",
     "TimerfdDetails",
+    "atfork",
     "bind",
     "cloexec",
     "close_range",
     "diff",
     "fd_table",
+    "fork",
     "inheriting",
     "listen_environment",
     "listen_fds",
     "listener_from_fd",
+    "no_forks",
     "notify",
+    "redirected",
     "same_open_file",
     "set_cloexec",
     "spawn",

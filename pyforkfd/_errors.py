@@ -89,3 +89,24 @@ class ListenerError(OSError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ListenerError, (self.errno, self.fd, self.reason)
+
+
+class ForkWarning(RuntimeWarning):
+    """Other threads live in a process that forks: locks they hold stay locked in the child.
+
+    Attributes:
+        threads: their names; those that Python does not know are marked as native.
+    """
+
+    threads: tuple[str, ...]
+
+    def __init__(self, threads: tuple[str, ...]) -> None:
+        super().__init__(threads)
+        self.threads = threads
+
+    def __str__(self) -> str:
+        return (
+            f"fork beside {len(self.threads)} other thread{'s' * (len(self.threads) != 1)} "
+            f"({', '.join(self.threads)}): they are not in the child, but the locks they hold "
+            "are; spawn() is safe"
+        )

@@ -30,15 +30,29 @@ def reap_forgotten() -> None:
             os.close(pidfd)
 
 
+_lock_of_copies = threading.Lock()
+
+
+def _leave_to_parent() -> None:
+    global _lock_of_copies
+    _lock_of_copies = threading.Lock()
+    while _forgotten:
+        os.close(_forgotten.pop())
+
+
+# A child reaps none of its parent's children.
+os.register_at_fork(after_in_child=_leave_to_parent)
+
+
 class Process:
-    """A started child.  Made by :func:`spawn` and :meth:`Command.spawn`.
+    """A started child.  Made by :func:`spawn`, :meth:`Command.spawn` and :func:`fork`.
 
     Signals and waits go through the pidfd, which never means another process
     (pidfd_open(2)); the pid is for people.  Safe to use from many threads.  As a context
     manager it closes its pipes, waits for the child and closes the pidfd.
 
     Attributes:
-        args: what was executed, as given.
+        args: what was executed, as given; empty after a fork.
         pid: the child's number, in our pid namespace.
         backend: how it was started, see :data:`Backend`.
         pipes: our ends of the pipes asked for, by the child's number; owned by this object.
@@ -117,9 +131,10 @@ class Process:
         """The exit status, or None while the child runs; never blocks."""
         if self._status is not None:
             return self._status
+        if self._pidfd >= 0:
+            self._demand_own()
         with self._lock:
             if self._status is None and self._pidfd >= 0:
-                self._demand_own()
                 self._status = _status(_core.reap(self._pidfd))
             return self._status
 
@@ -197,7 +212,8 @@ class Process:
                 pipe.close()
             except BrokenPipeError:
                 pass  # buffered for a child that no longer reads
-        with self._lock:
+        # The lock of a copy may be held for ever, by a thread of the parent.
+        with self._lock if os.getpid() == self._owner else _lock_of_copies:
             if self._pidfd >= 0:
                 pidfd, self._pidfd = self._pidfd, -1
                 os.close(pidfd)
@@ -232,7 +248,7 @@ class Process:
             return
         if self._status is None and os.getpid() == self._owner and self.poll() is None:
             warnings.warn(
-                f"child {self.pid} ({_display(self.args)}) still runs and nobody waits for it: "
+                f"child {self.pid} ({_display(self.args) or 'forked'}) still runs and nobody waits for it: "
                 "call wait() or use it as a context manager",
                 ResourceWarning,
                 source=self,
@@ -242,7 +258,15 @@ class Process:
 
     def __repr__(self) -> str:
         state = "running" if self._status is None else str(self._status)
-        return f"<Process {self.pid} {_display(self.args)}: {state}>"
+        args = f" {_display(self.args)}" if self.args else ""
+        return f"<Process {self.pid}{args}: {state}>"
+
+
+def lost_child(pid: int) -> Process:
+    """A child that was reaped by somebody else before it could get a pidfd."""
+    process = Process((), pid, -1, "fork", {}, frozenset())
+    process._status = ExitStatus(code=None, signal=None, lost=True)
+    return process
 
 
 def _display(args: Sequence[StrPath]) -> str:

@@ -1,0 +1,18 @@
+// What bind_fork.cpp needs to know of bind_at_fork.cpp.
+#pragma once
+
+namespace forkfd::bind {
+
+// Until its end, a `before` handler that raises in this thread's next fork refuses the fork.
+class Refusable {
+  public:
+    Refusable();
+    Refusable(const Refusable&) = delete;
+    Refusable& operator=(const Refusable&) = delete;
+    ~Refusable();
+    // Throws what the handler raised, if one did.
+    void rethrow() const;
+    bool refused() const;
+};
+
+}  // namespace forkfd::bind

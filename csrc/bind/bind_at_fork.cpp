@@ -1,0 +1,170 @@
+#include "bind/bindings.h"
+
+#include <array>
+#include <mutex>
+#include <optional>
+#include <pybind11/stl.h>
+
+#include "bind/at_fork_hooks.h"
+#include "core/at_fork_list.h"
+#include "core/child_actions.h"
+#include "core/timing.h"
+
+namespace py = pybind11;
+using forkfd::Timing;
+
+namespace {
+
+enum Phase { before, after_in_parent, after_in_child, n_phases };
+
+struct PyHandlers {
+    std::array<py::object, n_phases> functions;  // null where there is none
+    py::object registration;                     // whom sys.unraisablehook is told of
+    std::array<Timing, n_phases> timings;
+};
+using List = forkfd::AtForkList<std::unique_ptr<PyHandlers>>;
+
+// No Python object dies and no Python code runs while `mutex` is held.
+struct Handlers {
+    std::mutex mutex;
+    List list;
+
+    std::shared_ptr<const List::Entries> entries() {
+        const std::lock_guard<std::mutex> guard(mutex);
+        return list.entries();
+    }
+    List::Round begin() {
+        const std::lock_guard<std::mutex> guard(mutex);
+        return list.begin();
+    }
+};
+
+Handlers& handlers() {
+    static Handlers* const made = new Handlers;  // Python objects may not die at exit
+    return *made;
+}
+
+// Forks under way on this thread: more than one where a handler forks.
+thread_local std::vector<List::Round> rounds;
+thread_local bool refusable = false;
+thread_local std::optional<py::error_already_set> refusal;
+
+// Calls from C in one go: each costs a call, a look at the clock and four additions.
+class Caller {
+  public:
+    Caller(Phase phase, bool keep_error) : phase_(phase), keep_error_(keep_error) {}
+
+    // False: it raised, and the error is left for the caller.
+    bool operator()(List::Entry& entry) {
+        PyHandlers& h = *entry.handler;
+        const py::object& function = h.functions[phase_];
+        if (!function) return true;
+        PyObject* const result = PyObject_CallNoArgs(function.ptr());
+        const auto now = Timing::Clock::now();
+        h.timings[phase_].add(now - last_, result == nullptr);
+        last_ = now;
+        if (result != nullptr) {
+            Py_DECREF(result);
+            return true;
+        }
+        if (keep_error_) return false;
+        PyErr_WriteUnraisable(h.registration.ptr());
+        return true;
+    }
+
+  private:
+    const Phase phase_;
+    const bool keep_error_;
+    Timing::Clock::time_point last_ = Timing::Clock::now();
+};
+
+void run_before() {
+    const bool keep_error = std::exchange(refusable, false);
+    List::Round round = handlers().begin();
+    if (!round.before(Caller(before, keep_error))) refusal.emplace();
+    rounds.push_back(std::move(round));
+}
+
+void run_after(Phase phase) {
+    List::Round round;
+    if (rounds.empty()) {  // the hooks before were not run: an embedder's fork
+        round = handlers().begin();
+        round.reach_all();
+    } else {
+        round = std::move(rounds.back());
+        rounds.pop_back();
+    }
+    round.after(Caller(phase, false));
+}
+
+int add_handlers(const std::array<std::optional<py::object>, n_phases>& functions,
+        const py::object& registration, int order) {
+    auto made = std::make_unique<PyHandlers>();
+    for (int i = 0; i < n_phases; ++i)
+        if (functions[i]) made->functions[i] = *functions[i];
+    made->registration = registration;
+    const auto old = handlers().entries();
+    const std::lock_guard<std::mutex> guard(handlers().mutex);
+    return handlers().list.add(std::move(made), order);
+}
+
+bool remove_handlers(int id) {
+    const auto old = handlers().entries();
+    const std::lock_guard<std::mutex> guard(handlers().mutex);
+    return handlers().list.remove(id);
+}
+
+py::tuple numbers(const Timing& t) {
+    return py::make_tuple(t.calls.load(), t.failures.load(), t.total_ns.load(),
+                          t.longest_ns.load());
+}
+
+py::list all() {
+    py::list found;
+    const auto entries = handlers().entries();
+    for (const auto& entry : *entries) {
+        const PyHandlers& h = *entry->handler;
+        found.append(py::make_tuple(h.registration, numbers(h.timings[before]),
+                                    numbers(h.timings[after_in_parent]),
+                                    numbers(h.timings[after_in_child])));
+    }
+    return found;
+}
+
+}  // namespace
+
+namespace forkfd::bind {
+
+Refusable::Refusable() {
+    refusable = true;
+    refusal.reset();
+}
+Refusable::~Refusable() {
+    refusable = false;
+    refusal.reset();
+}
+bool Refusable::refused() const { return refusal.has_value(); }
+void Refusable::rethrow() const {
+    if (refusal) throw py::error_already_set(*refusal);
+}
+
+}  // namespace forkfd::bind
+
+void bind_at_fork(py::module_& m) {
+    using forkfd::ChildActions;
+    const auto unlocked = py::call_guard<py::gil_scoped_release>();
+    m.def("add_at_fork", &add_handlers, py::arg("functions"), py::arg("registration"), py::arg("order"));
+    m.def("remove_at_fork", &remove_handlers, py::arg("id"), "False: there is none of that id.");
+    m.def("at_fork_handlers", &all,
+          "(registration, and for each phase calls, failures, ns in all, ns of the longest), "
+          "in the order of the list.");
+    m.def("run_before", &run_before, "For os.register_at_fork().");
+    m.def("run_after_in_parent", [] { run_after(after_in_parent); });
+    m.def("run_after_in_child", [] { run_after(after_in_child); });
+    py::class_<ChildActions>(m, "ChildActions")
+        .def(py::init<std::vector<int>, std::vector<int>,
+                      const std::vector<std::pair<int, int>>&, int>(),
+             py::arg("close"), py::arg("cloexec"), py::arg("redirect"), py::arg("order"), unlocked)
+        .def("unregister", &ChildActions::unregister, unlocked)
+        .def("timing", [](const ChildActions& a) { return numbers(a.timing()); });
+}

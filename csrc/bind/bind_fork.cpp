@@ -1,0 +1,102 @@
+#include "bind/bindings.h"
+
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <optional>
+#include <pybind11/stl.h>
+
+#include "bind/at_fork_hooks.h"
+#include "core/fd_section.h"
+#include "core/fork_lock.h"
+#include "core/forked.h"
+
+namespace py = pybind11;
+using forkfd::FdSection;
+
+namespace {
+
+// Python's signal handlers run while we wait, so Ctrl-C ends the wait.
+void lock(bool exclusive) {
+    constexpr std::chrono::milliseconds kLook(100);
+    for (;;) {
+        {
+            const py::gil_scoped_release release;
+            forkfd::ForkLock& l = forkfd::fork_lock();
+            if (exclusive ? l.try_lock_for(kLook) : l.try_lock_shared_for(kLook)) return;
+        }
+        if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    }
+}
+
+struct Unlock {
+    bool held = true;
+    void now() {
+        if (std::exchange(held, false)) forkfd::fork_lock().unlock();
+    }
+    ~Unlock() { now(); }
+};
+
+[[noreturn]] void throw_fork(int err) {
+    errno = err;
+    PyErr_SetFromErrno(PyExc_OSError);
+    throw py::error_already_set();
+}
+
+// os.fork() with a lock around it, a way out, and the child's pidfd; None in the child.
+py::object fork(const std::optional<std::pair<int, std::string>>& cgroup) {
+    if (PySys_Audit("os.fork", nullptr) < 0) throw py::error_already_set();
+    std::optional<forkfd::CgroupEntry> entry;
+    if (cgroup) entry.emplace(cgroup->first, cgroup->second);
+    lock(true);
+    Unlock unlock;
+    const forkfd::bind::Refusable refusable;
+    PyOS_BeforeFork();
+    if (refusable.refused()) {
+        unlock.now();
+        PyOS_AfterFork_Parent();
+        refusable.rethrow();
+    }
+    const pid_t pid = ::fork();
+    const int err = errno;
+    if (pid == 0 && entry) entry->enter();
+    // What comes after runs without the lock: it may wait for threads that want it.
+    unlock.now();
+    if (pid == 0) {
+        PyOS_AfterFork_Child();
+        return py::none();
+    }
+    PyOS_AfterFork_Parent();
+    if (pid < 0) throw_fork(err);
+    forkfd::UniqueFd pidfd;
+    {
+        const py::gil_scoped_release release;
+        pidfd = forkfd::pidfd_of_child(pid);
+        if (entry) entry->await(pid, pidfd.get());
+    }
+    return py::make_tuple(pid, pidfd.release());
+}
+
+}  // namespace
+
+void bind_fork(py::module_& m) {
+    const auto unlocked = py::call_guard<py::gil_scoped_release>();
+    forkfd::fork_lock();  // made while nobody forks
+    m.def("fork", &fork, py::arg("cgroup"),
+          "(pid, pidfd) in the parent, None in the child; pidfd is owned, -1 if the child is "
+          "reaped already.  cgroup: its cgroup.procs, borrowed, and its name.");
+    m.def("lock_fork_lock", &lock, py::arg("exclusive"));
+    m.def("unlock_fork_lock", [](bool exclusive) {
+        if (exclusive) forkfd::fork_lock().unlock();
+        else forkfd::fork_lock().unlock_shared();
+    }, py::arg("exclusive"));
+    py::class_<FdSection>(m, "FdSection")
+        .def(py::init<const std::vector<int>&>(), py::arg("inheritable"), unlocked)
+        .def(py::init([](const std::vector<std::pair<int, int>>& redirect, bool here, bool there) {
+            using Where = FdSection::Where;
+            return std::make_unique<FdSection>(
+                redirect, here && there ? Where::both : here ? Where::parent : Where::child);
+        }), py::arg("redirect"), py::arg("in_parent"), py::arg("in_child"), unlocked)
+        .def("end", &FdSection::end, unlocked);
+}
