@@ -1,6 +1,10 @@
 // What bind_fork.cpp needs to know of bind_at_fork.cpp.
 #pragma once
 
+#include <pybind11/pybind11.h>
+
+#include "core/timing.h"
+
 namespace forkfd::bind {
 
 // Until its end, a `before` handler that raises in this thread's next fork refuses the fork.
@@ -14,5 +18,8 @@ class Refusable {
     void rethrow() const;
     bool refused() const;
 };
+
+// calls, failures, nanoseconds in all, and of the longest
+pybind11::tuple numbers(const Timing& timing);
 
 }  // namespace forkfd::bind

@@ -7,8 +7,6 @@
 
 #include "bind/at_fork_hooks.h"
 #include "core/at_fork_list.h"
-#include "core/child_actions.h"
-#include "core/timing.h"
 
 namespace py = pybind11;
 using forkfd::Timing;
@@ -114,16 +112,12 @@ bool remove_handlers(int id) {
     return handlers().list.remove(id);
 }
 
-py::tuple numbers(const Timing& t) {
-    return py::make_tuple(t.calls.load(), t.failures.load(), t.total_ns.load(),
-                          t.longest_ns.load());
-}
-
 py::list all() {
     py::list found;
     const auto entries = handlers().entries();
     for (const auto& entry : *entries) {
         const PyHandlers& h = *entry->handler;
+        using forkfd::bind::numbers;
         found.append(py::make_tuple(h.registration, numbers(h.timings[before]),
                                     numbers(h.timings[after_in_parent]),
                                     numbers(h.timings[after_in_child])));
@@ -134,6 +128,11 @@ py::list all() {
 }  // namespace
 
 namespace forkfd::bind {
+
+py::tuple numbers(const Timing& t) {
+    return py::make_tuple(t.calls.load(), t.failures.load(), t.total_ns.load(),
+                          t.longest_ns.load());
+}
 
 Refusable::Refusable() {
     refusable = true;
@@ -151,8 +150,6 @@ void Refusable::rethrow() const {
 }  // namespace forkfd::bind
 
 void bind_at_fork(py::module_& m) {
-    using forkfd::ChildActions;
-    const auto unlocked = py::call_guard<py::gil_scoped_release>();
     m.def("add_at_fork", &add_handlers, py::arg("functions"), py::arg("registration"), py::arg("order"));
     m.def("remove_at_fork", &remove_handlers, py::arg("id"), "False: there is none of that id.");
     m.def("at_fork_handlers", &all,
@@ -161,10 +158,4 @@ void bind_at_fork(py::module_& m) {
     m.def("run_before", &run_before, "For os.register_at_fork().");
     m.def("run_after_in_parent", [] { run_after(after_in_parent); });
     m.def("run_after_in_child", [] { run_after(after_in_child); });
-    py::class_<ChildActions>(m, "ChildActions")
-        .def(py::init<std::vector<int>, std::vector<int>,
-                      const std::vector<std::pair<int, int>>&, int>(),
-             py::arg("close"), py::arg("cloexec"), py::arg("redirect"), py::arg("order"), unlocked)
-        .def("unregister", &ChildActions::unregister, unlocked)
-        .def("timing", [](const ChildActions& a) { return numbers(a.timing()); });
 }

@@ -8,11 +8,13 @@
 #include <pybind11/stl.h>
 
 #include "bind/at_fork_hooks.h"
+#include "core/child_actions.h"
 #include "core/fd_section.h"
 #include "core/fork_lock.h"
 #include "core/forked.h"
 
 namespace py = pybind11;
+using forkfd::ChildActions;
 using forkfd::FdSection;
 
 namespace {
@@ -45,7 +47,7 @@ struct Unlock {
 }
 
 // os.fork() with a lock around it, a way out, and the child's pidfd; None in the child.
-py::object fork(const std::optional<std::pair<int, std::string>>& cgroup) {
+py::object fork_process(const std::optional<std::pair<int, std::string>>& cgroup) {
     if (PySys_Audit("os.fork", nullptr) < 0) throw py::error_already_set();
     std::optional<forkfd::CgroupEntry> entry;
     if (cgroup) entry.emplace(cgroup->first, cgroup->second);
@@ -83,7 +85,7 @@ py::object fork(const std::optional<std::pair<int, std::string>>& cgroup) {
 void bind_fork(py::module_& m) {
     const auto unlocked = py::call_guard<py::gil_scoped_release>();
     forkfd::fork_lock();  // made while nobody forks
-    m.def("fork", &fork, py::arg("cgroup"),
+    m.def("fork", &fork_process, py::arg("cgroup"),
           "(pid, pidfd) in the parent, None in the child; pidfd is owned, -1 if the child is "
           "reaped already.  cgroup: its cgroup.procs, borrowed, and its name.");
     m.def("lock_fork_lock", &lock, py::arg("exclusive"));
@@ -99,4 +101,10 @@ void bind_fork(py::module_& m) {
                 redirect, here && there ? Where::both : here ? Where::parent : Where::child);
         }), py::arg("redirect"), py::arg("in_parent"), py::arg("in_child"), unlocked)
         .def("end", &FdSection::end, unlocked);
+    py::class_<ChildActions>(m, "ChildActions")
+        .def(py::init<std::vector<int>, std::vector<int>,
+                      const std::vector<std::pair<int, int>>&, int>(),
+             py::arg("close"), py::arg("cloexec"), py::arg("redirect"), py::arg("order"), unlocked)
+        .def("unregister", &ChildActions::unregister, unlocked)
+        .def("timing", [](const ChildActions& a) { return forkfd::bind::numbers(a.timing()); });
 }

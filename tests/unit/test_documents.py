@@ -84,6 +84,10 @@ def test_every_public_name_has_a_docstring() -> None:
                 attributes.add(target.id)
     for name in ff.__all__:
         thing = getattr(ff, name)
+        if inspect.ismodule(thing):
+            for inner in thing.__all__:
+                assert inspect.getdoc(getattr(thing, inner)), f"{name}.{inner}"
+            continue
         if not inspect.isclass(thing) and not inspect.isfunction(thing):
             assert name in attributes, name
             continue
