@@ -18,8 +18,8 @@ from dataclasses import dataclass
 HANDLERS = (0, 10, 100)
 WAYS = ("ff.fork", "os.fork")
 ROUNDS, QUICK_ROUNDS = 2000, 200
-BLOCK = 20  # forks of one process before another has its turn
-WARM_UP = 3  # of a block, not counted
+BLOCK = 5  # forks of one process before another has its turn
+WARM_UP = 1  # of a block, not counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def work(way: str, handlers: int) -> None:
 
     register = os.register_at_fork
     if way == "os.fork":
-        os.register_at_fork = lambda **functions: None  # type: ignore[assignment]
+        os.register_at_fork = lambda **functions: None
     import pyforkfd as ff
 
     os.register_at_fork = register

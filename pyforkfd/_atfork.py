@@ -198,7 +198,10 @@ def in_child(
     """
     closed = [as_fd(fd, "close") for fd in close]
     marked = [as_fd(fd, "cloexec") for fd in cloexec]
-    moved = [(as_fd(number, "redirect"), as_fd(fd, "redirect")) for number, fd in (redirect or {}).items()]
+    moved = [
+        (as_fd(number, "redirect"), as_fd(fd, "redirect"))
+        for number, fd in (redirect or {}).items()
+    ]
     if not (closed or marked or moved):
         raise ValueError("in_child: nothing is asked for")
     for number, _ in moved:

@@ -11,8 +11,8 @@ from . import _atfork as _atfork  # its hooks are what lets handlers refuse
 from . import _core
 from ._errors import ForkWarning
 from ._fds import as_fd
-from ._process import Process, lost_child
-from ._types import PATHS, HasFileno, StrPath
+from ._process import Process
+from ._types import PATHS, ExitStatus, HasFileno, StrPath
 
 
 def fork(*, cgroup: StrPath | int | HasFileno | None = None) -> Process | None:
@@ -48,20 +48,26 @@ def fork(*, cgroup: StrPath | int | HasFileno | None = None) -> Process | None:
     """
     if sys.is_finalizing():
         raise RuntimeError("fork: the interpreter shuts down")
-    if others := other_threads():
-        warnings.warn(ForkWarning(others), stacklevel=2)
+    process = Process((), -1, -1, "fork", {}, frozenset())
     if cgroup is None:
-        forked = _core.fork(None)
+        forked = _core.fork(None, _warn_of_threads)
     else:
         procs, name = _open_procs(cgroup)
         try:
-            forked = _core.fork((procs, name))
+            forked = _core.fork((procs, name), _warn_of_threads)
         finally:
             os.close(procs)
     if forked is None:
         return None
-    pid, pidfd = forked
-    return lost_child(pid) if pidfd < 0 else Process((), pid, pidfd, "fork", {}, frozenset())
+    process.pid, process._pidfd = forked
+    if process._pidfd < 0:  # reaped by somebody else before it could get one
+        process._status = ExitStatus(code=None, signal=None, lost=True)
+    return process
+
+
+def _warn_of_threads() -> None:
+    if others := other_threads():
+        warnings.warn(ForkWarning(others), stacklevel=3)
 
 
 def other_threads() -> tuple[str, ...]:
@@ -69,9 +75,6 @@ def other_threads() -> tuple[str, ...]:
 
     From /proc/self/task; a thread that Python does not know is called by its comm.
     """
-    # Two links and one for each thread, proc(5): no list is wanted where there is but one.
-    if os.stat("/proc/self/task").st_nlink == 3:
-        return ()
     for last in (False, True):
         native = _tasks()
         known = {thread.native_id: thread.name for thread in threading.enumerate()}

@@ -248,8 +248,8 @@ class Process:
             return
         if self._status is None and os.getpid() == self._owner and self.poll() is None:
             warnings.warn(
-                f"child {self.pid} ({_display(self.args) or 'forked'}) still runs and nobody waits for it: "
-                "call wait() or use it as a context manager",
+                f"child {self.pid} ({_display(self.args) or 'forked'}) still runs and nobody "
+                "waits for it: call wait() or use it as a context manager",
                 ResourceWarning,
                 source=self,
             )
@@ -260,13 +260,6 @@ class Process:
         state = "running" if self._status is None else str(self._status)
         args = f" {_display(self.args)}" if self.args else ""
         return f"<Process {self.pid}{args}: {state}>"
-
-
-def lost_child(pid: int) -> Process:
-    """A child that was reaped by somebody else before it could get a pidfd."""
-    process = Process((), pid, -1, "fork", {}, frozenset())
-    process._status = ExitStatus(code=None, signal=None, lost=True)
-    return process
 
 
 def _display(args: Sequence[StrPath]) -> str:

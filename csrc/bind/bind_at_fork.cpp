@@ -151,7 +151,7 @@ void Refusable::rethrow() const {
 
 void bind_at_fork(py::module_& m) {
     m.def("add_at_fork", &add_handlers, py::arg("functions"), py::arg("registration"), py::arg("order"));
-    m.def("remove_at_fork", &remove_handlers, py::arg("id"), "False: there is none of that id.");
+    m.def("remove_at_fork", &remove_handlers, py::arg("number"), py::pos_only(), "False: there is none of that id.");
     m.def("at_fork_handlers", &all,
           "(registration, and for each phase calls, failures, ns in all, ns of the longest), "
           "in the order of the list.");

@@ -21,12 +21,15 @@ namespace {
 
 // Python's signal handlers run while we wait, so Ctrl-C ends the wait.
 void lock(bool exclusive) {
-    constexpr std::chrono::milliseconds kLook(100);
+    const auto locked = [exclusive](std::chrono::milliseconds time) {
+        forkfd::ForkLock& l = forkfd::fork_lock();
+        return exclusive ? l.try_lock_for(time) : l.try_lock_shared_for(time);
+    };
+    if (locked(std::chrono::milliseconds(0))) return;  // without letting go of the GIL
     for (;;) {
         {
             const py::gil_scoped_release release;
-            forkfd::ForkLock& l = forkfd::fork_lock();
-            if (exclusive ? l.try_lock_for(kLook) : l.try_lock_shared_for(kLook)) return;
+            if (locked(std::chrono::milliseconds(100))) return;
         }
         if (PyErr_CheckSignals() != 0) throw py::error_already_set();
     }
@@ -47,7 +50,11 @@ struct Unlock {
 }
 
 // os.fork() with a lock around it, a way out, and the child's pidfd; None in the child.
-py::object fork_process(const std::optional<std::pair<int, std::string>>& cgroup) {
+// All in one call, since each Python object that is touched right after a fork, this one
+// or the last, costs a page fault.
+py::object fork_process(const std::optional<std::pair<int, std::string>>& cgroup,
+                        const py::function& warn) {
+    if (forkfd::ask_single_threaded() != 0) warn();
     if (PySys_Audit("os.fork", nullptr) < 0) throw py::error_already_set();
     std::optional<forkfd::CgroupEntry> entry;
     if (cgroup) entry.emplace(cgroup->first, cgroup->second);
@@ -71,11 +78,10 @@ py::object fork_process(const std::optional<std::pair<int, std::string>>& cgroup
     }
     PyOS_AfterFork_Parent();
     if (pid < 0) throw_fork(err);
-    forkfd::UniqueFd pidfd;
-    {
+    forkfd::UniqueFd pidfd = forkfd::pidfd_of_child(pid);
+    if (entry) {
         const py::gil_scoped_release release;
-        pidfd = forkfd::pidfd_of_child(pid);
-        if (entry) entry->await(pid, pidfd.get());
+        entry->await(pid, pidfd.get());
     }
     return py::make_tuple(pid, pidfd.release());
 }
@@ -85,9 +91,10 @@ py::object fork_process(const std::optional<std::pair<int, std::string>>& cgroup
 void bind_fork(py::module_& m) {
     const auto unlocked = py::call_guard<py::gil_scoped_release>();
     forkfd::fork_lock();  // made while nobody forks
-    m.def("fork", &fork_process, py::arg("cgroup"),
+    m.def("fork", &fork_process, py::arg("cgroup"), py::arg("warn"),
           "(pid, pidfd) in the parent, None in the child; pidfd is owned, -1 if the child is "
-          "reaped already.  cgroup: its cgroup.procs, borrowed, and its name.");
+          "reaped already.  cgroup: its cgroup.procs, borrowed, and its name.  warn() is called unless "
+          "there is surely no other thread.");
     m.def("lock_fork_lock", &lock, py::arg("exclusive"));
     m.def("unlock_fork_lock", [](bool exclusive) {
         if (exclusive) forkfd::fork_lock().unlock();

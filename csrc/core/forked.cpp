@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -40,6 +41,10 @@ void CgroupEntry::await(pid_t child, int pidfd) {
     if (err == 0) return;
     reap_failed(child);
     throw_errno(err, "fork: enter cgroup " + name_);
+}
+
+int ask_single_threaded() noexcept {
+    return static_cast<int>(-raw::call(SYS_unshare, CLONE_THREAD));
 }
 
 UniqueFd pidfd_of_child(pid_t child) {

@@ -29,6 +29,10 @@ class CgroupEntry {
     UniqueFd reader_, writer_;
 };
 
+// 0 where this process has one thread, by unshare(2): CLONE_THREAD has no effect there, and is
+// EINVAL elsewhere.  Another errno: a sandbox does not say.  Much cheaper than /proc.
+int ask_single_threaded() noexcept;
+
 // Of a child of ours; -1 if it has been reaped already, by another thread or because SIGCHLD
 // is ignored.  Throws std::system_error, and then the child is killed and reaped.
 UniqueFd pidfd_of_child(pid_t child);

@@ -60,9 +60,9 @@ def ways(library: Path) -> dict[str, Callable[[], int]]:
         return code
 
     def by_subprocess(preexec: Callable[[], None] | None) -> Callable[[], int]:
-        return lambda: subprocess.run(
-            shell, preexec_fn=preexec, close_fds=False, check=False
-        ).returncode
+        return lambda: (
+            subprocess.run(shell, preexec_fn=preexec, close_fds=False, check=False).returncode
+        )
 
     def spawn() -> int:
         with ff.spawn(shell, close_others=False) as child:
@@ -153,7 +153,10 @@ def test_the_source_of_a_redirection_may_be_closed(library: Path) -> None:
     fd = os.memfd_create("gone soon")
     with ff.atfork.in_child(redirect={NUMBER: fd}):
         os.close(fd)
-        assert os_fork(lambda: os.readlink(f"/proc/self/fd/{NUMBER}") != "/memfd:gone soon (deleted)") == 0
+        assert (
+            os_fork(lambda: os.readlink(f"/proc/self/fd/{NUMBER}") != "/memfd:gone soon (deleted)")
+            == 0
+        )
 
 
 @pytest.mark.parametrize("fork", [our_fork, os_fork])
@@ -164,7 +167,11 @@ def test_handlers_change_the_list_as_they_run(fork: Callable[[Callable[[], objec
     def before() -> None:
         said.append("before")
         victim.unregister()
-        made.append(ff.atfork.register(before=lambda: said.append("new"), after_in_parent=lambda: said.append("new after")))
+        made.append(
+            ff.atfork.register(
+                before=lambda: said.append("new"), after_in_parent=lambda: said.append("new after")
+            )
+        )
 
     victim = ff.atfork.register(before=lambda: said.append("victim"))
     with ff.atfork.register(before=before, order=1):
@@ -191,7 +198,9 @@ def test_threads_register_while_another_forks() -> None:
         thread.start()
         entered.wait()
         ran: list[str] = []
-        late = ff.atfork.register(before=lambda: ran.append("b"), after_in_parent=lambda: ran.append("p"))
+        late = ff.atfork.register(
+            before=lambda: ran.append("b"), after_in_parent=lambda: ran.append("p")
+        )
         leave.set()
         thread.join()
         assert codes == [0] and ran == []

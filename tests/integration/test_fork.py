@@ -104,8 +104,12 @@ def test_a_before_handler_refuses() -> None:
 
     with (
         ff.atfork.register(before=lambda: say("never"), after_in_parent=lambda: say("never")),
-        ff.atfork.register(before=refuse, after_in_parent=lambda: say("refuser"), name="busy") as busy,
-        ff.atfork.register(after_in_parent=lambda: say("reached"), after_in_child=lambda: say("child")),
+        ff.atfork.register(
+            before=refuse, after_in_parent=lambda: say("refuser"), name="busy"
+        ) as busy,
+        ff.atfork.register(
+            after_in_parent=lambda: say("reached"), after_in_child=lambda: say("child")
+        ),
         ff.atfork.register(before=lambda: say("before"), after_in_parent=lambda: say("after")),
     ):
         with pytest.raises(KeyboardInterrupt, match="not now"):
@@ -148,7 +152,8 @@ def test_a_fork_that_fails() -> None:
     script = (
         "import os, resource, pyforkfd as ff\n"
         "said = []\n"
-        "ff.atfork.register(before=lambda: said.append('b'), after_in_parent=lambda: said.append('p'))\n"
+        "b, p = lambda: said.append('b'), lambda: said.append('p')\n"
+        "ff.atfork.register(before=b, after_in_parent=p)\n"
         "os.setuid(65534)\n"
         "resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))\n"
         "try: ff.fork()\n"
@@ -157,7 +162,9 @@ def test_a_fork_that_fails() -> None:
     )
     if os.geteuid() != 0:
         pytest.skip("needs root, to become a user who may have no process")
-    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", script], capture_output=True, text=True, check=False
+    )
     assert done.stdout == f"{errno.EAGAIN} ['b', 'p']\n", done.stderr
 
 
@@ -259,19 +266,22 @@ def test_other_threads_are_named() -> None:
         "go.set(); thread.join()\n"
         "warnings.simplefilter('always')\n"
         "with warnings.catch_warnings(record=True) as caught: assert fork() == 0\n"
-        "print([(w.filename, str(w.message)) for w in caught])\n"
+        "print([(w.filename, w.lineno, str(w.message)) for w in caught])\n"
     )
     done = subprocess.run(
         [sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True
     )
     names = "'collector', 'forkfd-spawner' (native)"
-    lines = done.stdout.splitlines()
-    assert lines == [
-        f"fork beside 2 other threads ({names}): they are not in the child, but the locks they "
-        'hold are; spawn() is safe ("\'collector\'", "\'forkfd-spawner\' (native)")',
-        "[('<string>', \"fork beside 1 other thread ('forkfd-spawner' (native)): they are not "
-        'in the child, but the locks they hold are; spawn() is safe")]',
-    ]
+    beside = "they are not in the child, but the locks they hold are; spawn() is safe"
+    raised, recorded = done.stdout.splitlines()
+    assert raised == (
+        f"fork beside 2 other threads ({names}): {beside} "
+        "(\"'collector'\", \"'forkfd-spawner' (native)\")"
+    )
+    # At the line of the caller.
+    assert recorded == (
+        f"[('<string>', 8, \"fork beside 1 other thread ('forkfd-spawner' (native)): {beside}\")]"
+    )
 
 
 def test_a_warning_that_is_an_error_forks_nothing() -> None:
@@ -338,7 +348,9 @@ def test_a_cgroup_that_cannot_be_entered(cgroup: Path, tmp_path: Path) -> None:
         inner = cgroup / "inner"
         inner.mkdir()
         try:
-            with pytest.raises(OSError, match=f"fork: enter cgroup '{inner}': Operation not supported"):
+            with pytest.raises(
+                OSError, match=f"fork: enter cgroup '{inner}': Operation not supported"
+            ):
                 ff.fork(cgroup=inner)
         finally:
             inner.rmdir()

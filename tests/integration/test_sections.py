@@ -19,6 +19,7 @@ from leaks import gone
 import pyforkfd as ff
 
 FREE = 40
+MODES: tuple[Literal["both", "parent", "child"], ...] = ("both", "parent", "child")
 
 
 def name(fd: int) -> str:
@@ -97,8 +98,8 @@ def test_redirected(
 def test_the_end_of_the_block_in_the_child(a: int) -> None:
     before = table()
     with beside_threads():
-        for in_ in ("both", "parent", "child"):
-            with ff.redirected({FREE: a, 2: a}, in_=in_):  # type: ignore[arg-type]
+        for in_ in MODES:
+            with ff.redirected({FREE: a, 2: a}, in_=in_):
                 child = ff.fork()
             if child is None:
                 os._exit(0 if table() == before else 1)
@@ -109,11 +110,15 @@ def test_the_end_of_the_block_in_the_child(a: int) -> None:
 
 
 def test_it_ends_by_an_exception_and_what_was_done_in_the_block(a: int, b: int) -> None:
+    def work() -> None:
+        with ff.redirected({a: b, FREE: b}):
+            os.close(FREE)
+            os.dup2(2, a)
+            raise ZeroDivisionError
+
     before = table()
-    with pytest.raises(ZeroDivisionError), ff.redirected({a: b, FREE: b}):
-        os.close(FREE)
-        os.dup2(2, a)
-        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        work()
     assert table() == before
     os.set_inheritable(a, True)
     with ff.redirected({a: a}):
@@ -143,13 +148,19 @@ def test_nested(a: int, b: int) -> None:
 def test_what_redirected_refuses(a: int) -> None:
     before = table()
     for fds, kind in (({a: 999}, errno.EBADF), ({1 << 30: a}, errno.EBADF)):
-        for in_ in ("both", "child"):
-            with pytest.raises(OSError) as caught, ff.redirected({FREE: a, **fds}, in_=in_):  # type: ignore[arg-type]
+        for in_ in MODES:
+            with pytest.raises(OSError) as caught, ff.redirected({FREE: a, **fds}, in_=in_):
                 pytest.fail("entered")
             assert caught.value.errno == kind
-    with pytest.raises(ValueError, match="redirected: -1 is not a descriptor"), ff.redirected({-1: a}):
+    with (
+        pytest.raises(ValueError, match="redirected: -1 is not a descriptor"),
+        ff.redirected({-1: a}),
+    ):
         pytest.fail("entered")
-    with pytest.raises(ValueError, match="in_='here' is none of"), ff.redirected({1: a}, in_="here"):  # type: ignore[arg-type]
+    with (
+        pytest.raises(ValueError, match="in_='here' is none of"),
+        ff.redirected({1: a}, in_="here"),  # type: ignore[arg-type]
+    ):
         pytest.fail("entered")
     assert table() == before
     with ff.inheriting():  # and the lock is free
@@ -159,12 +170,14 @@ def test_what_redirected_refuses(a: int) -> None:
 def test_a_duplicate_that_somebody_closed(a: int, b: int) -> None:
     """What cannot be restored is said; the rest is restored."""
 
+    def close_everything_else() -> None:
+        with ff.redirected({a: b, FREE: b}):
+            for fd in table().keys() - {0, 1, 2, a, b, FREE}:
+                os.close(fd)
+
     def work() -> None:
-        keep = {0, 1, 2, a, b}
-        with pytest.raises(OSError, match=f"descriptor {a}: restore: Bad file descriptor"), ff.redirected({a: b, FREE: b}):
-            for fd in list(table()):
-                if fd not in keep and fd != FREE:
-                    os.close(fd)
+        with pytest.raises(OSError, match=f"descriptor {a}: restore: Bad file descriptor"):
+            close_everything_else()
         assert state(FREE) == CLOSED and name(a) == "b"
 
     assert our_fork(work) == 0
@@ -186,7 +199,9 @@ def test_inheriting_is_not_seen_by_children_of_others(a: int) -> None:
 
 
 @pytest.mark.parametrize("section", [ff.inheriting, lambda: ff.redirected({}), ff.no_forks])
-def test_our_forks_in_other_threads_wait(section: Callable[[], AbstractContextManager[None]]) -> None:
+def test_our_forks_in_other_threads_wait(
+    section: Callable[[], AbstractContextManager[None]],
+) -> None:
     codes: list[int] = []
     with section():
         thread = threading.Thread(target=lambda: codes.append(our_fork(lambda: 3)))
@@ -217,6 +232,7 @@ def test_spawns_that_pass_on_descriptors_wait_too(a: int) -> None:
 
 def test_many_may_keep_forks_out() -> None:
     with ff.no_forks(), ff.no_forks():
+
         def another() -> None:
             with ff.no_forks():
                 pass
@@ -274,5 +290,7 @@ def test_ctrl_c_ends_the_wait() -> None:
         "leave.set(); thread.join()\n"
         "with ff.inheriting(1): print('free')\n"
     )
-    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
     assert done.stdout == "interrupted\nfree\n"

@@ -104,10 +104,10 @@ class World:
                 assert item[1] in called
 
 
-@given(st.lists(STEPS, max_size=5), st.lists(STEPS, max_size=30), st.sampled_from(["parent", "child"]))
-def test_order_is_that_of_a_sorted_list(
-    first: list[Step], later: list[Step], phase: str
-) -> None:
+@given(
+    st.lists(STEPS, max_size=5), st.lists(STEPS, max_size=30), st.sampled_from(["parent", "child"])
+)
+def test_order_is_that_of_a_sorted_list(first: list[Step], later: list[Step], phase: str) -> None:
     world = World(iter(later))
     hook = _core.run_after_in_parent if phase == "parent" else _core.run_after_in_child
     try:
