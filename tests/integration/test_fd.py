@@ -397,8 +397,8 @@ def test_the_fork_lock_in_a_forked_child(other_fd: int) -> None:
     held.wait()
     pid = os.fork()
     if pid == 0:
-        _core.lock_fork_lock()
-        _core.unlock_fork_lock()
+        _core.lock_fork_lock(True)
+        _core.unlock_fork_lock(True)
         os._exit(7)
     leave.set()
     thread.join()

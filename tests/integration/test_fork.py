@@ -280,7 +280,7 @@ def test_other_threads_are_named() -> None:
     )
     # At the line of the caller.
     assert recorded == (
-        f"[('<string>', 8, \"fork beside 1 other thread ('forkfd-spawner' (native)): {beside}\")]"
+        f"[('<string>', 4, \"fork beside 1 other thread ('forkfd-spawner' (native)): {beside}\")]"
     )
 
 
