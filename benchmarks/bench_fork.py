@@ -1,13 +1,20 @@
 """What does fork cost, by the number of at-fork handlers?
 
 Beside os.fork with os.register_at_fork, which has neither statistics nor a pidfd.
+
+A fork write-protects every page, and whoever writes one next pays a page fault.  So a fork
+right after another also pays for the pages that the first left protected and that this
+call touches: for ours some twenty more, a Process and what makes it.  After a program's own
+work nothing is left of that, hence two scenes.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -17,6 +24,7 @@ from dataclasses import dataclass
 
 HANDLERS = (0, 10, 100)
 WAYS = ("ff.fork", "os.fork")
+SCENES = ("after work", "back to back")
 ROUNDS, QUICK_ROUNDS = 2000, 200
 BLOCK = 5  # forks of one process before another has its turn
 WARM_UP = 1  # of a block, not counted
@@ -24,22 +32,27 @@ WARM_UP = 1  # of a block, not counted
 
 @dataclass(frozen=True, slots=True)
 class ForkCost:
-    """Microseconds, medians; ratios are those of the medians, ours to the other.
+    """Microseconds of processor time, medians; ratios are ours to the other.
+
+    Not of the clock: whether parent or child runs first is the scheduler's whim.
 
     Attributes:
+        scene: "after work": a collection of garbage, which writes to every object's page,
+            comes before each fork; or "back to back".
         handlers: registered, each with all three functions.
-        call_us: from the call to its return in the parent.
-        life_us: from the call until the child has exited and is reaped.
+        call_us: what the call takes in the parent.
+        child_us: what the child takes, which exits at once.
     """
 
+    scene: str
     handlers: int
     rounds: int
     call_us: float
     other_call_us: float
     call_ratio: float
-    life_us: float
-    other_life_us: float
-    life_ratio: float
+    child_us: float
+    other_child_us: float
+    child_ratio: float
 
 
 class Worker:
@@ -53,31 +66,35 @@ class Worker:
             text=True,
         )
 
-    def run(self) -> list[tuple[int, int]]:
-        """One block: nanoseconds of the call and of the child's life."""
+    def run(self, scene: str) -> list[tuple[int, int]]:
+        """One block: nanoseconds of the call and of the child."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write("\n")
+        self._process.stdin.write(f"{scene}\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
             raise ChildProcessError(f"a worker ended with {self._process.wait()}")
-        return [(call, life) for call, life in json.loads(answer)]
+        return [(call, child) for call, child in json.loads(answer)]
 
     def close(self) -> None:
         """End the process and wait for it."""
         self._process.communicate()
 
 
+def cpu_of(usage: resource.struct_rusage) -> int:
+    """Nanoseconds."""
+    return round((usage.ru_utime + usage.ru_stime) * 1e9)
+
+
 def fork_by_os() -> tuple[int, int]:
-    """Nanoseconds of the call and of the child's life."""
-    start = time.perf_counter_ns()
+    """Nanoseconds of the call and of the child."""
+    start = time.thread_time_ns()
     pid = os.fork()
     if pid == 0:
         os._exit(0)
-    called = time.perf_counter_ns()
-    os.waitpid(pid, 0)
-    return called - start, time.perf_counter_ns() - start
+    taken = time.thread_time_ns() - start
+    return taken, cpu_of(os.wait4(pid, 0)[2])
 
 
 def work(way: str, handlers: int) -> None:
@@ -95,15 +112,15 @@ def work(way: str, handlers: int) -> None:
     os.register_at_fork = register
 
     def fork_by_us() -> tuple[int, int]:
-        start = time.perf_counter_ns()
+        start = time.thread_time_ns()
         child = ff.fork()
         if child is None:
             os._exit(0)
-        called = time.perf_counter_ns()
+        taken = time.thread_time_ns() - start
         with child:
-            child.wait()
-            taken = time.perf_counter_ns() - start
-        return called - start, taken
+            usage = child.wait().rusage
+        assert usage is not None
+        return taken, cpu_of(usage)
 
     def nothing() -> None:
         pass
@@ -114,36 +131,53 @@ def work(way: str, handlers: int) -> None:
             ff.atfork.register(before=nothing, after_in_parent=nothing, after_in_child=nothing)
         else:
             register(before=nothing, after_in_parent=nothing, after_in_child=nothing)
-    for _ in sys.stdin:
-        print(json.dumps([fork() for _ in range(BLOCK + WARM_UP)][WARM_UP:]), flush=True)
+    gc.disable()
+    for line in sys.stdin:
+        times = []
+        for _ in range(BLOCK + WARM_UP):
+            if line.strip() == "after work":
+                gc.collect()
+            times.append(fork())
+        print(json.dumps(times[WARM_UP:]), flush=True)
 
 
 def measure(quick: bool) -> Iterator[ForkCost]:
     """All processes live at once and take turns, so that all see the same weather."""
     keys = [(way, handlers) for way in WAYS for handlers in HANDLERS]
     workers = {key: Worker(*key) for key in keys}
-    times: dict[tuple[str, int], list[tuple[int, int]]] = {key: [] for key in keys}
+    times: dict[tuple[str, str, int], list[tuple[int, int]]] = {}
     try:
         for _ in range((QUICK_ROUNDS if quick else ROUNDS) // BLOCK):
-            for key in random.sample(keys, len(keys)):
-                times[key] += workers[key].run()
+            for scene in SCENES:
+                for way, handlers in random.sample(keys, len(keys)):
+                    taken = workers[way, handlers].run(scene)
+                    times.setdefault((scene, way, handlers), []).extend(taken)
     finally:
         for worker in workers.values():
             worker.close()
-    for handlers in HANDLERS:
-        ours, others = times["ff.fork", handlers], times["os.fork", handlers]
-        call, life = (statistics.median(t[i] for t in ours) / 1e3 for i in (0, 1))
-        other_call, other_life = (statistics.median(t[i] for t in others) / 1e3 for i in (0, 1))
-        yield ForkCost(
-            handlers,
-            len(ours),
-            call,
-            other_call,
-            call / other_call,
-            life,
-            other_life,
-            life / other_life,
+
+    def medians(scene: str, way: str, handlers: int) -> tuple[float, float]:
+        taken = times[scene, way, handlers]
+        return (
+            statistics.median(call for call, _ in taken) / 1e3,
+            statistics.median(child for _, child in taken) / 1e3,
         )
+
+    for scene in SCENES:
+        for handlers in HANDLERS:
+            call, child = medians(scene, "ff.fork", handlers)
+            other_call, other_child = medians(scene, "os.fork", handlers)
+            yield ForkCost(
+                scene,
+                handlers,
+                len(times[scene, "ff.fork", handlers]),
+                call,
+                other_call,
+                call / other_call,
+                child,
+                other_child,
+                child / other_child,
+            )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include "bind/at_fork_hooks.h"
+#include "bind/timing_pool.h"
 #include "core/at_fork_list.h"
 
 namespace py = pybind11;
@@ -15,31 +16,48 @@ namespace {
 
 enum Phase { before, after_in_parent, after_in_child, n_phases };
 
+using Pool = forkfd::bind::TimingPool<n_phases>;
+
 struct PyHandlers {
+    PyHandlers();
+    PyHandlers(const PyHandlers&) = delete;
+    PyHandlers& operator=(const PyHandlers&) = delete;
+    ~PyHandlers();
     std::array<py::object, n_phases> functions;  // null where there is none
     py::object registration;                     // whom sys.unraisablehook is told of
-    std::array<Timing, n_phases> timings;
+    const Pool::Place timings;
 };
 using List = forkfd::AtForkList<std::unique_ptr<PyHandlers>>;
 
-// No Python object dies and no Python code runs while `mutex` is held.
+// No Python code runs while `mutex` is held; recursive, for a handler that could not be added
+// dies under it.
 struct Handlers {
-    std::mutex mutex;
+    std::recursive_mutex mutex;
     List list;
+    Pool timings;
 
+    template <class Work>
+    auto guarded(Work work) {
+        const std::lock_guard<std::recursive_mutex> guard(mutex);
+        return work();
+    }
     std::shared_ptr<const List::Entries> entries() {
-        const std::lock_guard<std::mutex> guard(mutex);
-        return list.entries();
+        return guarded([this] { return list.entries(); });
     }
     List::Round begin() {
-        const std::lock_guard<std::mutex> guard(mutex);
-        return list.begin();
+        return guarded([this] { return list.begin(); });
     }
 };
 
 Handlers& handlers() {
     static Handlers* const made = new Handlers;  // Python objects may not die at exit
     return *made;
+}
+
+PyHandlers::PyHandlers()
+    : timings(handlers().guarded([] { return handlers().timings.take(); })) {}
+PyHandlers::~PyHandlers() {
+    handlers().guarded([this] { handlers().timings.give_back(timings); });
 }
 
 // Forks under way on this thread: more than one where a handler forks.
@@ -59,7 +77,7 @@ class Caller {
         if (!function) return true;
         PyObject* const result = PyObject_CallNoArgs(function.ptr());
         const auto now = Timing::Clock::now();
-        h.timings[phase_].add(now - last_, result == nullptr);
+        h.timings[phase_]->add(now - last_, result == nullptr);
         last_ = now;
         if (result != nullptr) {
             Py_DECREF(result);
@@ -101,15 +119,13 @@ int add_handlers(const std::array<std::optional<py::object>, n_phases>& function
     for (int i = 0; i < n_phases; ++i)
         if (functions[i]) made->functions[i] = *functions[i];
     made->registration = registration;
-    const auto old = handlers().entries();
-    const std::lock_guard<std::mutex> guard(handlers().mutex);
-    return handlers().list.add(std::move(made), order);
+    const auto old = handlers().entries();  // dies after the lock, if it does
+    return handlers().guarded([&] { return handlers().list.add(std::move(made), order); });
 }
 
 bool remove_handlers(int id) {
     const auto old = handlers().entries();
-    const std::lock_guard<std::mutex> guard(handlers().mutex);
-    return handlers().list.remove(id);
+    return handlers().guarded([id] { return handlers().list.remove(id); });
 }
 
 py::list all() {
@@ -118,9 +134,9 @@ py::list all() {
     for (const auto& entry : *entries) {
         const PyHandlers& h = *entry->handler;
         using forkfd::bind::numbers;
-        found.append(py::make_tuple(h.registration, numbers(h.timings[before]),
-                                    numbers(h.timings[after_in_parent]),
-                                    numbers(h.timings[after_in_child])));
+        found.append(py::make_tuple(h.registration, numbers(*h.timings[before]),
+                                    numbers(*h.timings[after_in_parent]),
+                                    numbers(*h.timings[after_in_child])));
     }
     return found;
 }

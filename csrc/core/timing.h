@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <initializer_list>
 
 namespace forkfd {
 
@@ -11,6 +12,10 @@ struct Timing {
     using Clock = std::chrono::steady_clock;
 
     std::atomic<std::uint64_t> calls{0}, failures{0}, total_ns{0}, longest_ns{0};
+
+    void clear() noexcept {
+        for (auto* const number : {&calls, &failures, &total_ns, &longest_ns}) *number = 0;
+    }
 
     void add(Clock::duration taken, bool failed) noexcept {
         const auto ns = static_cast<std::uint64_t>(
