@@ -13,6 +13,8 @@ CORE = [
     "clone",
     "descriptor",
     "environment",
+    "epoll_set",
+    "epoll_view",
     "error",
     "exec_watch",
     "fd_details",
@@ -33,6 +35,7 @@ CORE = [
 BIND = [
     "bind_at_fork",
     "bind_descriptor",
+    "bind_epoll",
     "bind_fd_plan",
     "bind_fd_table",
     "bind_fork",

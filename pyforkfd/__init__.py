@@ -11,6 +11,7 @@ except ImportError as error:
     ) from error
 
 from . import _atfork as atfork
+from ._epoll import Drift, DriftKind, audit, epoll_entries
 from ._errors import STAGES, ForkWarning, ListenerError, SpawnError
 from ._fd import Fd, cloexec, close_range, same_open_file, set_cloexec
 from ._fd_details import (
@@ -32,9 +33,11 @@ from ._fd_details import (
 from ._fd_table import FdDiff, FdInfo, FdTable, diff, fd_table
 from ._fork import fork
 from ._listeners import ListenFd, bind, listen_environment, listen_fds, listener_from_fd
+from ._loops import Transports, new_event_loop, reinit_loop
 from ._notify import notify
 from ._process import Process
 from ._sections import inheriting, no_forks, redirected
+from ._selector import ForkSafeSelector
 from ._spawn import Command, spawn
 from ._types import (
     CLOSED,
@@ -71,6 +74,8 @@ __all__ = [
     "Backend",
     "Capabilities",
     "Command",
+    "Drift",
+    "DriftKind",
     "EpollDetails",
     "EpollWatch",
     "EventfdDetails",
@@ -82,6 +87,7 @@ __all__ = [
     "FdSource",
     "FdTable",
     "FileDetails",
+    "ForkSafeSelector",
     "ForkWarning",
     "HasFileno",
     "InotifyDetails",
@@ -101,20 +107,25 @@ __all__ = [
     "Special",
     "StrPath",
     "TimerfdDetails",
+    "Transports",
     "atfork",
+    "audit",
     "bind",
     "cloexec",
     "close_range",
     "diff",
+    "epoll_entries",
     "fd_table",
     "fork",
     "inheriting",
     "listen_environment",
     "listen_fds",
     "listener_from_fd",
+    "new_event_loop",
     "no_forks",
     "notify",
     "redirected",
+    "reinit_loop",
     "same_open_file",
     "set_cloexec",
     "spawn",

@@ -6,6 +6,7 @@
 
 void bind_at_fork(pybind11::module_& m);
 void bind_descriptor(pybind11::module_& m);
+void bind_epoll(pybind11::module_& m);
 void bind_errors(pybind11::module_& m);
 void bind_fd_plan(pybind11::module_& m);
 void bind_fd_table(pybind11::module_& m);

@@ -4,6 +4,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
     m.doc() = "Native core of pyforkfd; use the names of the package pyforkfd instead.";
     bind_at_fork(m);
     bind_descriptor(m);
+    bind_epoll(m);
     bind_errors(m);
     bind_fd_plan(m);
     bind_fd_table(m);
