@@ -20,6 +20,7 @@ _EPOLL = {
     EVENT_WRITE: _OUT,
     EVENT_READ | EVENT_WRITE: _IN | _OUT,
 }
+_new_key = tuple.__new__  # half the time of SelectorKey()
 _LOST = {errno.EBADF, errno.ENOENT}  # its number is closed, or another file
 
 
@@ -56,6 +57,7 @@ class ForkSafeSelector(BaseSelector):
         self._keys: dict[int, SelectorKey] = {}
         self._map: _Keys | None = _Keys(self)
         self._set = _core.EpollSet()
+        self._add, self._drop, self._wait = self._set.add, self._set.remove, self._set.wait
         _alive.add(self)
 
     def fileno(self) -> int:
@@ -89,12 +91,12 @@ class ForkSafeSelector(BaseSelector):
             wanted = _EPOLL[events]
         except (KeyError, TypeError):
             raise ValueError(f"Invalid events: {events!r}") from None
-        number = self._number(fileobj)
+        number = fileobj if isinstance(fileobj, int) and fileobj >= 0 else self._number(fileobj)
         if number in self._keys:
             raise KeyError(f"{fileobj!r} (FD {number}) is already registered")
-        key = self._keys[number] = SelectorKey(fileobj, number, events, data)
+        key = self._keys[number] = _new_key(SelectorKey, (fileobj, number, events, data))
         try:
-            self._set.add(number, wanted | self._more)
+            self._add(number, wanted | self._more)
         except BaseException:
             self._keys.pop(number, None)
             self._demand_open()
@@ -108,10 +110,16 @@ class ForkSafeSelector(BaseSelector):
             KeyError: it is not registered.
             ValueError: it has no number, and is not registered.
         """
-        number = self._number(fileobj)
+        number = fileobj if isinstance(fileobj, int) and fileobj >= 0 else self._number(fileobj)
         if number not in self._keys:
             raise KeyError(f"{fileobj!r} is not registered")
-        return self._remove(number)
+        try:
+            self._drop(number)
+        except OSError as error:
+            # Removed nevertheless, from the kernel's set too; BaseSelector wants no error.
+            if error.errno not in _LOST:
+                raise
+        return self._keys.pop(number)
 
     def modify(self, fileobj: int | HasFileno, events: int, data: Any = None) -> SelectorKey:
         """Watch for other events, or change the data.
@@ -135,7 +143,7 @@ class ForkSafeSelector(BaseSelector):
             try:
                 self._set.modify(number, wanted | self._more)
             except BaseException:
-                self._remove(number)
+                self.unregister(number)
                 raise
         elif data == key.data:
             return key
@@ -155,7 +163,7 @@ class ForkSafeSelector(BaseSelector):
         """
         keys = self._keys
         try:
-            found = self._set.wait(timeout, len(keys) or 1)
+            found = self._wait(timeout, len(keys) or 1)
         except OSError:
             self._demand_open()
             raise
@@ -192,15 +200,6 @@ class ForkSafeSelector(BaseSelector):
                 return key.fd
         raise ValueError(f"Invalid file object: {fileobj!r}")
 
-    def _remove(self, number: int) -> SelectorKey:
-        try:
-            self._set.remove(number)
-        except OSError as error:
-            # Removed nevertheless, from the kernel's set too; BaseSelector wants no error.
-            if error.errno not in _LOST:
-                raise
-        return self._keys.pop(number)
-
     def _demand_open(self) -> None:
         if self._map is None:
             raise ValueError("the selector is closed")
@@ -215,7 +214,7 @@ class ForkSafeSelector(BaseSelector):
                 try:
                     self._set.modify(number, wanted)
                 except OSError:
-                    self._remove(number)  # closed since, as modify() does
+                    self.unregister(number)  # closed since, as modify() does
 
 
 class _Keys(Mapping[int | HasFileno, SelectorKey]):

@@ -6,8 +6,8 @@
 
 #include <cerrno>
 #include <cstring>
-#include <new>
 #include <system_error>
+#include <utility>
 
 #include "core/atfork.h"
 #include "core/descriptor.h"
@@ -15,13 +15,30 @@
 
 namespace forkfd {
 
-// All sets of the process, for the fork; changed while none can happen.
+// All sets of the process, for the fork; the list changes while none can happen.
 struct LiveSets {
     EpollSet* first = nullptr;
+    int depth = 0;  // a handler may fork within a fork
 
     LiveSets() {
-        add_native({nullptr, nullptr,
-                    [](void* sets) noexcept { static_cast<LiveSets*>(sets)->in_child(); }, this});
+        add_native({[](void* sets) noexcept { static_cast<LiveSets*>(sets)->before(); },
+                    [](void* sets) noexcept { static_cast<LiveSets*>(sets)->in_parent(); },
+                    [](void* sets) noexcept { static_cast<LiveSets*>(sets)->in_child(); },
+                    this});
+    }
+
+    // No other thread is inside a change while the process forks; none needs the GIL, or the
+    // list, to get out of one.  If it is our own, a signal handler forks in the middle of it.
+    void before() noexcept {
+        if (depth++ != 0) return;
+        for (EpollSet* s = first; s != nullptr; s = s->next_)
+            if (!(s->torn_ = s->lock_.mine())) s->lock_.lock();
+    }
+
+    void in_parent() noexcept {
+        if (--depth != 0) return;
+        for (EpollSet* s = first; s != nullptr; s = s->next_)
+            if (!std::exchange(s->torn_, false)) s->lock_.unlock();
     }
 
     // Nothing here allocates or waits.  All instances are new before any is filled: one may
@@ -29,11 +46,11 @@ struct LiveSets {
     void in_child() noexcept {
         for (EpollSet* s = first; s != nullptr; s = s->next_) s->renew();
         for (EpollSet* s = first; s != nullptr; s = s->next_) {
+            if (s->torn_) s->broken_ = EDEADLK;
             s->refill();
-            // Who held it or waited is not in this process.
-            new (&s->mutex_) std::mutex;
-            s->waiters_ = 0;
+            s->waiters_ = 0;  // they are not in this process
         }
+        in_parent();
     }
 
     void insert(EpollSet* s) {
@@ -57,16 +74,6 @@ LiveSets& live_sets() {
     static LiveSets* const sets = new LiveSets;
     return *sets;
 }
-
-// Neither another thread's change nor a fork falls into one.
-class Change {
-  public:
-    explicit Change(std::mutex& mutex) : lock_(mutex) {}
-
-  private:
-    const std::lock_guard<std::mutex> lock_;
-    const NoForkNow still_;
-};
 
 // The kernel's answer whether a number is an epoll, without changing it: a new file is not
 // in any set (ENOENT), and in what is no epoll it cannot be (EINVAL).
@@ -111,7 +118,7 @@ EpollSet::EpollSet() : fd_(::epoll_create1(EPOLL_CLOEXEC)) {
 EpollSet::~EpollSet() { live_sets().erase(this); }
 
 void EpollSet::add(int number, std::uint32_t events) {
-    const Change change(mutex_);
+    const std::lock_guard<SetLock> lock(lock_);
     demand_open("register", number);
     struct stat s;
     if (::fstat(number, &s) != 0) fail(errno, "register", number);
@@ -130,7 +137,7 @@ void EpollSet::add(int number, std::uint32_t events) {
 }
 
 void EpollSet::modify(int number, std::uint32_t events) {
-    const Change change(mutex_);
+    const std::lock_guard<SetLock> lock(lock_);
     demand_open("modify", number);
     const auto found = registrations_.find(number);
     if (found == registrations_.end()) fail(ENOENT, "modify", number);
@@ -152,7 +159,7 @@ void EpollSet::modify(int number, std::uint32_t events) {
 }
 
 void EpollSet::remove(int number) {
-    const Change change(mutex_);
+    const std::lock_guard<SetLock> lock(lock_);
     demand_open("unregister", number);
     const auto found = registrations_.find(number);
     if (found == registrations_.end()) fail(ENOENT, "unregister", number);
@@ -174,7 +181,7 @@ void EpollSet::remove(int number) {
 int EpollSet::wait(epoll_event* ready, int size, int timeout_ms) {
     int epfd;
     {
-        const std::lock_guard<std::mutex> lock(mutex_);
+        const std::lock_guard<SetLock> lock(lock_);
         demand_open("wait", -1);
         if (suspect_) repair();
         epfd = fd_.get();
@@ -183,7 +190,7 @@ int EpollSet::wait(epoll_event* ready, int size, int timeout_ms) {
     const int found = ::epoll_wait(epfd, ready, size, timeout_ms);
     const int err = errno;
 
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const std::lock_guard<SetLock> lock(lock_);
     --waiters_;
     if (found < 0) return -err;
     int known = 0;
@@ -199,12 +206,12 @@ int EpollSet::wait(epoll_event* ready, int size, int timeout_ms) {
 }
 
 int EpollSet::fd() const {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const std::lock_guard<SetLock> lock(lock_);
     return fd_.get();
 }
 
 std::vector<EpollRegistration> EpollSet::registrations() const {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const std::lock_guard<SetLock> lock(lock_);
     std::vector<EpollRegistration> found;
     found.reserve(registrations_.size());
     for (const auto& [number, r] : registrations_) found.push_back(r);
@@ -212,12 +219,12 @@ std::vector<EpollRegistration> EpollSet::registrations() const {
 }
 
 std::uint64_t EpollSet::rebuilds() const {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const std::lock_guard<SetLock> lock(lock_);
     return rebuilds_;
 }
 
 void EpollSet::close() {
-    const Change change(mutex_);
+    const std::lock_guard<SetLock> lock(lock_);
     fd_.reset();
     registrations_.clear();
 }
@@ -257,7 +264,6 @@ int EpollSet::control(int operation, const EpollRegistration& r) const noexcept 
 
 // An entry without a number cannot be removed, only left behind with its instance.
 void EpollSet::repair() {
-    const NoForkNow still;
     suspect_ = false;
     bool drifted = false;
     try {

@@ -8,10 +8,11 @@
 
 #include <sys/epoll.h>
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <mutex>
-#include <string>
+#include <thread>
 #include <vector>
 
 #include "core/unique_fd.h"
@@ -24,6 +25,26 @@ struct EpollRegistration {
     std::uint64_t data;           // number below, a count above: no two are ever the same
     std::uint64_t device, inode;  // of the file that was added
     int err = 0;                  // why this process's instance does not watch it
+};
+
+// A lock that knows its owner, for a fork that comes in a signal handler.
+class SetLock {
+  public:
+    void lock() {
+        mutex_.lock();
+        owner_.store(std::this_thread::get_id(), std::memory_order_relaxed);
+    }
+    void unlock() {
+        owner_.store({}, std::memory_order_relaxed);
+        mutex_.unlock();
+    }
+    bool mine() const noexcept {
+        return owner_.load(std::memory_order_relaxed) == std::this_thread::get_id();
+    }
+
+  private:
+    std::mutex mutex_;
+    std::atomic<std::thread::id> owner_{};
 };
 
 class EpollSet {
@@ -64,7 +85,7 @@ class EpollSet {
     void renew() noexcept;
     void refill() noexcept;
 
-    mutable std::mutex mutex_;
+    mutable SetLock lock_;
     UniqueFd fd_;
     Registrations registrations_;
     std::uint32_t count_ = 0;
@@ -72,6 +93,7 @@ class EpollSet {
     int broken_ = 0;        // errno of a renewal that failed: fd_ is no epoll of ours
     int waiters_ = 0;       // threads in epoll_wait, on the instance of their start
     bool suspect_ = false;  // to be repaired by one that waits
+    bool torn_ = false;     // this fork fell into a change: a signal handler's, on its thread
     EpollSet *next_ = nullptr, *previous_ = nullptr;
 };
 
