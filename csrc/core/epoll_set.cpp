@@ -110,7 +110,7 @@ std::string name(const EpollRegistration& r) {
 
 void EpollSet::watch_forks() { live_sets(); }
 
-EpollSet::EpollSet() : fd_(::epoll_create1(EPOLL_CLOEXEC)) {
+EpollSet::EpollSet() : fd_(::epoll_create1(EPOLL_CLOEXEC)), number_(fd_.get()) {
     if (!fd_) throw_errno(errno, "make an epoll");
     live_sets().insert(this);
 }
@@ -231,7 +231,7 @@ void EpollSet::close() {
 
 // What the kernel says is half of the story; the other half is what the number is now.
 void EpollSet::fail(int err, const char* verb, int number) const {
-    std::string what = "epoll " + std::to_string(fd_.get()) + ": " + verb;
+    std::string what = "epoll " + std::to_string(number_) + ": " + verb;
     if (number >= 0) what += " descriptor " + std::to_string(number);
     if (broken_ != 0) what += ", whose instance could not be made anew after a fork";
     const auto found = registrations_.find(number);

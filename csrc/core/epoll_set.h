@@ -87,6 +87,7 @@ class EpollSet {
 
     mutable SetLock lock_;
     UniqueFd fd_;
+    const int number_;  // what fd_ is, or was
     Registrations registrations_;
     std::uint32_t count_ = 0;
     std::uint64_t rebuilds_ = 0;
