@@ -37,7 +37,7 @@ class Cost:
     best_us: float
 
 
-def select(selector: BaseSelector, _: socket.socket) -> None:
+def select(selector: BaseSelector, fresh: socket.socket) -> None:
     for _ in range(CALLS):
         selector.select(1)
 

@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstring>
 #include <system_error>
 #include <utility>
 
@@ -73,28 +72,6 @@ namespace {
 LiveSets& live_sets() {
     static LiveSets* const sets = new LiveSets;
     return *sets;
-}
-
-// The kernel's answer whether a number is an epoll, without changing it: a new file is not
-// in any set (ENOENT), and in what is no epoll it cannot be (EINVAL).
-int not_an_epoll(int number, int new_file) noexcept {
-    epoll_event unused = {};
-    if (::epoll_ctl(number, EPOLL_CTL_DEL, new_file, &unused) == 0) return 0;
-    return errno == ENOENT ? 0 : errno;
-}
-
-// For want of a new file; without allocating.
-bool is_epoll_by_name(int number) noexcept {
-    constexpr char kFolder[] = "/proc/self/fd/", kTarget[] = "anon_inode:[eventpoll]";
-    char link[sizeof kFolder + 12] = {}, target[sizeof kTarget];
-    std::memcpy(link, kFolder, sizeof kFolder);
-    char* end = link + sizeof link - 1;
-    char* digits = end;
-    for (int rest = number; rest != 0 || digits == end; rest /= 10)
-        *--digits = static_cast<char>('0' + rest % 10);
-    std::memmove(link + sizeof kFolder - 1, digits, static_cast<std::size_t>(end - digits) + 1);
-    const ssize_t length = ::readlink(link, target, sizeof target);
-    return length == sizeof kTarget - 1 && std::memcmp(target, kTarget, sizeof kTarget - 1) == 0;
 }
 
 bool is_file(const EpollRegistration& r) noexcept {

@@ -8,11 +8,9 @@
 
 #include <sys/epoll.h>
 
-#include <atomic>
 #include <cstdint>
 #include <map>
 #include <mutex>
-#include <thread>
 #include <vector>
 
 #include "core/unique_fd.h"
@@ -27,24 +25,23 @@ struct EpollRegistration {
     int err = 0;                  // why this process's instance does not watch it
 };
 
-// A lock that knows its owner, for a fork that comes in a signal handler.
+// A lock that knows whether this thread is at it, from before it waits until it has let go,
+// for a fork that comes in a signal handler.  No thread is at two.
 class SetLock {
   public:
     void lock() {
+        at_ = this;
         mutex_.lock();
-        owner_.store(std::this_thread::get_id(), std::memory_order_relaxed);
     }
     void unlock() {
-        owner_.store({}, std::memory_order_relaxed);
         mutex_.unlock();
+        at_ = nullptr;
     }
-    bool mine() const noexcept {
-        return owner_.load(std::memory_order_relaxed) == std::this_thread::get_id();
-    }
+    bool mine() const noexcept { return at_ == this; }
 
   private:
+    static inline thread_local const SetLock* volatile at_ = nullptr;
     std::mutex mutex_;
-    std::atomic<std::thread::id> owner_{};
 };
 
 class EpollSet {

@@ -20,4 +20,9 @@ std::optional<bool> watches_file(int epfd, int number, unsigned nth, int fd);
 // not be looked at (PTRACE_MODE_READ, ptrace(2)) or a sandbox refuses the call.
 std::optional<bool> is_parents(int fd);
 
+// For a child just born; neither allocates.  The errno that says that a number is no epoll, or
+// 0, by asking to remove a file that was just opened; and what its name in /proc says.
+int not_an_epoll(int number, int new_file) noexcept;
+bool is_epoll_by_name(int number) noexcept;
+
 }  // namespace forkfd

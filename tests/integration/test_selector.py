@@ -127,7 +127,8 @@ def test_what_the_kernel_refuses_is_told_and_forgotten(
     selector.register(one, EVENT_READ)
     os.dup2(other.fileno(), number)
     inode = os.fstat(number).st_ino
-    with pytest.raises(FileNotFoundError, match=f"modify descriptor {number}, .* now inode {inode}"):
+    said = f"modify descriptor {number}, registered as .* and now inode {inode}"
+    with pytest.raises(FileNotFoundError, match=said):
         selector.modify(one, EVENT_WRITE)
     assert not selector.get_map() and not watched(selector)
 
@@ -192,10 +193,8 @@ def test_exclusive_is_what_the_kernel_has(stack: ExitStack) -> None:
     one, _ = pair(stack)
     selector.register(one, EVENT_READ)
     selector.modify(one, BOTH)  # EPOLL_CTL_MOD would not take it
-    for look in (lambda: selector, lambda: selector):
-        (entry,) = ff.epoll_entries(look())
-        assert entry.events & select.EPOLLEXCLUSIVE
-        assert ready(selector) == {one.fileno(): EVENT_WRITE}
+    assert ff.epoll_entries(selector)[0].events & select.EPOLLEXCLUSIVE
+    assert ready(selector) == {one.fileno(): EVENT_WRITE}
     assert in_child(lambda: ff.epoll_entries(selector)[0].events & select.EPOLLEXCLUSIVE)
     assert ff.audit(selector) == []
 
@@ -313,9 +312,11 @@ def test_where_no_number_is_free(selector: ff.ForkSafeSelector, stack: ExitStack
         reader, writer = os.pipe()
         resource.setrlimit(resource.RLIMIT_NOFILE, (writer + 40, hard))
         taken = []
-        with pytest.raises(OSError, match="Too many open files"):
+        try:
             while True:
                 taken.append(os.dup(0))
+        except OSError as error:
+            assert error.errno == errno.EMFILE
         pid = os.fork()
         if pid == 0:
             try:
@@ -345,7 +346,7 @@ def test_where_no_instance_can_be_made_the_parents_is_not_used(
 
     def limited() -> tuple[object, ...]:
         reader, writer = os.pipe()
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
         pid = os.fork()
         if pid == 0:
@@ -446,7 +447,7 @@ def test_events_of_what_nobody_registered_do_not_wake(
 def test_one_that_waits_meanwhile_is_not_left_behind(
     selector: ff.ForkSafeSelector, stack: ExitStack
 ) -> None:
-    one, other = pair(stack)
+    one, _ = pair(stack)
     held, _ = pair(stack)
     late, wakes = pair(stack)
     selector.register(one, EVENT_READ)

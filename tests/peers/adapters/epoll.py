@@ -12,14 +12,13 @@ by_number: dict[int, _core.EpollSet] = {}
 
 
 def number(fileobj: Any) -> int:
-    if not isinstance(fileobj, int):
-        try:
-            fileobj = fileobj.fileno()
-        except AttributeError:
-            raise TypeError("argument must be an int, or have a fileno() method") from None
-    if fileobj < 0:
-        raise ValueError(f"file descriptor cannot be a negative integer ({fileobj})")
-    return fileobj
+    try:
+        found = int(fileobj if isinstance(fileobj, int) else fileobj.fileno())
+    except AttributeError:
+        raise TypeError("argument must be an int, or have a fileno() method") from None
+    if found < 0:
+        raise ValueError(f"file descriptor cannot be a negative integer ({found})")
+    return found
 
 
 class Epoll:

@@ -16,7 +16,8 @@ class EpollSelector(ff.ForkSafeSelector):
         if self._selector_cls is not None:
             self._set.close()
             self._set = self._selector_cls()
-            self._add = self._drop = lambda *_: None
+            self._add = lambda fd, events, /: None
+            self._drop = lambda fd, /: None
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         global waits
