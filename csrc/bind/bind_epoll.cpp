@@ -27,9 +27,11 @@ struct DeleteWithoutGil {
     }
 };
 
+constexpr int kLongest = 1000000000;  // of one wait, in milliseconds
+
+// Rounded up, so as to wait at least that long.
 int milliseconds(double seconds) {
-    // Rounded up, so as to wait at least that long.
-    return seconds <= 0 ? 0 : seconds > 1e6 ? 1000000000 : static_cast<int>(seconds * 1e3 + 0.999);
+    return seconds <= 0 ? 0 : seconds >= 1e6 ? kLongest : static_cast<int>(seconds * 1e3 + 0.999);
 }
 
 // Python's signal handlers run in between, and the time that is left is waited for (PEP 475).
@@ -51,8 +53,8 @@ py::list wait(EpollSet& set, std::optional<double> timeout, int size) {
             const py::gil_scoped_release release;
             found = set.wait(ready, size, ms);
         }
-        if (found >= 0) break;
-        if (found != -EINTR) {
+        if (found > 0 || (found == 0 && ms != kLongest)) break;
+        if (found < 0 && found != -EINTR) {
             errno = -found;
             PyErr_SetFromErrno(PyExc_OSError);
             throw py::error_already_set();

@@ -74,9 +74,11 @@ LiveSets& live_sets() {
     return *sets;
 }
 
-bool is_file(const EpollRegistration& r) noexcept {
+// Why a number cannot be registered again; 0: it is still the file.
+int lost(const EpollRegistration& r) noexcept {
     struct stat s;
-    return ::fstat(r.number, &s) == 0 && s.st_dev == r.device && s.st_ino == r.inode;
+    if (::fstat(r.number, &s) != 0) return errno;
+    return s.st_dev == r.device && s.st_ino == r.inode ? 0 : ENOENT;
 }
 
 std::string name(const EpollRegistration& r) {
@@ -290,8 +292,8 @@ void EpollSet::renew() noexcept {
 void EpollSet::refill() noexcept {
     if (!fd_ || broken_ != 0) return;
     for (auto& [number, r] : registrations_) {
-        const bool open = ::fcntl(number, F_GETFD) >= 0;
-        r.err = !open ? EBADF : !is_file(r) ? ENOENT : control(EPOLL_CTL_ADD, r);
+        r.err = lost(r);
+        if (r.err == 0) r.err = control(EPOLL_CTL_ADD, r);
     }
 }
 
