@@ -328,6 +328,7 @@ def test_where_no_number_is_free(selector: ff.ForkSafeSelector, stack: ExitStack
                 os.write(writer, repr((seen, mark, ff.audit(selector))).encode())
             finally:
                 os._exit(0)
+        os.close(writer)
         os.waitpid(pid, 0)
         for fd in taken:
             os.close(fd)
