@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import sys
 import weakref
 from collections.abc import Iterator, Mapping
 from selectors import EVENT_READ, EVENT_WRITE, BaseSelector, SelectorKey
@@ -244,9 +245,18 @@ class _Keys(Mapping[int | HasFileno, SelectorKey]):
 _alive: weakref.WeakSet[ForkSafeSelector] = weakref.WeakSet()
 
 
+_others = True  # whether other threads ran Python when this one forked
+
+
+def _before_fork() -> None:
+    global _others
+    _others = len(sys._current_frames()) > 1
+
+
 def _settle_all() -> None:
-    for selector in list(_alive):
-        selector._settle()
+    if _others:  # what this thread is in the middle of, it goes on with
+        for selector in list(_alive):
+            selector._settle()
 
 
-os.register_at_fork(after_in_child=_settle_all)
+os.register_at_fork(before=_before_fork, after_in_child=_settle_all)
