@@ -22,6 +22,8 @@ CORE = [
     "probe",
     "socket_details",
     "spawn",
+    "spawn_args",
+    "spawn_attempt",
     "spawn_fds",
     "spawner_thread",
 ]

@@ -8,6 +8,7 @@
 #include "core/names.h"
 #include "core/probe.h"
 #include "core/spawn.h"
+#include "core/spawn_attempt.h"
 
 namespace py = pybind11;
 using forkfd::FdAction;

@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <linux/sched.h>
-#include <sys/prctl.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -18,18 +17,13 @@
 #include "core/names.h"
 #include "core/pidfd.h"
 #include "core/probe.h"
+#include "core/spawn_args.h"
+#include "core/spawn_attempt.h"
 #include "core/spawner_thread.h"
 
 namespace forkfd {
 
 namespace {
-
-constexpr std::uint64_t kPidfd = 0x1000;  // older headers lack some of these
-constexpr std::uint64_t kClearSighand = 0x100000000ULL;
-constexpr std::uint64_t kIntoCgroup = 0x200000000ULL;
-constexpr std::uint64_t kNewTime = 0x80;  // lies in clone()'s exit signal: clone3 only
-
-std::atomic<int> forced_backend{-1};
 
 // Children of ours that are between clone and exec.  They may hold a copy of a
 // script's descriptor that another thread has just written and closed.
@@ -38,11 +32,6 @@ std::atomic<int> in_flight{0};
 struct InFlight {
     InFlight() noexcept { ++in_flight; }
     ~InFlight() { --in_flight; }
-};
-
-// What one attempt asks of the kernel; each refusal takes one thing away.
-struct Attempt {
-    bool clone3, share_memory, share_table, clear_sighand, into_cgroup, pidfd;
 };
 
 class Spawn {
@@ -67,9 +56,6 @@ class Spawn {
     void demand_cgroup2() const;
     int cgroup_fd() const noexcept { return plan_.cgroup_fd.value_or(cgroup_.get()); }
     void fill(KernelSigset mask);
-    void fill_capabilities();
-    Attempt first_attempt() const;
-    bool give_way(Attempt& attempt, int err);
     long clone_once(const Attempt& attempt);
     void open_cgroup_procs();
     std::string subject(Stage stage, int index) const;
@@ -122,47 +108,17 @@ std::vector<int> Spawn::used_later() const {
 void Spawn::fill(KernelSigset mask) {
     const SpawnPlan& p = plan_;
     ChildArgs& a = args_;
+    copy_plan(p, a);
     const fault::Armed armed = fault::armed();
     a.fault_stage = static_cast<int>(armed.stage);
     a.fault_err = armed.err;
-    a.death_signal = p.death_signal;
     a.parent_pid = ::getpid();
     a.parent_pidfd = self_.get();
     a.exec_watch = watch_.number();
     a.cgroup_procs_fd = -1;
-    a.wait_for_maps = !p.uid_map.empty() || !p.gid_map.empty();
-    a.new_session = p.new_session;
-    a.set_process_group = p.process_group.has_value();
-    a.process_group = p.process_group.value_or(0);
     a.controlling_terminal = p.controlling_terminal.value_or(terminal_.get());
     a.foreground_terminal = p.foreground_terminal.value_or(foreground_.get());
-    a.close_others = p.close_others;
     fds_.fill(a);
-    a.set_umask = p.umask.has_value();
-    a.umask = p.umask.value_or(0);
-    a.limits = p.limits.data();
-    a.n_limits = p.limits.size();
-    a.set_nice = p.nice.has_value();
-    a.nice = p.nice.value_or(0);
-    a.affinity = reinterpret_cast<const unsigned char*>(p.affinity.data());
-    a.affinity_bytes = p.affinity.size();
-    a.set_scheduler = p.scheduler_policy.has_value();
-    a.scheduler_policy = p.scheduler_policy.value_or(0);
-    a.scheduler_param.sched_priority = p.scheduler_priority;
-    a.chroot = p.chroot.empty() ? nullptr : p.chroot.c_str();
-    a.set_groups = p.groups.has_value();
-    a.groups = p.groups ? p.groups->data() : nullptr;
-    a.n_groups = p.groups ? p.groups->size() : 0;
-    a.set_gid = p.gid.has_value();
-    a.gid = p.gid.value_or(0);
-    a.set_uid = p.uid.has_value();
-    a.uid = p.uid.value_or(0);
-    fill_capabilities();
-    a.cwd = p.cwd.empty() ? nullptr : p.cwd.c_str();
-    a.cwd_fd = p.cwd_fd.value_or(-1);
-    a.no_new_privs = p.no_new_privs;
-    a.default_signals = p.default_signals;
-    a.ignore_signals = p.ignore_signals;
     a.mask = p.signal_mask.value_or(mask);
     if (p.listen_names) env_.set_listen(*p.listen_names, has_pidfs());
     a.envp = env_.data();
@@ -173,74 +129,12 @@ void Spawn::fill(KernelSigset mask) {
         filter_.filter = reinterpret_cast<sock_filter*>(const_cast<char*>(p.seccomp.data()));
         a.seccomp = &filter_;
     }
-    a.exec_fd = p.exec_fd.value_or(-1);
     for (const std::string& s : p.candidates) candidates_.push_back(s.c_str());
     candidates_.push_back(nullptr);
     a.candidates = candidates_.data();
     for (const std::string& s : p.argv) argv_.push_back(const_cast<char*>(s.c_str()));
     argv_.push_back(nullptr);
     a.argv = argv_.data();
-}
-
-void Spawn::fill_capabilities() {
-    const SpawnPlan& p = plan_;
-    ChildCapabilities& c = args_.caps;
-    if (!p.bounding && !p.permitted && !p.inheritable && !p.ambient) return;
-    c.has_bounding = p.bounding.has_value();
-    c.bounding = p.bounding.value_or(0);
-    c.has_permitted = p.permitted.has_value();
-    c.permitted = p.permitted.value_or(0);
-    c.has_inheritable = p.inheritable.has_value();
-    c.inheritable = p.inheritable.value_or(0);
-    c.has_ambient = p.ambient.has_value();
-    c.ambient = p.ambient.value_or(0);
-    c.set = c.has_permitted || c.has_inheritable;
-    c.keep_over_setuid = c.set && p.uid.has_value();
-    while (c.last < 63 && ::prctl(PR_CAPBSET_READ, c.last + 1) >= 0) ++c.last;
-}
-
-Attempt Spawn::first_attempt() const {
-    const int forced = forced_backend.load();
-    const Refusals& seen = refusals();
-    Attempt t;
-    t.clone3 = (plan_.namespaces & kNewTime) != 0 ||
-               forced == static_cast<int>(Backend::clone3) ||
-               (seen.clone3 == 0 && forced != static_cast<int>(Backend::clone));
-    t.share_memory = forced != static_cast<int>(Backend::fork_like) &&
-                     !plan_.changes_credentials() && memory_is_shared();
-    t.share_table = plan_.close_others && seen.unshare == 0 && seen.clone_files == 0;
-    t.clear_sighand = t.clone3 && seen.clear_sighand == 0;
-    t.into_cgroup = t.clone3 && cgroup_fd() >= 0 && seen.into_cgroup == 0;
-    t.pidfd = seen.clone_pidfd == 0;
-    return t;
-}
-
-// Takes away what the kernel may have refused.  Remembered only where nothing that was
-// asked for could be the reason.  False: there is nothing left to give up.
-bool Spawn::give_way(Attempt& t, int err) {
-    Refusals& seen = refusals();
-    const bool plain = plan_.namespaces == 0 && !t.into_cgroup;
-    const auto drop = [&](bool& part, std::atomic<int>& memory) {
-        part = false;
-        if (plain) memory = err;
-        return true;
-    };
-    if (!means_refused(err)) return false;
-    if ((plan_.namespaces & kNewTime) != 0) return false;
-    if (t.into_cgroup) {
-        t.into_cgroup = false;
-        if (err == E2BIG) seen.into_cgroup = err;
-        return true;
-    }
-    if (t.clone3 && t.clear_sighand && err == EINVAL) return drop(t.clear_sighand, seen.clear_sighand);
-    if (t.clone3 && forced_backend.load() != static_cast<int>(Backend::clone3)) {
-        t.clear_sighand = false;
-        return drop(t.clone3, seen.clone3);
-    }
-    if (!t.clone3 && t.share_table && err == EINVAL) return drop(t.share_table, seen.clone_files);
-    if (!t.clone3 && t.pidfd && err == EINVAL && has_pidfd_open() && !args_.wait_for_maps)
-        return drop(t.pidfd, seen.clone_pidfd);
-    return false;
 }
 
 // CLONE_INTO_CGROUP was refused: the child itself writes cgroup.procs.
@@ -253,12 +147,6 @@ void Spawn::open_cgroup_procs() {
 
 long Spawn::clone_once(const Attempt& t) {
     if (cgroup_fd() >= 0 && !t.into_cgroup) open_cgroup_procs();
-    std::uint64_t flags = CLONE_VFORK | plan_.namespaces;
-    if (t.share_memory) flags |= CLONE_VM;
-    if (t.share_table) flags |= CLONE_FILES;
-    if (t.pidfd) flags |= kPidfd;
-    if (t.clear_sighand) flags |= kClearSighand;
-    if (t.into_cgroup) flags |= kIntoCgroup;
     args_.table_is_shared = t.share_table;
     args_.handlers_are_cleared = t.clear_sighand;
 
@@ -276,8 +164,8 @@ long Spawn::clone_once(const Attempt& t) {
         const fault::Armed armed = fault::armed();
         pid = armed.stage == Stage::clone
                   ? -armed.err
-                  : clone_child({t.clone3, flags, t.into_cgroup ? cgroup_fd() : -1}, stack, args_,
-                                &pidfd_);
+                  : clone_child({t.clone3, t.flags(plan_), t.into_cgroup ? cgroup_fd() : -1}, stack,
+                                args_, &pidfd_);
         if (pid > 0) watch_.wait();
         if (maps) map_subject_ = maps->subject();
     }
@@ -291,12 +179,12 @@ SpawnResult Spawn::run() {
     // children for the moment before its exec: worth waiting for, but not for ever.
     timespec pause = {0, 200 * 1000};
     long patience = 1000L * 1000 * 1000;
-    Attempt t = first_attempt();
+    Attempt t = Attempt::first(plan_, cgroup_fd() >= 0);
     for (;;) {
         const long pid = clone_once(t);
         if (pid < 0) {
             const int err = static_cast<int>(-pid);
-            if (fault::armed().stage != Stage::clone && give_way(t, err)) continue;
+            if (fault::armed().stage != Stage::clone && t.give_way(plan_, err)) continue;
             if (t.into_cgroup) throw_sys(Stage::cgroup, err, subject(Stage::cgroup, 0));
             throw_sys(Stage::clone, err, subject(Stage::clone, 0));
         }
@@ -311,10 +199,7 @@ SpawnResult Spawn::run() {
                 reap_failed(static_cast<pid_t>(pid));
                 throw_sys(Stage::pidfd, err, "of child " + std::to_string(pid));
             }
-            const Backend backend = !t.share_memory ? Backend::fork_like
-                                    : t.clone3      ? Backend::clone3
-                                                    : Backend::clone;
-            return {static_cast<pid_t>(pid), std::move(pidfd), backend, fds_.take_pipes()};
+            return {static_cast<pid_t>(pid), std::move(pidfd), t.backend(), fds_.take_pipes()};
         }
         reap_failed(static_cast<pid_t>(pid));
         const bool injected = fault::armed().stage == stage;
@@ -381,10 +266,6 @@ std::string Spawn::subject(Stage stage, int index) const {
 }
 
 }  // namespace
-
-void force_backend(std::optional<Backend> backend) noexcept {
-    forced_backend = backend ? static_cast<int>(*backend) : -1;
-}
 
 SpawnResult spawn(const SpawnPlan& plan, Environment environment,
                   const std::vector<int>& sources) {
