@@ -16,6 +16,8 @@ CORE = [
     "fd_details",
     "fd_plan",
     "fd_table",
+    "fork_trace",
+    "gauges",
     "id_maps",
     "names",
     "pidfd",
@@ -26,6 +28,8 @@ CORE = [
     "spawn_attempt",
     "spawn_fds",
     "spawner_thread",
+    "sysmon",
+    "trace",
 ]
 BIND = [
     "bind_descriptor",
@@ -33,6 +37,8 @@ BIND = [
     "bind_fd_table",
     "bind_process",
     "bind_spawn",
+    "bind_sysmon",
+    "bind_trace",
     "errors",
     "module",
 ]

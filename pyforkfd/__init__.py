@@ -10,6 +10,7 @@ except ImportError as error:
         "(pip install .) and import it from outside the source tree"
     ) from error
 
+from ._debug import debug, read_environment
 from ._errors import STAGES, ListenerError, SpawnError
 from ._fd import Fd, cloexec, close_range, inheriting, same_open_file, set_cloexec
 from ._fd_details import (
@@ -33,6 +34,7 @@ from ._listeners import ListenFd, bind, listen_environment, listen_fds, listener
 from ._notify import notify
 from ._process import Process
 from ._spawn import Command, spawn
+from ._sysmon import BoundExceeded, FdGrowth, GilStalled, LoopStalled, Sysmon, SysmonEvent
 from ._types import (
     CLOSED,
     DEVNULL,
@@ -66,6 +68,7 @@ __all__ = [
     "STDOUT",
     "Address",
     "Backend",
+    "BoundExceeded",
     "Capabilities",
     "Command",
     "EpollDetails",
@@ -75,15 +78,18 @@ __all__ = [
     "Fd",
     "FdDetails",
     "FdDiff",
+    "FdGrowth",
     "FdInfo",
     "FdSource",
     "FdTable",
     "FileDetails",
+    "GilStalled",
     "HasFileno",
     "InotifyDetails",
     "InotifyWatch",
     "ListenFd",
     "ListenerError",
+    "LoopStalled",
     "MemfdDetails",
     "Open",
     "PidfdDetails",
@@ -96,10 +102,13 @@ __all__ = [
     "SpawnError",
     "Special",
     "StrPath",
+    "Sysmon",
+    "SysmonEvent",
     "TimerfdDetails",
     "bind",
     "cloexec",
     "close_range",
+    "debug",
     "diff",
     "fd_table",
     "inheriting",
@@ -112,3 +121,5 @@ __all__ = [
     "spawn",
 ]
 __version__ = "0.1.0.dev0"
+
+read_environment()

@@ -10,3 +10,5 @@ void bind_fd_plan(pybind11::module_& m);
 void bind_fd_table(pybind11::module_& m);
 void bind_process(pybind11::module_& m);
 void bind_spawn(pybind11::module_& m);
+void bind_sysmon(pybind11::module_& m);
+void bind_trace(pybind11::module_& m);

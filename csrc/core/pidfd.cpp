@@ -6,7 +6,9 @@
 
 #include <cstdint>
 
+#include "core/counters.h"
 #include "core/raw_syscall.h"
+#include "core/trace.h"
 
 namespace forkfd {
 
@@ -34,6 +36,18 @@ ExitInfo status_after_the_fact(int pidfd) noexcept {
     return {true, WCOREDUMP(s) ? CLD_DUMPED : CLD_KILLED, WTERMSIG(s), false, {}};
 }
 
+void tell_end(const ExitInfo& end, pid_t pid) noexcept {
+    count(counters().reaped);
+    if (!trace::on(trace::kExec)) return;
+    trace::Line line("exec", "reaped");
+    if (pid > 0) line.field("child", pid);
+    if (end.known) line.field(end.code == CLD_EXITED ? "code" : "signal", end.status);
+    if (end.has_usage) {
+        const auto us = [](const timeval& t) { return t.tv_sec * 1000000LL + t.tv_usec; };
+        line.field("cpu_us", us(end.usage.ru_utime) + us(end.usage.ru_stime));
+    }
+}
+
 }  // namespace
 
 UniqueFd open_pidfd(pid_t pid) noexcept {
@@ -59,11 +73,14 @@ std::optional<ExitInfo> reap(int pidfd) noexcept {
                               raw::addr(&result.usage));
     if (rc == -ECHILD) {
         if (wait_readable(pidfd, 0) != 1) return std::nullopt;
-        return status_after_the_fact(pidfd);
+        const ExitInfo late = status_after_the_fact(pidfd);
+        tell_end(late, 0);
+        return late;
     }
     if (rc < 0 || info.si_pid == 0) return std::nullopt;
     result.code = info.si_code;
     result.status = info.si_status;
+    tell_end(result, info.si_pid);
     return result;
 }
 

@@ -10,6 +10,7 @@
 #include <mutex>
 #include <shared_mutex>
 
+#include "core/counters.h"
 #include "core/exec_watch.h"
 #include "core/fault.h"
 #include "core/fork_lock.h"
@@ -19,6 +20,7 @@
 #include "core/probe.h"
 #include "core/spawn_args.h"
 #include "core/spawn_attempt.h"
+#include "core/spawn_trace.h"
 #include "core/spawner_thread.h"
 
 namespace forkfd {
@@ -175,16 +177,23 @@ long Spawn::clone_once(const Attempt& t) {
 
 SpawnResult Spawn::run() {
     const InFlight counted;
+    const SpawnTrace trace(plan_.program);
     // A script that another thread has just written may be held open by one of our own
     // children for the moment before its exec: worth waiting for, but not for ever.
     timespec pause = {0, 200 * 1000};
     long patience = 1000L * 1000 * 1000;
     Attempt t = Attempt::first(plan_, cgroup_fd() >= 0);
     for (;;) {
+        const std::uint64_t begun = trace.begin();
         const long pid = clone_once(t);
+        trace.cloned(t, pid, report_, begun);
         if (pid < 0) {
             const int err = static_cast<int>(-pid);
-            if (fault::armed().stage != Stage::clone && t.give_way(plan_, err)) continue;
+            const bool injected = fault::armed().stage == Stage::clone;
+            if (const char* const part = injected ? nullptr : t.give_way(plan_, err)) {
+                trace.gave_way(part, err);
+                continue;
+            }
             if (t.into_cgroup) throw_sys(Stage::cgroup, err, subject(Stage::cgroup, 0));
             throw_sys(Stage::clone, err, subject(Stage::clone, 0));
         }
@@ -206,9 +215,11 @@ SpawnResult Spawn::run() {
         if (stage == Stage::unshare_descriptors && means_refused(report_.err) && !injected) {
             refusals().unshare = report_.err;
             t.share_table = false;
+            trace.gave_way("CLOSE_RANGE_UNSHARE", report_.err);
             continue;
         }
         if (stage == Stage::exec && report_.err == ETXTBSY && in_flight > 1 && patience > 0) {
+            trace.busy();
             patience -= pause.tv_nsec;
             ::nanosleep(&pause, nullptr);
             continue;
@@ -265,10 +276,8 @@ std::string Spawn::subject(Stage stage, int index) const {
     }
 }
 
-}  // namespace
-
-SpawnResult spawn(const SpawnPlan& plan, Environment environment,
-                  const std::vector<int>& sources) {
+SpawnResult start_child(const SpawnPlan& plan, Environment environment,
+                        const std::vector<int>& sources) {
     const KernelSigset mask = current_signal_mask();
     const auto start = [&] { return Spawn(plan, std::move(environment), sources, mask).run(); };
     // Taken by the thread that asks, which may hold it exclusively, not by the spawner's.
@@ -277,6 +286,25 @@ SpawnResult spawn(const SpawnPlan& plan, Environment environment,
     // The death signal fires when the thread that spawned ends, not the process.
     if (plan.death_signal != 0 && plan.death_with_process) return on_spawner_thread(start);
     return start();
+}
+
+}  // namespace
+
+SpawnResult spawn(const SpawnPlan& plan, Environment environment,
+                  const std::vector<int>& sources) {
+    const SpawnTrace trace(plan.program);
+    const std::uint64_t begun = trace.begin();
+    trace.started();
+    try {
+        SpawnResult child = start_child(plan, std::move(environment), sources);
+        count(counters().spawned);
+        trace.executed(child, begun);
+        return child;
+    } catch (const SysError& error) {
+        count(counters().failed);
+        trace.failed(error, begun);
+        throw;
+    }
 }
 
 }  // namespace forkfd
