@@ -133,7 +133,8 @@ Line& Line::duration(std::uint64_t start) noexcept {
 }
 
 Line::~Line() {
-    if (const unsigned missing = lost.exchange(0)) field("lost", missing);
+    const unsigned missing = lost.exchange(0);
+    if (missing != 0) field("lost", missing);
     buffer_[size_++] = '\n';
     const int fd = target.load();
     long written = -EBADF;
@@ -141,7 +142,7 @@ Line::~Line() {
         do written = raw::call(SYS_write, fd, raw::addr(buffer_), static_cast<long>(size_));
         while (written == -EINTR);
     }
-    if (written < 0) lost.fetch_add(1);
+    if (written < 0) lost.fetch_add(missing + 1);
 }
 
 }  // namespace forkfd::trace
