@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import faulthandler
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -108,9 +109,9 @@ class Sysmon:
     """Watches the process from a native thread that needs no GIL, and calls back.
 
     A context manager; or :meth:`start` and :meth:`stop`.  There may be several.  Each has a
-    native thread, ``forkfd-sysmon``, which wakes every ``interval``, and a Python thread,
-    ``forkfd-events``, which proves that the GIL moves by taking it, and calls back.  At
-    the default interval both together take less than 0.1 % of a processor.
+    native thread, ``forkfd-sysmon``, which looks, and a Python thread, ``forkfd-events``,
+    which proves that the GIL moves by taking it, and calls back.  By default both together
+    take less than 0.1 % of a processor.
 
     What stands still is found by asking: every half bound the Python thread is woken and
     must take the GIL, and each watched loop must run a callback.  So an idle main thread or
@@ -127,7 +128,8 @@ class Sysmon:
     Args:
         on_event: called on the Python thread with each :data:`SysmonEvent`.  What it raises
             goes to sys.unraisablehook.
-        interval: seconds between two looks; stalls are measured this exactly.
+        interval: seconds between two looks while an answer is outstanding; a stall is seen
+            this soon after its bound.
         gil_stall: bound in seconds for the GIL; None: not watched.
         loop_stall: the same for loops given to :meth:`watch_loop`.
         fd_growth: descriptors that may be gained per second; None: not watched.  Looked at
@@ -178,6 +180,10 @@ class Sysmon:
                 raise ValueError(f"Sysmon: no gauge {gauge!r}; there are {', '.join(known)}")
             if bound <= 0:
                 raise ValueError(f"Sysmon: bounds: {gauge}={bound} is not positive")
+        if dump_signal is not None and (
+            not 1 <= dump_signal <= 64 or dump_signal in (signal.SIGKILL, signal.SIGSTOP)
+        ):
+            raise ValueError(f"Sysmon: dump_signal={dump_signal} cannot be handled")
         self._on_event = on_event
         self._numbers = {name: value or 0.0 for name, value in named.items()}
         self._bounds = {known.index(gauge): bound for gauge, bound in (bounds or {}).items()}
@@ -308,7 +314,7 @@ class Sysmon:
                 watched.open = False
         if helper is threading.current_thread():
             return
-        if wait_for_callback or not monitor.helper_is_busy:
+        if wait_for_callback or not monitor.stopped_at_work:
             helper.join()
 
     def _help(self, monitor: _core.Monitor) -> None:

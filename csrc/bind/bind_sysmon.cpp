@@ -24,9 +24,9 @@ const char* kind_name(forkfd::SysmonEvent::Kind kind) {
 }
 
 // Once stopped it keeps the GIL: while the interpreter ends, a thread that wants it back
-// does not return.
+// does not return, and from here it would end the process (an exception through noexcept).
 py::object next(Sysmon& monitor) {
-    if (!monitor.stopped()) {
+    if (monitor.begin_wait()) {
         const py::gil_scoped_release release;
         monitor.wait();
     }
@@ -59,7 +59,7 @@ void bind_sysmon(py::module_& m) {
         .def("start", &Sysmon::start)
         .def("stop", &Sysmon::stop, py::call_guard<py::gil_scoped_release>())
         .def("next", &next)
-        .def_property_readonly("helper_is_busy", &Sysmon::helper_is_busy)
+        .def_property_readonly("stopped_at_work", &Sysmon::stopped_at_work)
         .def("loop_asked", &Sysmon::loop_asked, py::arg("slot"))
         .def("loop_answered", &Sysmon::loop_answered, py::arg("slot"))
         .def("loop_forgotten", &Sysmon::loop_forgotten, py::arg("slot"));

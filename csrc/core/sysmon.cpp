@@ -20,6 +20,7 @@ namespace forkfd {
 namespace {
 
 constexpr std::uint64_t kSecond = 1000000000;
+constexpr std::uint64_t kNever = ~std::uint64_t{0} >> 1;
 constexpr std::size_t kStack = 256 * 1024;  // faulthandler's handler runs on it
 
 // For the time at most, while the word has that value.  0: for ever.
@@ -58,7 +59,8 @@ void Sysmon::stop() noexcept {
         futex_wake(stopping_);
         ::pthread_join(thread_, nullptr);
     }
-    state_ = kStopped;
+    const std::uint32_t before = state_.exchange(kStopped);
+    if (before != kStopped) stopped_at_work_ = before == kBusy;
     futex_wake(state_);
 }
 
@@ -71,44 +73,54 @@ void* Sysmon::body(void* self) noexcept {
 void Sysmon::run() noexcept {
     const SysmonSettings& s = settings_;
     tid_ = static_cast<pid_t>(raw::call(SYS_gettid));
-    if (s.dump_signal != 0) {
-        const KernelSigset mask = ~signal_bit(s.dump_signal);
-        raw::call(SYS_rt_sigprocmask, SIG_SETMASK, raw::addr(&mask), 0, sizeof mask);
-    }
+    // libc has unblocked one of its own.
+    const KernelSigset mask = s.dump_signal == 0 ? ~KernelSigset{0} : ~signal_bit(s.dump_signal);
+    raw::call(SYS_rt_sigprocmask, SIG_SETMASK, raw::addr(&mask), 0, sizeof mask);
     // Half the shortest bound, so that what lasts 1.5 times as long is found for certain.
-    std::uint64_t patience = 0;
+    std::uint64_t patience = kNever;
     for (const std::uint64_t bound : {s.gil_stall, s.loop_stall})
-        if (bound != 0) patience = patience == 0 ? bound : std::min(patience, bound);
+        if (bound != 0) patience = std::min(patience, bound / 2);
     const bool gauges = s.fd_growth > 0 || *std::max_element(s.gauge_bounds.begin(),
                                                              s.gauge_bounds.end()) > 0;
-    std::uint64_t last = trace::now_ns();
-    std::uint64_t next_look = last, next_summary = last + s.summary, next_ask = last;
+    std::uint64_t last = trace::now_ns(), sleep = s.interval;
+    const std::uint64_t soon = 2 * s.interval;  // before a summary: a healthy process reads so
+    std::uint64_t look = gauges ? last : kNever, question = patience == kNever ? kNever : last;
+    std::uint64_t summary = s.summary != 0 ? last + s.summary : kNever;
     gil_moved_at_ = last;
     while (stopping_ == 0) {
-        futex_wait(stopping_, 0, s.interval);
+        futex_wait(stopping_, 0, sleep);
         const std::uint64_t now = trace::now_ns();
-        const std::uint64_t late = now - last;
-        const std::uint64_t absent = late > 10 * s.interval ? late - s.interval : 0;
+        const std::uint64_t late = now - last - std::min(now - last, sleep);
+        const std::uint64_t absent = late > 10 * s.interval ? late : 0;
         last = now;
         look_at_gil(now, absent);
         look_at_loops(now, absent);
-        if (gauges && now >= next_look) {
+        if (now >= look) {
             look_at_gauges(now);
-            next_look = now + kSecond;
+            look = now + kSecond;
         }
-        if (s.summary != 0 && now >= next_summary) {
+        if (now >= summary) {
             summarize(now);
-            next_summary += s.summary;
-            if (next_summary < now) next_summary = now + s.summary;
+            summary = std::max(summary + s.summary, now);
         }
-        // For a summary just before it, so that a healthy process reads as one.
-        const bool soon = s.summary != 0 && now + 2 * s.interval >= next_summary;
-        if (soon || (patience != 0 && now >= next_ask)) {
+        if (now >= question) {
             ask(now);
-            next_ask = now + patience / 2;
+            question = now + patience;
+        } else if (written_ != taken_ || (summary != kNever && now + soon >= summary)) {
+            ask(now);
         }
-        if (written_ != taken_) ask(now);
+        // While nothing is open there is nothing to see before the next thing to do.
+        const std::uint64_t due = std::min({look, question, summary > now + soon ? summary - soon
+                                                                                 : summary});
+        sleep = something_is_open() ? s.interval
+                                    : std::min(std::max(due - now, s.interval), 10 * kSecond);
     }
+}
+
+bool Sysmon::something_is_open() const noexcept {
+    if (state_ == kAsked || written_ != taken_) return true;
+    return std::any_of(loops_.begin(), loops_.end(),
+                       [](const Loop& loop) { return loop.asked_at != 0 && !loop.told; });
 }
 
 // Does nothing if the helper is busy, or has not answered yet.
@@ -200,12 +212,12 @@ void Sysmon::summarize(std::uint64_t now) const noexcept {
     if (oldest != 0) line.field("loop_ms", now > oldest ? ms(now - oldest) : 0);
 }
 
+bool Sysmon::begin_wait() noexcept {
+    std::uint32_t busy = kBusy;
+    return state_.compare_exchange_strong(busy, kWaiting);
+}
+
 void Sysmon::wait() noexcept {
-    std::uint32_t expected = kBusy;
-    if (!state_.compare_exchange_strong(expected, kWaiting)) return;
-    expected = kWaiting;
-    // After the change: what is told later finds somebody to wake.
-    if (written_ != taken_ && state_.compare_exchange_strong(expected, kBusy)) return;
     while (state_ == kWaiting) futex_wait(state_, kWaiting, 0);
 }
 

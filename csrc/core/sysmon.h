@@ -5,7 +5,8 @@
 // take the GIL to answer; the helper asks each loop, which must run a callback to answer.
 // The time that an answer is outstanding is the time that nothing moved.  So neither costs
 // anything between two questions, and neither an idle main thread nor an idle loop counts
-// as stuck.  Time in which this thread did not run either (SIGSTOP, no processor) is taken
+// as stuck.  The thread looks every `interval` while an answer is outstanding, and sleeps
+// until the next question otherwise.  Time in which this thread did not run either (SIGSTOP, no processor) is taken
 // off.
 //
 // The thread makes raw system calls, allocates nothing and takes no lock, so a fork at any
@@ -54,12 +55,14 @@ class Sysmon {
     void stop() noexcept;  // ends the thread, and wait() returns; does nothing after a fork
     pid_t tid() const noexcept { return tid_; }
 
-    // The helper's turn: sleeps without the GIL until there is something; then, with the
-    // GIL, take() says what.  std::nullopt: it is over.
+    // The helper's turn: unless begin_wait() says that it is over, wait() sleeps without the
+    // GIL until there is something; then, with the GIL, take() says what.  std::nullopt: it
+    // is over.
+    bool begin_wait() noexcept;
     void wait() noexcept;
-    bool stopped() const noexcept { return state_ == kStopped; }
     std::optional<SysmonEvent> take() noexcept;
-    bool helper_is_busy() const noexcept { return state_ == kBusy; }
+    // It was at work when it was stopped: it will not wait for the GIL any more.
+    bool stopped_at_work() const noexcept { return stopped_at_work_; }
 
     // A loop has been asked (its slot, below kMaxLoops), and has answered.
     void loop_asked(int slot) noexcept;
@@ -76,6 +79,7 @@ class Sysmon {
 
     static void* body(void* self) noexcept;
     void run() noexcept;
+    bool something_is_open() const noexcept;
     void look_at_gil(std::uint64_t now, std::uint64_t absent) noexcept;
     void look_at_loops(std::uint64_t now, std::uint64_t absent) noexcept;
     void look_at_gauges(std::uint64_t now) noexcept;
@@ -90,6 +94,7 @@ class Sysmon {
     std::atomic<pid_t> tid_{0};
     std::atomic<std::uint32_t> stopping_{0};  // a futex, as state_ is
     std::atomic<std::uint32_t> state_{kBusy};
+    std::atomic<bool> stopped_at_work_{false};
     std::atomic<std::uint64_t> asked_at_{0}, gil_moved_at_{0};
     std::array<Loop, kMaxLoops> loops_;
 

@@ -94,7 +94,7 @@ class Watched {
   private:
     void help() {
         for (;;) {
-            monitor.wait();
+            if (monitor.begin_wait()) monitor.wait();
             std::optional<SysmonEvent> event;
             {
                 const std::lock_guard<std::mutex> held(gil);
