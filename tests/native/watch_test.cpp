@@ -16,6 +16,7 @@
 #include "core/descriptor.h"
 #include "core/fork_trace.h"
 #include "core/gauges.h"
+#include "core/raw_syscall.h"
 #include "core/sysmon.h"
 #include "core/trace.h"
 #include "support.h"
@@ -213,6 +214,17 @@ TEST(a_spawn_is_told_step_by_step) {
         CHECK(has(seen[5], "step=\"exec\" errno=2"));
         CHECK(has(seen[6], "subject=\"/nonexistent\" step=\"exec\" on=\"/nonexistent\" errno=2"));
     });
+}
+
+TEST(what_the_kernel_refuses_is_told) {
+    if (emulated()) throw check::Skip("it refuses on its own");
+    Lines lines;
+    without({forkfd::raw::nr_clone3}, [] { CHECK_EQ(exit_code(spawn(plan_of_true())), 0); });
+    const std::vector<std::string> seen = lines.take();
+    CHECK_EQ(seen.size(), 6U);
+    CHECK(has(seen[1], "stage=clone ") && has(seen[1], "backend=\"clone3\" errno=38 us="));
+    CHECK(has(seen[2], "stage=give_way ") && has(seen[2], "without=\"clone3\" errno=38"));
+    CHECK(has(seen[3], "stage=clone ") && has(seen[3], "backend=\"clone\" child="));
 }
 
 TEST(an_owned_target_gets_no_lines_once_it_is_another_file) {
