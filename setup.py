@@ -10,6 +10,7 @@ CORE = [
     "child",
     "clone",
     "descriptor",
+    "dump",
     "environment",
     "error",
     "exec_watch",

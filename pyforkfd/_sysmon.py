@@ -139,10 +139,9 @@ class Sysmon:
             package add.
         dump: borrowed descriptor, or object with one, to which the stacks of all threads are
             written as soon as the GIL or a loop exceeds its bound, by faulthandler, without
-            the GIL.  It must stay open.
-        dump_signal: the signal by which faulthandler is called, faulthandler.register();
-            the monitor sends it to its own thread only.  None: the highest real-time signal
-            that nothing handles.
+            the GIL, in a copy of the process, where nothing runs meanwhile.  It must stay open.
+        dump_signal: the signal by which faulthandler is called, faulthandler.register(); it is
+            sent to that copy only.  None: the highest real-time signal that nothing handles.
         summary: seconds between two lines of FORKFD_DEBUG's ``sched``; None: no lines.
         restart_after_fork: start anew in the child of os.fork.
 

@@ -10,6 +10,7 @@
 
 #include "core/pidfd.h"
 #include "core/probe.h"
+#include "core/trace.h"
 
 namespace py = pybind11;
 
@@ -61,7 +62,13 @@ py::object usage_tuple(const struct rusage& u) {
 void bind_process(py::module_& m) {
     m.def("wait_pidfd", &wait_pidfd, py::arg("pidfd"), py::arg("timeout"));
     m.def("reap", [](int pidfd) -> py::object {
-        const auto info = forkfd::reap(pidfd);
+        std::optional<forkfd::ExitInfo> info;
+        {
+            // Never blocks but where FORKFD_DEBUG's line does.
+            std::optional<py::gil_scoped_release> release;
+            if (forkfd::trace::on(forkfd::trace::kExec)) release.emplace();
+            info = forkfd::reap(pidfd);
+        }
         if (!info) return py::none();
         return py::make_tuple(info->known, info->code, info->status,
                               info->has_usage ? usage_tuple(info->usage) : py::none());

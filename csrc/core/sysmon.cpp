@@ -11,6 +11,7 @@
 #include <system_error>
 
 #include "core/counters.h"
+#include "core/dump.h"
 #include "core/raw_syscall.h"
 #include "core/signal_mask.h"
 #include "core/trace.h"
@@ -186,10 +187,11 @@ void Sysmon::tell(const SysmonEvent& event) noexcept {
     written_ = at + 1;
 }
 
-// To this thread, so that no other's system call is interrupted.
 void Sysmon::dump() const noexcept {
     if (settings_.dump_signal == 0) return;
-    raw::call(SYS_tgkill, raw::call(SYS_getpid), tid_, settings_.dump_signal);
+    const int err = dump_in_a_copy(settings_.dump_signal, stopping_);
+    if (err != 0 && trace::on(trace::kSched))
+        trace::Line("sched", "dump_failed").field("errno", err);
 }
 
 void Sysmon::summarize(std::uint64_t now) const noexcept {
@@ -217,6 +219,7 @@ bool Sysmon::begin_wait() noexcept {
     return state_.compare_exchange_strong(busy, kWaiting);
 }
 
+// What was told before begin_wait() is seen at the thread's next look.
 void Sysmon::wait() noexcept {
     while (state_ == kWaiting) futex_wait(state_, kWaiting, 0);
 }

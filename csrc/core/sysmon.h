@@ -31,7 +31,7 @@ struct SysmonSettings {  // nanoseconds; 0: not wanted
     std::uint64_t gil_stall = 0, loop_stall = 0, summary = 0;
     double fd_growth = 0;  // descriptors per second
     std::array<std::int64_t, kMaxGauges> gauge_bounds = {};  // 0: none
-    int dump_signal = 0;   // sent to the thread itself, whose handler dumps stacks
+    int dump_signal = 0;   // its handler dumps stacks (dump.h)
 };
 
 struct SysmonEvent {

@@ -13,7 +13,7 @@
 #include <thread>
 
 #include "core/counters.h"
-#include "core/descriptor.h"
+#include "core/dump.h"
 #include "core/fork_trace.h"
 #include "core/gauges.h"
 #include "core/raw_syscall.h"
@@ -85,12 +85,15 @@ class Watched {
         monitor.stop();
         helper_.join();
     }
-    // Waits for an event of this kind, however long it takes.
+    // The first of this kind; wait_for() waits for one, however long it takes.
+    std::optional<SysmonEvent> seen(Kind kind) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        return find(kind);
+    }
     SysmonEvent wait_for(Kind kind) {
         std::unique_lock<std::mutex> lock(mutex_);
         for (;;) {
-            for (const SysmonEvent& event : seen_)
-                if (event.kind == kind) return event;
+            if (const auto event = find(kind)) return *event;
             told_.wait(lock);
         }
     }
@@ -99,6 +102,11 @@ class Watched {
     Sysmon monitor;
 
   private:
+    std::optional<SysmonEvent> find(Kind kind) const {
+        for (const SysmonEvent& event : seen_)
+            if (event.kind == kind) return event;
+        return std::nullopt;
+    }
     void help() {
         for (;;) {
             if (monitor.begin_wait()) monitor.wait();
@@ -120,8 +128,30 @@ class Watched {
     std::thread helper_;
 };
 
-std::atomic<int> dumps{0};
-std::atomic<pid_t> dumped_by{0};
+int dump_pipe = -1;
+
+// A handler until the end of the scope.
+class Handled {
+  public:
+    Handled(int signal, void (*handler)(int)) : signal_(signal) {
+        struct sigaction action = {};
+        action.sa_handler = handler;
+        CHECK_EQ(::sigaction(signal, &action, &before_), 0);
+    }
+    ~Handled() { ::sigaction(signal_, &before_, nullptr); }
+
+  private:
+    int signal_;
+    struct sigaction before_ = {};
+};
+
+// Its runtime keeps signals back until a call that it intercepts, and the copy makes none.
+void demand_signals() {
+#ifdef __SANITIZE_THREAD__
+    throw check::Skip("ThreadSanitizer delays signals");
+#endif
+}
+
 std::atomic<std::int64_t> level{0};
 std::int64_t read_level(void* context) noexcept {
     return *static_cast<std::atomic<std::int64_t>*>(context);
@@ -276,29 +306,61 @@ TEST(lost_lines_are_counted_and_errno_is_kept) {
 }
 
 TEST(a_lock_that_is_held_is_seen_and_dumped) {
-    struct sigaction action = {}, before = {};
-    action.sa_handler = [](int) {
-        dumped_by = forkfd::own_tid();
-        ++dumps;
-    };
+    demand_signals();
+    const int dump_signal = forkfd::unused_signal();
+    CHECK(dump_signal > 34);
+    const Handled handled(dump_signal, [](int) {
+        const pid_t pid = static_cast<pid_t>(forkfd::raw::call(SYS_getpid));
+        CHECK_EQ(::write(dump_pipe, &pid, sizeof pid), static_cast<ssize_t>(sizeof pid));
+    });
+    CHECK(forkfd::unused_signal() < dump_signal);
+    int ends[2];
+    CHECK_EQ(::pipe2(ends, O_CLOEXEC), 0);
+    const UniqueFd reader(ends[0]), writer(ends[1]);
+    dump_pipe = writer.get();
     SysmonSettings settings;
     settings.gil_stall = 50 * kMs;
     settings.interval = 5 * kMs;
-    settings.dump_signal = forkfd::unused_signal();
-    CHECK(settings.dump_signal > 34);
-    CHECK_EQ(::sigaction(settings.dump_signal, &action, &before), 0);
-    CHECK(forkfd::unused_signal() < settings.dump_signal);
+    settings.dump_signal = dump_signal;
+    Watched watched(settings);
+    watched.wait_for(Kind::turn);
+    pid_t copy = 0;
     {
-        Watched watched(settings);
-        watched.wait_for(Kind::turn);
-        {
-            const std::lock_guard<std::mutex> held(watched.gil);
-            while (dumps == 0) std::this_thread::yield();
-        }
-        CHECK(watched.wait_for(Kind::gil_stalled).ns >= settings.gil_stall);
-        CHECK_EQ(dumped_by, watched.monitor.tid());
+        const std::lock_guard<std::mutex> held(watched.gil);
+        CHECK_EQ(::read(reader.get(), &copy, sizeof copy), static_cast<ssize_t>(sizeof copy));
     }
-    CHECK_EQ(::sigaction(settings.dump_signal, &before, nullptr), 0);
+    CHECK(watched.wait_for(Kind::gil_stalled).ns >= settings.gil_stall);
+    CHECK(copy > 0 && copy != ::getpid());
+}
+
+TEST(a_dump_that_crashes_or_hangs_is_only_the_copys_end) {
+    demand_signals();
+    const std::atomic<std::uint32_t> go_on{0}, give_up{1};
+    const int dump_signal = forkfd::unused_signal();
+    {
+        const Handled crashes(dump_signal, [](int) {
+            *reinterpret_cast<volatile int*>(forkfd::count_descriptors() - 1000) = 1;
+        });
+        CHECK_EQ(forkfd::dump_in_a_copy(dump_signal, go_on), 0);
+    }
+    const Handled hangs(dump_signal, [](int) {
+        for (;;) ::pause();
+    });
+    CHECK_EQ(forkfd::dump_in_a_copy(dump_signal, give_up), 0);
+}
+
+TEST(a_lock_that_is_held_is_seen) {
+    SysmonSettings settings;
+    settings.gil_stall = 50 * kMs;
+    settings.interval = 5 * kMs;
+    Watched watched(settings);
+    watched.wait_for(Kind::turn);
+    std::optional<SysmonEvent> seen;
+    while (!(seen = watched.seen(Kind::gil_stalled))) {
+        const std::lock_guard<std::mutex> held(watched.gil);
+        std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    }
+    CHECK(seen->ns >= settings.gil_stall);
 }
 
 TEST(a_loop_that_does_not_answer_is_seen) {
