@@ -6,12 +6,14 @@
 
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
 #include <fstream>
 #include <mutex>
+#include <shared_mutex>
 #include <thread>
 
 #include "core/fork_lock.h"
@@ -128,7 +130,8 @@ TEST(the_fork_lock_keeps_out_spawns_that_let_descriptors_through) {
     std::atomic<pid_t> tid{0};
     const UniqueFd file(::open("/dev/null", O_RDONLY | O_CLOEXEC));
     {
-        const std::lock_guard<std::shared_mutex> exclusive(forkfd::fork_lock());
+        CHECK(forkfd::fork_lock().try_lock_for(std::chrono::seconds(60)));
+        const std::lock_guard<forkfd::ForkLock> exclusive(forkfd::fork_lock(), std::adopt_lock);
         CHECK_EQ(::fcntl(file.get(), F_SETFD, 0), 0);  // inheritable for a moment
         const int number = file.get();
         threads.start([&tid, number] {
@@ -147,7 +150,7 @@ TEST(the_fork_lock_keeps_out_spawns_that_let_descriptors_through) {
 }
 
 TEST(spawns_that_let_descriptors_through_share_the_fork_lock) {
-    const std::shared_lock<std::shared_mutex> shared(forkfd::fork_lock());
+    const std::shared_lock<forkfd::ForkLock> shared(forkfd::fork_lock());
     Threads threads;
     threads.start([] {
         SpawnPlan plan = plan_of_true();
