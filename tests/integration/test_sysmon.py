@@ -6,6 +6,8 @@ import asyncio
 import ctypes
 import os
 import queue
+import select
+import struct
 import subprocess
 import sys
 import threading
@@ -49,9 +51,9 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 def hold_the_gil_until_something_is_written(reader: int) -> bytes:
-    buffer = ctypes.create_string_buffer(1)
-    assert WITH_GIL.read(reader, buffer, 1) == 1
-    return buffer.value
+    pollfd = ctypes.create_string_buffer(struct.pack("ihh", reader, select.POLLIN, 0))
+    assert WITH_GIL.poll(pollfd, 1, PATIENCE * 1000) == 1, "nothing came"
+    return os.read(reader, 1)
 
 
 def run(code: str, settings: str = "") -> str:
