@@ -34,7 +34,8 @@ from ._listeners import ListenFd, bind, listen_environment, listen_fds, listener
 from ._notify import notify
 from ._process import Process
 from ._spawn import Command, spawn
-from ._sysmon import BoundExceeded, FdGrowth, GilStalled, LoopStalled, Sysmon, SysmonEvent
+from ._sysmon import Sysmon
+from ._sysmon_events import BoundExceeded, FdGrowth, GilStalled, LoopStalled, SysmonEvent
 from ._types import (
     CLOSED,
     DEVNULL,
