@@ -1,10 +1,13 @@
-"""Build the one extension module; everything declarative is in pyproject.toml."""
+"""Build the extension module and the library for LD_PRELOAD.
+
+Everything declarative is in pyproject.toml.
+"""
 
 import glob
 import os
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
-from setuptools import setup
+from setuptools import Extension, setup
 
 CORE = [
     "child",
@@ -35,13 +38,46 @@ BIND = [
     "module",
 ]
 
+PRELOAD = [
+    "announced",
+    "log",
+    "real",
+    "settings",
+    "table",
+    "wrap_exec",
+    "wrap_fork",
+    "wrap_spawn",
+    "wrap_vfork",
+]
+
 flags = ["-Wall", "-Wextra", "-fvisibility=hidden"]
 link: list[str] = []
 if sanitize := os.environ.get("PYFORKFD_SANITIZE"):
     flags += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g"]
     link += [f"-fsanitize={sanitize}"]
+# It goes into programs that know of no sanitizer; assembly at top level wants no LTO.
+plain = ["-std=gnu11", "-fno-lto", *flags[:3]]
 if os.environ.get("PYFORKFD_DEBUG"):
     flags += ["-O0", "-g"]
+    plain += ["-O0", "-g"]
+
+
+class BuildLibraries(build_ext):
+    """Gives the library a name without Python's suffix, for it is not a module."""
+
+    def build_extension(self, ext: Extension) -> None:
+        python_links = self.compiler.linker_so
+        if ext.name.endswith("libforkfd_preload"):
+            # Nor does it want to know where this Python has its libraries.
+            self.compiler.linker_so = [w for w in python_links if not w.startswith("-Wl,-rpath")]
+        super().build_extension(ext)
+        self.compiler.linker_so = python_links
+
+    def get_ext_filename(self, fullname: str) -> str:
+        if fullname.endswith("libforkfd_preload"):
+            return os.path.join(*fullname.split(".")) + ".so"
+        return super().get_ext_filename(fullname)
+
 
 ParallelCompile("PYFORKFD_BUILD_JOBS", default=0).install()
 
@@ -55,7 +91,16 @@ setup(
             cxx_std=17,
             extra_compile_args=flags,
             extra_link_args=link,
-        )
+        ),
+        Extension(
+            "pyforkfd.libforkfd_preload",
+            [f"csrc/preload/{name}.c" for name in PRELOAD],
+            depends=["csrc/preload/preload.h"],
+            libraries=["dl"],  # dlsym, where libc is older than 2.34
+            extra_compile_args=plain,
+            # Nothing is left to be looked up in a child; all that is called is libc's.
+            extra_link_args=["-Wl,-z,now,-z,defs,--as-needed"],
+        ),
     ],
-    cmdclass={"build_ext": build_ext},
+    cmdclass={"build_ext": BuildLibraries},
 )

@@ -31,6 +31,7 @@ from ._fd_details import (
 from ._fd_table import FdDiff, FdInfo, FdTable, diff, fd_table
 from ._listeners import ListenFd, bind, listen_environment, listen_fds, listener_from_fd
 from ._notify import notify
+from ._preload import preload_library
 from ._process import Process
 from ._spawn import Command, spawn
 from ._types import (
@@ -107,6 +108,7 @@ __all__ = [
     "listen_fds",
     "listener_from_fd",
     "notify",
+    "preload_library",
     "same_open_file",
     "set_cloexec",
     "spawn",
