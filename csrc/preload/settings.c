@@ -34,7 +34,6 @@ static int as_number(const char *text) {
     return *text < '0' || *text > '9' || *end != '\0' || number > INT_MAX ? -1 : (int)number;
 }
 
-/* A shell marks what is its own, so what is inheritable in it is a redirection. */
 static bool is_shell(void) {
     static const char *const shells[] = {"ash",  "bash", "busybox", "dash", "fish", "ksh",
                                          "ksh93", "lksh", "mksh",    "sh",   "yash", "zsh"};

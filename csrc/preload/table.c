@@ -83,24 +83,6 @@ static void walk(void (*visit)(int)) {
     syscall(SYS_close, folder);
 }
 
-static void see(int number) {
-    if (number >= NUMBERS || is_kept(number) || !is_inheritable(number)) return;
-    seen[number] = identity(number);
-    int end = seen_end;
-    while (end <= number && !atomic_compare_exchange_weak(&seen_end, &end, number + 1)) {}
-}
-
-static void mark(int number) {
-    if (!is_kept(number)) fcntl(number, F_SETFD, FD_CLOEXEC);
-}
-
-/* Of the flags there is only this one, fcntl(2). */
-static void see_and_mark(int number) {
-    if (number >= NUMBERS || !is_inheritable(number)) return;
-    see(number);
-    mark(number);
-}
-
 static bool was_given(int number) {
     return given[number] != 0 && given[number] == identity(number);
 }
@@ -109,12 +91,33 @@ static void give(int number) {
     if (number < NUMBERS && is_inheritable(number)) given[number] = identity(number);
 }
 
-static void mark_unless_given(int number) {
-    if (!is_inheritable(number) || (number < NUMBERS && was_given(number))) return;
-    if (settings.stop || number < NUMBERS) {
-        see(number);
-        mark(number);
-    }
+/* A shell marks what is its own: what else it has opened is a redirection, whether it does
+ * them before it forks (dash) or after (bash). */
+static bool is_meant(int number) {
+    return is_kept(number) || (settings.shell && number < NUMBERS && !was_given(number));
+}
+
+static void see(int number) {
+    if (number >= NUMBERS || !is_inheritable(number) || is_meant(number)) return;
+    seen[number] = identity(number);
+    int end = seen_end;
+    while (end <= number && !atomic_compare_exchange_weak(&seen_end, &end, number + 1)) {}
+}
+
+/* Of the flags there is only this one, fcntl(2). */
+static void mark(int number) {
+    if (is_inheritable(number) && !is_meant(number)) fcntl(number, F_SETFD, FD_CLOEXEC);
+}
+
+/* Where nothing is to be stopped, no more than settle() can undo. */
+static void see_and_mark(int number) {
+    if (number >= NUMBERS && !settings.stop) return;
+    see(number);
+    mark(number);
+}
+
+static void see_and_mark_own(int number) {
+    if (number >= NUMBERS || !was_given(number)) see_and_mark(number);
 }
 
 static bool mark_range(unsigned first, unsigned last) {
@@ -123,10 +126,10 @@ static bool mark_range(unsigned first, unsigned last) {
 
 void remember_given(void) { walk(give); }
 
-/* Everything but what is kept. */
+/* Everything but what is meant. */
 void mark_all(void) {
-    if (!settings.stop) {
-        walk(see_and_mark); /* no more than settle() can undo */
+    if (!settings.stop || settings.shell) {
+        walk(see_and_mark);
         return;
     }
     walk(see);
@@ -141,10 +144,8 @@ void mark_all(void) {
     if (!done || !mark_range(first, UINT_MAX)) walk(mark);
 }
 
-/* What the program has opened itself; a shell's are redirections. */
-void mark_own(void) {
-    if (!settings.shell) walk(mark_unless_given);
-}
+/* What the program has opened itself. */
+void mark_own(void) { walk(see_and_mark_own); }
 
 /* Takes the mark off again where we have set it and the descriptor is passed, not leaked;
  * the others are the stopped ones. */
@@ -156,7 +157,7 @@ void settle(const struct Program *program, bool in_place, struct Stopped *stoppe
         const int flags = fcntl(number, F_GETFD);
         if (flags < 0 || (flags & FD_CLOEXEC) == 0 || identity(number) != seen[number]) continue;
         const bool passed =
-            is_announced(number, program) || (in_place && (settings.shell || was_given(number)));
+            is_announced(number, program) || (in_place && was_given(number));
         if (!passed) stopped->bits[number / 8] |= (uint8_t)(1U << number % 8);
         if (passed || !settings.stop) fcntl(number, F_SETFD, 0);
     }

@@ -26,8 +26,10 @@ static void before(const char *command, char *const argv[], char *const envp[], 
     const bool in_place = !was_born();
     struct Stopped stopped;
     if (in_place) mark_own();
-    settle(&program, in_place, &stopped);
-    if (command != NULL) report(&stopped, "", command);
+    if (command != NULL) {
+        settle(&program, in_place, &stopped);
+        report(&stopped, "", command);
+    }
     errno = err;
 }
 

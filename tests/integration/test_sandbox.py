@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import platform
-import struct
 import sys
 
 import pytest
+from filters import CLOSE_RANGE, refuse
 
 import pyforkfd as ff
 
-CLONE3, CLOSE_RANGE, PIDFD_OPEN = 435, 436, 434
+CLONE3, PIDFD_OPEN = 435, 434
 CLONE = {"x86_64": 56, "aarch64": 220}[platform.machine()]
 
 # What the sandboxed interpreter does: one spawn, told as JSON.
@@ -30,15 +30,6 @@ try:
 except ff.SpawnError as error:
     print(json.dumps({"stage": error.stage, "errno": error.errno, "text": str(error)}))
 """
-
-
-def refuse(numbers: list[int], err: int) -> bytes:
-    """A BPF program: these system calls return err, all others are allowed."""
-    code = [(0x20, 0, 0, 0)]  # load the system call's number
-    for i, number in enumerate(numbers):
-        code.append((0x15, len(numbers) - i, 0, number))
-    code += [(0x06, 0, 0, 0x7FFF0000), (0x06, 0, 0, 0x00050000 | err)]
-    return b"".join(struct.pack("=HBBI", *line) for line in code)
 
 
 def spawn_inside(numbers: list[int], err: int) -> dict[str, object]:
