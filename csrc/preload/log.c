@@ -59,7 +59,8 @@ static void write_line(int log, const struct Line *line) {
     pthread_sigmask(SIG_SETMASK, &mask, NULL);
 }
 
-void report(const struct Stopped *stopped, const char *how, const char *command) {
+void report(const struct Stopped *stopped, const char *how, const char *command,
+            const char *unless) {
     static const struct Stopped none;
     if (memcmp(stopped, &none, sizeof none) == 0) return;
     int log = settings.log_fd;
@@ -79,6 +80,7 @@ void report(const struct Stopped *stopped, const char *how, const char *command)
         add(&line, settings.stop ? " would have leaked to " : " leaked to ");
         add(&line, how);
         add(&line, command);
+        add(&line, unless);
         line.text[line.length++] = '\n';
         write_line(log, &line);
     }

@@ -61,7 +61,8 @@ void mark_own(void);
 void settle(const struct Program *program, bool in_place, struct Stopped *stopped);
 
 /* log.c */
-void report(const struct Stopped *stopped, const char *how, const char *command);
+void report(const struct Stopped *stopped, const char *how, const char *command,
+            const char *unless);
 
 /* wrap_fork.c: the child's first moment; whether this process has had it under our eyes. */
 void born(bool in_shared_memory);

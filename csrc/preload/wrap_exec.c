@@ -28,7 +28,7 @@ static void before(const char *command, char *const argv[], char *const envp[], 
     if (in_place) mark_own();
     if (command != NULL) {
         settle(&program, in_place, &stopped);
-        report(&stopped, "", command);
+        report(&stopped, "", command, "");
     }
     errno = err;
 }

@@ -32,7 +32,9 @@ static int spawn(Spawn *real, int *child, const char *path,
     before(argv, envp, &stopped);
     const int rc = real(child, path, actions, attributes, argv, envp);
     const int err = errno;
-    if (rc == 0) report(&stopped, "", path);
+    /* What the actions close or pass can only be known by libc. */
+    const char *unless = actions != NULL ? ", unless its file actions close or pass it" : "";
+    if (rc == 0) report(&stopped, "", path, unless);
     errno = err;
     return rc;
 }
@@ -54,7 +56,7 @@ static void before_shell(const char *command) {
     struct Stopped stopped;
     before(argv, environ, &stopped);
     const int err = errno;
-    report(&stopped, "sh -c ", command);
+    report(&stopped, "sh -c ", command, "");
     errno = err;
 }
 

@@ -224,6 +224,22 @@ static int in_place_after_failure(void) {
     return run_command(NULL);
 }
 
+/* The program itself is what it was before it had children. */
+static int in_place_after_spawn(void) {
+    pid_t pid;
+    char *const argv[] = {(char *)"true", NULL};
+    errno = posix_spawn(&pid, "/bin/true", NULL, NULL, argv, environ);
+    if (errno || finish(pid) != 0) return 96;
+    return run_command(NULL);
+}
+static void vfork_and_pass(void) {
+    pid_t pid = vfork();
+    if (pid == 0) _exit(0);
+    if (finish(pid) != 0) _exit(95);
+    pass();
+}
+static int by_fork_vfork_pass(void) { BY_FORK(vfork_and_pass(); run_command(NULL)); }
+
 static void *vfork_often(void *failed) {
     for (int i = 0; i < 500; ++i) {
         pid_t pid = vfork();
@@ -256,7 +272,8 @@ static const struct {
     WAY(by_clone), WAY(by_raw), WAY(by_posix_spawn), WAY(by_posix_spawnp),
     WAY(by_posix_spawn_pass), WAY(by_posix_spawn_failed), WAY(by_pidfd_spawn), WAY(by_system),
     WAY(by_popen), WAY(by_forkpty), WAY(by_daemon), WAY(in_place), WAY(in_place_after_failure),
-    WAY(by_many_threads),
+    WAY(in_place_after_spawn),
+    WAY(by_fork_vfork_pass), WAY(by_many_threads),
 };
 
 int main(int argc, char **argv) {
