@@ -29,6 +29,7 @@ BIND = [
     "bind_descriptor",
     "bind_fd_plan",
     "bind_fd_table",
+    "bind_fork_exec",
     "bind_process",
     "bind_spawn",
     "errors",

@@ -11,6 +11,7 @@
 
 namespace py = pybind11;
 using forkfd::FdAction;
+using forkfd::FdStep;
 using forkfd::SpawnPlan;
 
 namespace {
@@ -53,11 +54,16 @@ void bind_plan(py::module_& m) {
         FORKFD_FIELD(cwd) FORKFD_FIELD(cwd_fd) FORKFD_FIELD(no_new_privs)
         FORKFD_FIELD(death_signal) FORKFD_FIELD(death_with_process) FORKFD_FIELD(namespaces)
         FORKFD_FIELD(cgroup_path) FORKFD_FIELD(cgroup_fd) FORKFD_FIELD(seccomp)
-        FORKFD_FIELD(signal_mask) FORKFD_FIELD(default_signals) FORKFD_FIELD(ignore_signals)
+        FORKFD_FIELD(wants_pidfd) FORKFD_FIELD(signal_mask) FORKFD_FIELD(default_signals) FORKFD_FIELD(ignore_signals)
         .def("add_fd", [](SpawnPlan& p, int target, FdAction::Kind kind, int source,
                           const std::string& path, int flags, unsigned mode) {
             p.fds.push_back({target, kind, source, path, flags, mode});
         }, py::arg("target"), py::arg("kind"), py::arg("source") = -1, py::arg("path") = "",
+           py::arg("flags") = 0, py::arg("mode") = 0)
+        .def("add_file_action", [](SpawnPlan& p, FdStep::Kind kind, int from, int to,
+                                   const std::string& path, int flags, unsigned mode) {
+            p.file_actions.push_back({kind, from, to, path, flags, mode});
+        }, py::arg("kind"), py::arg("from_"), py::arg("to"), py::arg("path") = "",
            py::arg("flags") = 0, py::arg("mode") = 0)
         .def("inherit_standard_fds", [](SpawnPlan& p) {
             for (int target = 0; target <= 2; ++target)
@@ -88,8 +94,17 @@ void bind_spawn(py::module_& m) {
         .value("OPEN", Kind::open)
         .value("SAME_AS", Kind::same_as)
         .value("CLOSED", Kind::closed)
+        .value("AS_EXEC_LEAVES", Kind::as_exec_leaves)
+        .finalize();
+    py::native_enum<FdStep::Kind>(m, "FdStep", "enum.IntEnum")
+        .value("DUP", FdStep::Kind::dup)
+        .value("KEEP", FdStep::Kind::keep)
+        .value("CLOSE", FdStep::Kind::close)
+        .value("CLOSE_FROM", FdStep::Kind::close_from)
+        .value("OPEN", FdStep::Kind::open)
         .finalize();
     bind_plan(m);
+    m.def("spawn_count", &forkfd::spawn_count, "Children started so far, or tried to.");
     m.def("spawn", &spawn, py::arg("plan"), py::arg("sources"),
           "(pid, pidfd, back end, {child's number: our end of the pipe}); descriptors owned.");
     m.def("force_backend", [](const std::optional<std::string>& name) {

@@ -8,5 +8,6 @@ void bind_descriptor(pybind11::module_& m);
 void bind_errors(pybind11::module_& m);
 void bind_fd_plan(pybind11::module_& m);
 void bind_fd_table(pybind11::module_& m);
+void bind_fork_exec(pybind11::module_& m);
 void bind_process(pybind11::module_& m);
 void bind_spawn(pybind11::module_& m);

@@ -8,4 +8,5 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
     bind_fd_table(m);
     bind_process(m);
     bind_spawn(m);
+    bind_fork_exec(m);
 }

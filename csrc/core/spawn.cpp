@@ -30,6 +30,7 @@ constexpr std::uint64_t kIntoCgroup = 0x200000000ULL;
 constexpr std::uint64_t kNewTime = 0x80;  // lies in clone()'s exit signal: clone3 only
 
 std::atomic<int> forced_backend{-1};
+std::atomic<std::uint64_t> spawns{0};
 
 // Children of ours that are between clone and exec.  They may hold a copy of a
 // script's descriptor that another thread has just written and closed.
@@ -160,6 +161,7 @@ void Spawn::fill(KernelSigset mask) {
     fill_capabilities();
     a.cwd = p.cwd.empty() ? nullptr : p.cwd.c_str();
     a.cwd_fd = p.cwd_fd.value_or(-1);
+    a.cwd_before_credentials = p.cwd_before_credentials;
     a.no_new_privs = p.no_new_privs;
     a.default_signals = p.default_signals;
     a.ignore_signals = p.ignore_signals;
@@ -177,6 +179,7 @@ void Spawn::fill(KernelSigset mask) {
     for (const std::string& s : p.candidates) candidates_.push_back(s.c_str());
     candidates_.push_back(nullptr);
     a.candidates = candidates_.data();
+    a.every_candidate = p.every_candidate;
     for (const std::string& s : p.argv) argv_.push_back(const_cast<char*>(s.c_str()));
     argv_.push_back(nullptr);
     a.argv = argv_.data();
@@ -211,7 +214,7 @@ Attempt Spawn::first_attempt() const {
     t.share_table = plan_.close_others && seen.unshare == 0 && seen.clone_files == 0;
     t.clear_sighand = t.clone3 && seen.clear_sighand == 0;
     t.into_cgroup = t.clone3 && cgroup_fd() >= 0 && seen.into_cgroup == 0;
-    t.pidfd = seen.clone_pidfd == 0;
+    t.pidfd = seen.clone_pidfd == 0 && (plan_.wants_pidfd || args_.wait_for_maps);
     return t;
 }
 
@@ -304,8 +307,8 @@ SpawnResult Spawn::run() {
         const auto stage = static_cast<Stage>(report_.stage);
         if (stage == Stage::exec && report_.err == 0) {
             const fault::Armed armed = fault::armed();
-            if (!pidfd) pidfd = open_pidfd(static_cast<pid_t>(pid));
-            if (!pidfd || armed.stage == Stage::pidfd) {
+            if (!pidfd && plan_.wants_pidfd) pidfd = open_pidfd(static_cast<pid_t>(pid));
+            if ((!pidfd && plan_.wants_pidfd) || armed.stage == Stage::pidfd) {
                 const int err = pidfd ? armed.err : errno;
                 ::kill(static_cast<pid_t>(pid), SIGKILL);  // ours and unreaped: no other
                 reap_failed(static_cast<pid_t>(pid));
@@ -386,8 +389,11 @@ void force_backend(std::optional<Backend> backend) noexcept {
     forced_backend = backend ? static_cast<int>(*backend) : -1;
 }
 
+std::uint64_t spawn_count() noexcept { return spawns.load(std::memory_order_relaxed); }
+
 SpawnResult spawn(const SpawnPlan& plan, Environment environment,
                   const std::vector<int>& sources) {
+    spawns.fetch_add(1, std::memory_order_relaxed);
     const KernelSigset mask = current_signal_mask();
     const auto start = [&] { return Spawn(plan, std::move(environment), sources, mask).run(); };
     // Taken by the thread that asks, which may hold it exclusively, not by the spawner's.

@@ -1,6 +1,7 @@
 // The parent's side of a spawn: prepare, block signals, clone, read the report.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <vector>
 
@@ -22,6 +23,9 @@ struct SpawnResult {
 // left behind: no child, no descriptor, no changed signal mask.
 SpawnResult spawn(const SpawnPlan& plan, Environment environment,
                   const std::vector<int>& sources);
+
+// How many children were started so far, or tried to.
+std::uint64_t spawn_count() noexcept;
 
 // Test-only: demand one back end; std::nullopt chooses again.
 void force_backend(std::optional<Backend> backend) noexcept;
