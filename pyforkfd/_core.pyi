@@ -1,5 +1,8 @@
 import enum
+from collections.abc import Sequence
 from typing import Any, TypeAlias
+
+from ._types import StrPath
 
 _FdRow: TypeAlias = tuple[
     int,
@@ -26,6 +29,14 @@ class FdKind(enum.IntEnum):
     OPEN = 5
     SAME_AS = 6
     CLOSED = 7
+    AS_EXEC_LEAVES = 8
+
+class FdStep(enum.IntEnum):
+    DUP = 0
+    KEEP = 1
+    CLOSE = 4
+    CLOSE_FROM = 5
+    OPEN = 6
 
 class SpawnPlan:
     argv: list[bytes]
@@ -68,6 +79,7 @@ class SpawnPlan:
     signal_mask: int | None
     default_signals: int
     ignore_signals: int
+    wants_pidfd: bool
     def __init__(self) -> None: ...
     def add_fd(
         self,
@@ -78,11 +90,42 @@ class SpawnPlan:
         flags: int = 0,
         mode: int = 0,
     ) -> None: ...
+    def add_file_action(
+        self,
+        kind: FdStep,
+        from_: int,
+        to: int,
+        path: bytes = b"",
+        flags: int = 0,
+        mode: int = 0,
+    ) -> None: ...
     def inherit_standard_fds(self) -> None: ...
     def add_limit(self, resource: int, soft: int, hard: int) -> None: ...
     def add_uid_map(self, inside: int, outside: int, count: int) -> None: ...
     def add_gid_map(self, inside: int, outside: int, count: int) -> None: ...
 
+def fork_exec(
+    args: Sequence[StrPath],
+    executable_list: Sequence[bytes],
+    close_fds: bool,
+    pass_fds: tuple[int, ...],
+    cwd: StrPath | None,
+    env: Sequence[bytes] | None,
+    p2cread: int,
+    c2pwrite: int,
+    errwrite: int,
+    errpipe_write: int,
+    restore_signals: bool,
+    call_setsid: bool,
+    pgid_to_set: int,
+    gid: int | None,
+    extra_groups: list[int] | None,
+    uid: int | None,
+    child_umask: int,
+    options: SpawnPlan | None,
+    /,
+) -> tuple[int, int, dict[int, int]]: ...
+def spawn_count() -> int: ...
 def plan_fds(wanted: dict[int, int], /) -> list[tuple[str, int, int]]: ...
 def spawn(plan: SpawnPlan, sources: list[int]) -> tuple[int, int, str, dict[int, int]]: ...
 def wait_pidfd(pidfd: int, timeout: float | None) -> bool: ...

@@ -201,7 +201,7 @@ def execute_child(
     if executable is None:
         executable = args[0]
     sys.audit("subprocess.Popen", executable, args, cwd, env)
-    options = getattr(self, "_options", None)
+    options = getattr(self, "_forkfd_options", None)
     try:
         self.pid, pidfd, pipes = _core.fork_exec(
             args,
@@ -227,7 +227,7 @@ def execute_child(
         raise standard_error(error, executable, executable, cwd) from error.__cause__
     self._child_created = True
     if options is not None:
-        self._started(pidfd, pipes)
+        self._started(pidfd, pipes)  # our own Popen
     self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
 
 
