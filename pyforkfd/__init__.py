@@ -10,6 +10,7 @@ except ImportError as error:
         "(pip install .) and import it from outside the source tree"
     ) from error
 
+from ._asyncio import create_subprocess_exec
 from ._errors import STAGES, ListenerError, SpawnError
 from ._fd import Fd, cloexec, close_range, inheriting, same_open_file, set_cloexec
 from ._fd_details import (
@@ -31,7 +32,17 @@ from ._fd_details import (
 from ._fd_table import FdDiff, FdInfo, FdTable, diff, fd_table
 from ._listeners import ListenFd, bind, listen_environment, listen_fds, listener_from_fd
 from ._notify import notify
+from ._pipeline import Pipeline, PipelineProcess
 from ._process import Process
+from ._run import (
+    CommandOptions,
+    Completed,
+    ExitError,
+    OutputLimitError,
+    RunError,
+    RunTimeoutError,
+    run,
+)
 from ._spawn import Command, spawn
 from ._types import (
     CLOSED,
@@ -68,9 +79,12 @@ __all__ = [
     "Backend",
     "Capabilities",
     "Command",
+    "CommandOptions",
+    "Completed",
     "EpollDetails",
     "EpollWatch",
     "EventfdDetails",
+    "ExitError",
     "ExitStatus",
     "Fd",
     "FdDetails",
@@ -86,9 +100,14 @@ __all__ = [
     "ListenerError",
     "MemfdDetails",
     "Open",
+    "OutputLimitError",
     "PidfdDetails",
     "PipeDetails",
+    "Pipeline",
+    "PipelineProcess",
     "Process",
+    "RunError",
+    "RunTimeoutError",
     "SameAs",
     "Scheduler",
     "SignalfdDetails",
@@ -100,6 +119,7 @@ __all__ = [
     "bind",
     "cloexec",
     "close_range",
+    "create_subprocess_exec",
     "diff",
     "fd_table",
     "inheriting",
@@ -107,6 +127,7 @@ __all__ = [
     "listen_fds",
     "listener_from_fd",
     "notify",
+    "run",
     "same_open_file",
     "set_cloexec",
     "spawn",

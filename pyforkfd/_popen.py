@@ -22,8 +22,8 @@ from ._types import (
     StrPath,
 )
 
-_File: TypeAlias = int | IO[Any] | HasFileno | None
-demand_known()
+File: TypeAlias = int | IO[Any] | HasFileno | None
+"""A standard stream: None, PIPE, DEVNULL, STDOUT, a descriptor, or what has one; borrowed."""
 
 
 class Options(TypedDict, total=False):
@@ -52,33 +52,38 @@ class Options(TypedDict, total=False):
     ignore_signals: Iterable[int]
 
 
-class PopenOptions(Options, total=False):
-    """Everything that Popen takes: the standard module's own names, and :class:`Options`."""
+class StartOptions(Options, total=False):
+    """What Popen takes beside the program and its streams, here and on asyncio."""
 
-    args: StrPath | Sequence[StrPath]
-    bufsize: int
     executable: StrPath | None
-    stdin: _File
-    stdout: _File
-    stderr: _File
     preexec_fn: Callable[[], Any] | None
     close_fds: bool
-    shell: bool
     cwd: StrPath | None
     env: Mapping[str, str] | Mapping[bytes, bytes] | None
-    universal_newlines: bool | None
     restore_signals: bool
     start_new_session: bool
     pass_fds: Iterable[int]
     user: str | int | None
     group: str | int | None
     extra_groups: Iterable[str | int] | None
-    encoding: str | None
-    errors: str | None
-    text: bool | None
     umask: int
     pipesize: int
     process_group: int | None
+
+
+class PopenOptions(StartOptions, total=False):
+    """Everything that Popen takes: the standard module's own names, and :class:`Options`."""
+
+    args: StrPath | Sequence[StrPath]
+    bufsize: int
+    stdin: File
+    stdout: File
+    stderr: File
+    shell: bool
+    universal_newlines: bool | None
+    encoding: str | None
+    errors: str | None
+    text: bool | None
 
 
 class Popen(subprocess.Popen[AnyStr]):
@@ -116,9 +121,9 @@ class Popen(subprocess.Popen[AnyStr]):
         args: StrPath | Sequence[StrPath],
         bufsize: int = -1,
         executable: StrPath | None = None,
-        stdin: _File = None,
-        stdout: _File = None,
-        stderr: _File = None,
+        stdin: File = None,
+        stdout: File = None,
+        stderr: File = None,
         preexec_fn: Callable[[], Any] | None = None,
         close_fds: bool = True,
         shell: bool = False,
@@ -142,6 +147,7 @@ class Popen(subprocess.Popen[AnyStr]):
         process_group: int | None = None,
         **options: Unpack[Options],
     ) -> None:
+        demand_known()
         self.pipes = {}
         self._forkfd_options = _core.SpawnPlan()
         pass_fds = set(pass_fds)

@@ -190,13 +190,17 @@ class Process:
         """Send SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
-    def close(self) -> None:
-        """Close our pipe ends and the pidfd.  The child is neither ended nor waited for."""
+    def close_pipes(self) -> None:
+        """Close our pipe ends: a child that reads to the end of its input sees it."""
         for pipe in self.pipes.values():
             try:
                 pipe.close()
             except BrokenPipeError:
                 pass  # buffered for a child that no longer reads
+
+    def close(self) -> None:
+        """Close our pipe ends and the pidfd.  The child is neither ended nor waited for."""
+        self.close_pipes()
         with self._lock:
             if self._pidfd >= 0:
                 pidfd, self._pidfd = self._pidfd, -1
@@ -217,11 +221,7 @@ class Process:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for pipe in self.pipes.values():
-            try:
-                pipe.close()
-            except BrokenPipeError:
-                pass
+        self.close_pipes()
         try:
             self.wait()
         finally:

@@ -8,6 +8,7 @@ what we know before anything is put in their place.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import re
@@ -23,8 +24,10 @@ from . import _core
 from ._errors import from_core
 from ._types import StrPath
 
-STOCK_EXECUTE_CHILD: Callable[..., None] = vars(subprocess.Popen)["_execute_child"]
-STOCK_FORK_EXEC: Callable[..., int] = _posixsubprocess.fork_exec
+STOCK_EXECUTE_CHILD: Callable[..., None] = vars(subprocess.Popen).get(
+    "_execute_child", lambda: None
+)
+STOCK_FORK_EXEC: Callable[..., int] = getattr(_posixsubprocess, "fork_exec", lambda: 0)
 
 _EXECUTE_CHILD = (
     "self args executable preexec_fn close_fds pass_fds cwd env startupinfo creationflags shell "
@@ -56,6 +59,7 @@ class UnknownInterpreterError(RuntimeError):
     """This Python starts children in a way that we do not know; nothing was installed."""
 
 
+@functools.cache  # of a refusal nothing is remembered
 def demand_known() -> None:
     """UnknownInterpreterError unless the seams are those that we stand in for."""
     popen = subprocess.Popen
