@@ -16,6 +16,8 @@ from ._types import StrPath
 class _Transport(BaseSubprocessTransport):
     """asyncio's own, but for how the child is started, signalled and seen to end."""
 
+    _loop: asyncio.AbstractEventLoop
+    _proc: Any
     _ended: Fd | None = None
 
     def _start(
@@ -34,7 +36,6 @@ class _Transport(BaseSubprocessTransport):
         self._proc = child
         # A number of its own: Popen closes the pidfd when somebody polls it to the end.
         self._ended = Fd(os.dup(child.pidfd))
-        self._loop: asyncio.AbstractEventLoop
         self._loop.add_reader(self._ended.fileno(), self._child_ended)
 
     def _child_ended(self) -> None:
@@ -43,10 +44,10 @@ class _Transport(BaseSubprocessTransport):
         self._loop.remove_reader(self._ended.fileno())
         self._ended.close()
         self._ended = None
-        self._process_exited(self._proc.poll())  # type: ignore[attr-defined]
+        self._process_exited(self._proc.poll())
 
     def send_signal(self, signal: int) -> None:
-        self._check_proc()  # type: ignore[attr-defined]
+        self._check_proc()
         self._proc.send_signal(signal)
 
 
@@ -84,7 +85,8 @@ async def create_subprocess_exec(
     loop = asyncio.get_running_loop()
     protocol = SubprocessStreamProtocol(limit=limit, loop=loop)
     waiter = loop.create_future()
-    transport: Any = _Transport(
+    make: Any = _Transport  # whose types are narrower than what it takes
+    transport = make(
         loop, protocol, (program, *args), False, stdin, stdout, stderr, 0, waiter=waiter, **options
     )
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _posixsubprocess
 import os
 import posix
 import subprocess
@@ -9,8 +10,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-
-import _posixsubprocess
 
 from ._posix_spawn import posix_spawn, posix_spawnp
 from ._standard import (

@@ -153,7 +153,8 @@ class PipelineProcess:
         Does nothing once all children are known to have ended: its number may then mean
         others.
         """
-        if all([child.poll() is not None for child in self.processes]):
+        # Each is asked, and not only as far as the first that runs.
+        if None not in {child.poll() for child in self.processes}:
             return
         try:
             os.killpg(self.process_group, sig)

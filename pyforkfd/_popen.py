@@ -196,7 +196,7 @@ class Popen(subprocess.Popen[AnyStr]):
     def _demand_one_source(
         self, options: Options, pass_fds: set[int], standard: tuple[object, object, object]
     ) -> None:
-        fds = options.get("fds") or {}
+        fds: Mapping[int, FdSource] = options.get("fds") or {}
         mapped = {*fds, *range(3, 3 + len(options.get("listen") or ()))}
         named = {*pass_fds, *(number for number, file in enumerate(standard) if file is not None)}
         if both := mapped & named:
@@ -278,6 +278,6 @@ class Popen(subprocess.Popen[AnyStr]):
 
     def __del__(self) -> None:
         try:
-            super().__del__()  # type: ignore[misc]
+            super().__del__()
         finally:
             self._close_pidfd()

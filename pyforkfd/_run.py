@@ -186,8 +186,11 @@ def run(
         TypeError, ValueError, LookupError: a value makes no sense; nothing was started.
     """
     described = _describe(command, input, capture, options)
-    exchange = _Exchange(input.encode(errors="surrogateescape") if isinstance(input, str) else
-                         input, timeout, max_output)
+    exchange = _Exchange(
+        input.encode(errors="surrogateescape") if isinstance(input, str) else input,
+        timeout,
+        max_output,
+    )
     cgroup = _own_cgroup(described.cgroup)
     try:
         child = described.spawn()
@@ -220,7 +223,7 @@ def run(
 
 def _describe(
     command: Command | Sequence[StrPath],
-    input: bytes | str | None,  # noqa: A002
+    input: bytes | str | None,
     capture: bool,
     options: CommandOptions,
 ) -> Command:
@@ -242,8 +245,8 @@ def _describe(
         raise ValueError("run: process_group: it is to be the child's own")
     session = options.get("new_session", given is not None and given.new_session)
     group = None if session else 0
-    if given is not None:
-        return dataclasses.replace(given, process_group=group, **options)
+    if isinstance(command, Command):
+        return dataclasses.replace(command, process_group=group, **options)
     return Command(command, process_group=group, **options)
 
 
@@ -329,7 +332,9 @@ class _Exchange:
 
     def _feed(self, fd: int) -> bool:
         try:
-            self._data = self._data[os.write(fd, self._data[:_CHUNK]) :] if self._data else self._data
+            self._data = (
+                self._data[os.write(fd, self._data[:_CHUNK]) :] if self._data else self._data
+            )
         except BlockingIOError:
             return True
         except BrokenPipeError:

@@ -8,6 +8,7 @@ what we know before anything is put in their place.
 
 from __future__ import annotations
 
+import _posixsubprocess
 import functools
 import inspect
 import os
@@ -17,8 +18,6 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import _posixsubprocess
 
 from . import _core
 from ._errors import from_core
@@ -173,8 +172,10 @@ def execute_child(
     start_new_session: Any,
     process_group: int,
 ) -> None:
-    """Stands in for Popen._execute_child, whose standard self serves what we leave to it:
-    preexec_fn, _USE_VFORK = False, and a _fork_exec that somebody else has replaced.
+    """Stands in for Popen._execute_child.
+
+    The standard one serves what is not ours: preexec_fn, _USE_VFORK = False, and a
+    _fork_exec that somebody else has replaced.
     """
     if (
         preexec_fn is not None

@@ -152,12 +152,11 @@ def check_output(
     for name in ("stdout", "check"):
         if name in kwargs:
             raise ValueError(f"{name} argument not allowed, it will be overridden.")
-    text = any(
-        kwargs.get(name) for name in ("text", "encoding", "errors", "universal_newlines")
-    )
+    text = any(kwargs.get(name) for name in ("text", "encoding", "errors", "universal_newlines"))
     if "input" in kwargs and kwargs["input"] is None:  # for the standard one, no input
         kwargs["input"] = "" if text else b""
-    return run(*popenargs, stdout=PIPE, timeout=timeout, check=True, **kwargs).stdout
+    kwargs["stdout"] = PIPE
+    return run(*popenargs, timeout=timeout, check=True, **kwargs).stdout
 
 
 class _CheckOutput(PopenOptions, total=False):

@@ -7,5 +7,5 @@ pyforkfd.subprocess.install()
 before = _core.spawn_count()
 
 
-def calls():
+def calls() -> int:
     return _core.spawn_count() - before
