@@ -117,7 +117,7 @@ def warn_of_preexec_fn() -> None:
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and _is_ours_or_standard(frame):
         level, frame = level + 1, frame.f_back
-    warnings.warn(INSTEAD_OF_PREEXEC_FN, PreexecFnWarning, stacklevel=level - 1)
+    warnings.warn(INSTEAD_OF_PREEXEC_FN, PreexecFnWarning, stacklevel=level)
 
 
 def _is_ours_or_standard(frame: Any) -> bool:
@@ -229,7 +229,8 @@ def execute_child(
             options,
         )
     except _core.SysError as error:
-        raise standard_error(error, executable, executable, cwd) from error.__cause__
+        failed = standard_error(error, executable, executable, cwd)
+        raise failed from failed.__cause__
     self._child_created = True
     if options is not None:
         self._started(pidfd, pipes)  # our own Popen
@@ -299,5 +300,6 @@ def fork_exec(
             None,
         )
     except _core.SysError as error:
-        raise standard_error(error, executable_list[-1], executable_list[-1], cwd) from None
+        failed = standard_error(error, executable_list[-1], executable_list[-1], cwd)
+        raise failed from failed.__cause__
     return pid

@@ -119,15 +119,21 @@ def call(*popenargs: Any, timeout: float | None = None, **kwargs: Unpack[PopenOp
             raise
 
 
-def check_call(
-    *popenargs: Any, timeout: float | None = None, **kwargs: Unpack[PopenOptions]
-) -> int:
+class _CheckCall(PopenOptions, total=False):
+    timeout: float | None
+
+
+class _CheckOutput(PopenOptions, total=False):
+    input: Any
+
+
+def check_call(*popenargs: Any, **kwargs: Unpack[_CheckCall]) -> int:
     """As :func:`call`, but a code other than 0 is an error: :func:`subprocess.check_call`.
 
     Raises:
         CalledProcessError, TimeoutExpired, OSError: as the standard function.
     """
-    code = call(*popenargs, timeout=timeout, **kwargs)
+    code = call(*popenargs, **kwargs)
     if code:
         raise CalledProcessError(code, kwargs.get("args") or popenargs[0])
     return 0
@@ -157,10 +163,6 @@ def check_output(
         kwargs["input"] = "" if text else b""
     kwargs["stdout"] = PIPE
     return run(*popenargs, timeout=timeout, check=True, **kwargs).stdout
-
-
-class _CheckOutput(PopenOptions, total=False):
-    input: Any
 
 
 def getstatusoutput(
