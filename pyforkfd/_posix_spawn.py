@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from ._types import StrPath
 _FIXED = 1 << 8 | 1 << 18  # SIGKILL, SIGSTOP: their action cannot be set, and need not
 _CLOSEFROM = getattr(os, "POSIX_SPAWN_CLOSEFROM", None)  # Python 3.13, glibc 2.34
 _NOT_GIVEN: Any = object()
+_STOCK = os.posix_spawn
 
 
 def posix_spawn(
@@ -109,7 +109,9 @@ def _spawn(
         _add_action(plan, action)
     if setpgroup is not _NOT_GIVEN and setpgroup is not None:
         plan.process_group = setpgroup
-    if operator.index(resetids) and (os.getuid(), os.getgid()) != (os.geteuid(), os.getegid()):
+    if not isinstance(resetids, int):
+        _demand_accepted(resetids)
+    if resetids and (os.getuid(), os.getgid()) != (os.geteuid(), os.getegid()):
         plan.uid, plan.gid = os.getuid(), os.getgid()
     plan.new_session = bool(setsid)
     if setsigmask is not _NOT_GIVEN:
@@ -131,6 +133,14 @@ def _spawn(
             raise found from found.__cause__
         raise OSError(found.errno, found.strerror, path) from found
     return pid
+
+
+def _demand_accepted(resetids: Any) -> None:
+    """TypeError where this Python's own wants a number; newer ones take the truth of all."""
+    try:
+        _STOCK("", (), {}, resetids=resetids)
+    except ValueError:
+        pass  # it got as far as the empty argv
 
 
 def _no_null(value: bytes) -> bytes:

@@ -40,7 +40,7 @@ def test_every_option_of_command_is_offered() -> None:
         "process_group",
     }  # fmt: skip
     renamed = {"argv0", "close_others", "new_session"}
-    options = {n for n in inspect.signature(ff.Command).parameters} - standard - renamed
+    options = set(inspect.signature(ff.Command).parameters) - standard - renamed
     assert set(drop_in.Options.__annotations__) == options
     ours = set(ff.CommandOptions.__annotations__)
     assert ours == set(inspect.signature(ff.Command).parameters) - {"args", "process_group"}
@@ -137,8 +137,8 @@ class TestPidfd:
         assert child.wait() == 0
         child = drop_in.Popen[bytes](["sleep", "60"])
         child.kill()
+        pid = child.pid
         with pytest.warns(ResourceWarning, match="still running"):
-            pid = child.pid
             del child
         assert os.waitpid(pid, 0)[1] == signal.SIGKILL
         subprocess._active.clear()  # type: ignore[attr-defined]
