@@ -45,7 +45,7 @@ def actions_of(other: int, path: Path) -> dict[str, list[tuple[Any, ...]]]:
         "close what is not open": [(close, 77)],
     }
     if (close_from := getattr(os, "POSIX_SPAWN_CLOSEFROM", None)) is not None:
-        cases["close from"] = [(dup2, other, 5), (dup2, other, 4), (close_from, 5)]
+        cases["close from"] = [(dup2, other, 120), (dup2, other, 98), (close_from, 110)]
     return cases
 
 
