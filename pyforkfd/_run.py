@@ -101,11 +101,11 @@ class RunError(Exception):
     result: Completed[Any]
 
     def __init__(self, text: str, result: Completed[Any]) -> None:
-        super().__init__(text, result)
+        super().__init__(text)
         self.result = result
 
-    def __str__(self) -> str:
-        return str(self.args[0])
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.result)
 
 
 class ExitError(RunError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -75,6 +76,8 @@ def test_check() -> None:
         ff.run(["sh", "-c", "echo said; exit 3"], check=True, capture=True)
     assert caught.value.result.stdout == b"said\n"
     assert caught.value.result.returncode == 3
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.result.stdout) == (str(caught.value), b"said\n")
 
 
 class TestTimeout:
@@ -82,6 +85,7 @@ class TestTimeout:
         with pytest.raises(TimeoutError, match=r"not ended after 0\.3 s") as caught:
             ff.run(["sh", "-c", FAMILY], capture=True, timeout=0.3)
         assert isinstance(caught.value, ff.RunTimeoutError)
+        assert caught.value.errno is None
         result = caught.value.result
         assert result.status.signal == signal.SIGKILL
         assert gone(lambda: has_gone(told(result)))
