@@ -247,6 +247,17 @@ def test_every_combination_of_streams(look: Path, other_fd: int) -> None:
         os.close(extra)
 
 
+def test_a_stream_that_exec_closes(look: Path) -> None:
+    before = os.get_inheritable(2)
+    os.set_inheritable(2, False)
+    try:
+        stock, ours = both(look)
+    finally:
+        os.set_inheritable(2, before)
+    assert "2" not in ours["fds"]
+    assert ours == stock
+
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "session": {"start_new_session": True},
     "group": {"process_group": 0},
