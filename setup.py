@@ -23,6 +23,7 @@ CORE = [
     "peer",
     "pidfd",
     "probe",
+    "self_clone",
     "socket_details",
     "spawn",
     "spawn_fds",
@@ -31,6 +32,7 @@ CORE = [
 ]
 BIND = [
     "bind_channel",
+    "bind_clone",
     "bind_descriptor",
     "bind_fd_plan",
     "bind_fd_table",

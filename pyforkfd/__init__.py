@@ -11,7 +11,16 @@ except ImportError as error:
     ) from error
 
 from ._channel import ChannelListener, FdChannel
-from ._errors import STAGES, ChannelError, DescriptorError, ListenerError, PassingError, SpawnError
+from ._errors import (
+    STAGES,
+    ChannelError,
+    DescriptorError,
+    ListenerError,
+    PassingError,
+    SpawnError,
+    ThreadsError,
+)
+from ._clone import CloneFlag, Sibling, clone
 from ._fd import Fd, cloexec, close_range, inheriting, same_open_file, set_cloexec
 from ._fd_details import (
     Address,
@@ -80,6 +89,7 @@ __all__ = [
     "Capabilities",
     "ChannelError",
     "ChannelListener",
+    "CloneFlag",
     "Command",
     "Credentials",
     "DescriptorError",
@@ -109,14 +119,17 @@ __all__ = [
     "Received",
     "SameAs",
     "Scheduler",
+    "Sibling",
     "SignalfdDetails",
     "SocketDetails",
     "SpawnError",
     "Special",
     "StrPath",
+    "ThreadsError",
     "TimerfdDetails",
     "bind",
     "cloexec",
+    "clone",
     "close_range",
     "diff",
     "fd_table",

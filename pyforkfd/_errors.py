@@ -65,6 +65,27 @@ def from_core(program: str, error: _core.SysError) -> SpawnError:
     return SpawnError(program, stage, err, subject, text)
 
 
+class ThreadsError(RuntimeError):
+    """The process was not cloned, since it has more than one thread.
+
+    It reads ``the process has other threads: worker-1 (4711), OpenBLAS (4712)``.
+
+    Attributes:
+        threads: thread id -> name, of all but the calling one: Python's name, or the one that
+            prctl(2) PR_SET_NAME gave; a library's threads often have the program's.
+    """
+
+    threads: dict[int, str]
+
+    def __init__(self, threads: dict[int, str]) -> None:
+        named = ", ".join(f"{name} ({tid})" for tid, name in sorted(threads.items()))
+        super().__init__(f"the process has other threads: {named}")
+        self.threads = threads
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ThreadsError, (self.threads,)
+
+
 class DescriptorError(OSError):
     """A descriptor is not what it should be; it was left as it is.
 

@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 
 void bind_channel(pybind11::module_& m);
+void bind_clone(pybind11::module_& m);
 void bind_descriptor(pybind11::module_& m);
 void bind_errors(pybind11::module_& m);
 void bind_fd_plan(pybind11::module_& m);

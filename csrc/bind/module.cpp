@@ -3,6 +3,7 @@
 PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
     m.doc() = "Native core of pyforkfd; use the names of the package pyforkfd instead.";
     bind_channel(m);
+    bind_clone(m);
     bind_descriptor(m);
     bind_errors(m);
     bind_fd_plan(m);

@@ -13,6 +13,8 @@ namespace forkfd {
 namespace {
 
 constexpr int kPPidfd = 3;  // P_PIDFD, Linux 5.4; missing from older libc headers
+// Children whose end sends another signal than SIGCHLD as well, or none (clone(2)).
+constexpr int kExited = WEXITED | __WALL;
 
 // PIDFD_GET_INFO tells the exit status even of a child that somebody else reaped
 // (PIDFD_INFO_EXIT, Linux 6.15; linux/pidfd.h).
@@ -55,7 +57,7 @@ std::optional<ExitInfo> reap(int pidfd) noexcept {
     // libc's waitid() has no rusage; the kernel's has.
     siginfo_t info = {};
     ExitInfo result = {true, 0, 0, true, {}};
-    const long rc = raw::call(SYS_waitid, kPPidfd, pidfd, raw::addr(&info), WEXITED | WNOHANG,
+    const long rc = raw::call(SYS_waitid, kPPidfd, pidfd, raw::addr(&info), kExited | WNOHANG,
                               raw::addr(&result.usage));
     if (rc == -ECHILD) {
         if (wait_readable(pidfd, 0) != 1) return std::nullopt;
@@ -69,7 +71,7 @@ std::optional<ExitInfo> reap(int pidfd) noexcept {
 
 void reap_failed(pid_t pid) noexcept {
     siginfo_t info;
-    while (raw::call(SYS_waitid, P_PID, pid, raw::addr(&info), WEXITED, 0) == -EINTR) {}
+    while (raw::call(SYS_waitid, P_PID, pid, raw::addr(&info), kExited, 0) == -EINTR) {}
 }
 
 }  // namespace forkfd
