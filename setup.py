@@ -7,6 +7,7 @@ from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import setup
 
 CORE = [
+    "become",
     "child",
     "clone",
     "control_message",
@@ -22,6 +23,7 @@ CORE = [
     "names",
     "peer",
     "pidfd",
+    "prepared",
     "probe",
     "self_clone",
     "socket_details",
@@ -38,6 +40,7 @@ BIND = [
     "bind_fd_table",
     "bind_passing",
     "bind_peer",
+    "bind_plan",
     "bind_process",
     "bind_spawn",
     "errors",

@@ -56,7 +56,7 @@ def clone(
     exit_signal: int = signal.SIGCHLD,
     cgroup: StrPath | int | HasFileno | None = None,
 ) -> Process | Sibling | None:
-    """Do what fork does, with any flags of clone(2) that make a process.
+    """Do what fork does, with any flags that make a process.
 
     For processes with one thread only: what other threads hold would stay held in the child.
     libc's fork() is not called, so handlers of pthread_atfork(3) do not run; those of
@@ -88,10 +88,11 @@ def clone(
     sibling = bool(flags & CloneFlag.PARENT)
     opened = -1
     if isinstance(cgroup, PATHS):
-        opened = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        into = opened = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    else:
+        into = -1 if cgroup is None else as_fd(cgroup, "cgroup")
     try:
         sys.audit("os.fork")
-        into = opened if cgroup is None or opened >= 0 else as_fd(cgroup, "cgroup")
         pid, pidfd = core_clone(flags, 0 if sibling else exit_signal, into)
     finally:
         if opened >= 0:

@@ -12,5 +12,6 @@ void bind_fd_plan(pybind11::module_& m);
 void bind_fd_table(pybind11::module_& m);
 void bind_passing(pybind11::module_& m);
 void bind_peer(pybind11::module_& m);
+void bind_plan(pybind11::module_& m);
 void bind_process(pybind11::module_& m);
 void bind_spawn(pybind11::module_& m);

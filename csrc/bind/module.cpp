@@ -10,6 +10,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
     bind_fd_table(m);
     bind_passing(m);
     bind_peer(m);
+    bind_plan(m);
     bind_process(m);
     bind_spawn(m);
 }

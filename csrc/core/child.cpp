@@ -9,6 +9,9 @@
 // No allocation, no exception, no libc function, no static with a constructor, no
 // errno.  A test compiles this file alone and demands that it needs no outside symbol.
 //
+// apply() does the same for a process that goes on without an exec, which has memory and
+// descriptors of its own; its failure ends the process as any other does.
+//
 // Until unshare_descriptors() has returned the descriptor table may be the parent's
 // own (CLONE_FILES): nothing before it may open, close or change a descriptor.
 #include "core/child.h"
@@ -73,6 +76,7 @@ struct Kept {
 [[noreturn]] FORKFD_CHILD void fail(const ChildArgs& a, long err) noexcept {
     volatile Report& report = *a.report;
     report.err = static_cast<int>(err);
+    if (a.report_fd >= 0) call(SYS_write, a.report_fd, addr(a.report), sizeof *a.report);
     for (;;) call(SYS_exit_group, kNotFound);
 }
 
@@ -404,13 +408,17 @@ FORKFD_CHILD void write_environment(const ChildArgs& a) noexcept {
     write_decimal(a.listen_pidfdid, info.stx_ino);
 }
 
-[[noreturn]] FORKFD_CHILD void execute(const ChildArgs& a, const Kept& kept) noexcept {
+// The mask first: nothing that the filter refuses may be wanted after it.
+FORKFD_CHILD void confine(const ChildArgs& a) noexcept {
     enter(a, Stage::signal_mask);
     check(a, call(SYS_rt_sigprocmask, SIG_SETMASK, addr(&a.mask), 0, sizeof a.mask));
     if (a.seccomp != nullptr) {  // last: the filter need allow no more than execve
         enter(a, Stage::seccomp);
         check(a, call(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, addr(a.seccomp)));
     }
+}
+
+[[noreturn]] FORKFD_CHILD void execute(const ChildArgs& a, const Kept& kept) noexcept {
     enter(a, Stage::exec);
     if (kept.exec_fd >= 0)
         fail(a, -call(SYS_execveat, kept.exec_fd, addr(""), addr(a.argv), addr(a.envp),
@@ -430,10 +438,8 @@ FORKFD_CHILD void write_environment(const ChildArgs& a) noexcept {
     fail(a, -error);
 }
 
-}  // namespace
-
-[[noreturn]] FORKFD_CHILD void run(void* args) noexcept {
-    const ChildArgs& a = *static_cast<const ChildArgs*>(args);
+// Everything up to the mask and the filter, in the order of the stages.
+FORKFD_CHILD Kept prepare(const ChildArgs& a) noexcept {
     die_with_parent(a, Stage::parent_alive, a.parent_pidfd);
     enter_cgroup(a);
     wait_for_maps(a);
@@ -450,7 +456,27 @@ FORKFD_CHILD void write_environment(const ChildArgs& a) noexcept {
     die_with_parent(a, Stage::parent_death_signal, kept.parent_pidfd);
     set_signals(a);
     write_environment(a);
+    return kept;
+}
+
+FORKFD_CHILD void drop(int fd) noexcept {
+    if (fd >= 0) call(SYS_close, fd);
+}
+
+}  // namespace
+
+[[noreturn]] FORKFD_CHILD void run(void* args) noexcept {
+    const ChildArgs& a = *static_cast<const ChildArgs*>(args);
+    const Kept kept = prepare(a);
+    confine(a);
     execute(a, kept);
+}
+
+FORKFD_CHILD void apply(const ChildArgs& a) noexcept {
+    const Kept kept = prepare(a);
+    drop(kept.cwd_fd);  // no exec will close them
+    drop(kept.parent_pidfd);
+    confine(a);
 }
 
 }  // namespace forkfd::child

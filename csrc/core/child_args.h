@@ -65,6 +65,7 @@ struct ChildCapabilities {
 
 struct ChildArgs {
     Report* report;
+    int report_fd;  // -1, or where a failure's report is written as well (apply)
 
     // Test-only: fail at this stage with this errno.
     int fault_stage, fault_err;

@@ -17,6 +17,7 @@ struct PipeEnd {
 
 class SpawnFds {
   public:
+    SpawnFds() = default;
     // `sources` replaces the sources of the `descriptor` actions, in their order; empty: as
     // planned.  SysError names the descriptor that is not open.
     SpawnFds(const SpawnPlan& plan, const std::vector<int>& sources,
