@@ -104,11 +104,23 @@ def clone(
     return Process((sys.executable, *sys.argv), pid, pidfd, "fork-like", {}, frozenset())
 
 
-def core_clone(flags: int, exit_signal: int, cgroup: int = -1, slot: int = 0) -> tuple[int, int]:
+def core_clone(
+    flags: int, exit_signal: int, cgroup: int = -1, slot: memoryview | None = None
+) -> tuple[int, int]:
     """The core's clone; its OtherThreads become a ThreadsError with the names Python knows."""
     try:
         return _core.clone(flags, exit_signal, cgroup, slot)
     except _core.OtherThreads as error:
-        known = {thread.native_id: thread.name for thread in threading.enumerate()}
-        names = {tid: known.get(tid) or os.fsdecode(comm) for tid, comm in error.args[0]}
-    raise ThreadsError(names)
+        (tasks,) = error.args
+    raise _threads_error(tasks)
+
+
+def demand_one_thread() -> None:
+    """Raise ThreadsError if there are others."""
+    if tasks := _core.other_threads():
+        raise _threads_error(tasks)
+
+
+def _threads_error(tasks: list[tuple[int, bytes]]) -> ThreadsError:
+    known = {thread.native_id: thread.name for thread in threading.enumerate()}
+    return ThreadsError({tid: known.get(tid) or os.fsdecode(name) for tid, name in tasks})

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .. import FdChannel
+from .._channel import FdChannel
 from .._fd import Fd
 
 VERSION = 1
@@ -26,6 +26,8 @@ REPORT = struct.Struct("=5i")
 """csrc/core/child_args.h: what a worker's stage writes where it fails; without a header."""
 SLOT = struct.Struct("=Qi")
 """The page that application and zygote share: the last request's serial, its worker's pid."""
+SLOT_PID = 8
+"""Where the pid is in it."""
 
 
 class Kind(enum.IntEnum):
