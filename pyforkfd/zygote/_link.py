@@ -9,7 +9,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +61,8 @@ class Link:
         self.held: Mapping[int, str] = {}
         self.siblings = True
         self._serials = itertools.count(1)
+        self._lock = threading.Lock()
+        self._users = 1  # whoever has made it, until close(), and each birth
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as lent:
             page = lent.enter_context(Fd(os.memfd_create("forkfd-zygote")))
             os.ftruncate(page.fileno(), mmap.PAGESIZE)
@@ -107,15 +110,32 @@ class Link:
         return self.process.poll() is None
 
     def close(self) -> None:
-        """End the zygote; its workers live on."""
-        self._channel.close()
+        """End the zygote; its workers live on.  Births under way in other threads find out."""
         self.process.kill()  # it has no state, and may be in the middle of anything
         self.process.wait()
-        self.process.close()
-        self._slot.close()
+        self._leave()
 
     def abandon(self) -> None:
-        """In a forked child: close what is the parent's."""
+        """In a forked child, whose only thread this is: close what is the parent's."""
+        self._lock, self._users = threading.Lock(), 1
+        self._leave()
+
+    @contextlib.contextmanager
+    def _used(self) -> Iterator[None]:
+        with self._lock:
+            if self._users == 0:
+                raise Gone
+            self._users += 1
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users:
+                return
         self._channel.close()
         self.process.close()
         self._slot.close()
@@ -130,6 +150,10 @@ class Link:
             Gone: the zygote has ended, and made no worker.
             SpawnError, ThreadsError, ZygoteError: there is no worker, and why.
         """
+        with self._used():
+            return self._birth(request)
+
+    def _birth(self, request: Request) -> tuple[int, int]:
         serial = next(self._serials)
         ours, theirs = FdChannel.pair()
         with ours:

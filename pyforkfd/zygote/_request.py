@@ -173,7 +173,7 @@ def _numbers(sources: Any) -> list[int]:
 
 def _is_open(fd: int) -> bool:
     try:
-        os.fstat(fd)
+        _core.cloexec(fd)  # the cheapest question; it keeps the GIL
     except OSError:
         return False
     return True

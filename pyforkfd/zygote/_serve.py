@@ -29,11 +29,15 @@ _MAX_FDS = 4096
 
 def main() -> NoReturn:
     """Become what the application says, serve until it closes its end, and end."""
+    code = 0
     try:
         _live()
     except (BrokenPipeError, ConnectionResetError):
         pass  # the application has gone
-    os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    os._exit(code)
 
 
 def _live() -> None:
@@ -70,6 +74,7 @@ def _live() -> None:
     _settle(freeze=body["freeze_gc"])
     send(channel, Kind.READY, {"held": held, "why_not": why_not})
     _serve(place)
+    os._exit(0)  # here, where no descriptor is forgotten yet
 
 
 def _lifted(fd: int) -> int:
@@ -102,14 +107,17 @@ def _steps(body: dict[str, Any]) -> Iterator[tuple[str, Callable[[], object]]]:
     sys.path[:] = body["path"]
     sys.argv[:] = body["argv"]
     if (main_module := body["main"]) is not None:
-        from multiprocessing import spawn
+        from multiprocessing import process, spawn
 
+        current = process.current_process()
+        current._inheriting = True  # type: ignore[attr-defined]  # so it may start no process
         if "init_main_from_name" in main_module:
             name = main_module["init_main_from_name"]
             yield f"import {name}", lambda: spawn._fixup_main_from_name(name)  # type: ignore[attr-defined]
         elif "init_main_from_path" in main_module:
             path = main_module["init_main_from_path"]
             yield f"run {path}", lambda: spawn._fixup_main_from_path(path)  # type: ignore[attr-defined]
+        del current._inheriting  # type: ignore[attr-defined]
     for module in body["preload"]:
         yield f"import {module}", lambda module=module: importlib.import_module(module)
     if (setup := body["setup"]) is not None:

@@ -57,6 +57,7 @@ def work(place: Birthplace, body: dict[str, Any], reply: Fd, fds: list[Fd]) -> N
         number = _become(place, body, reply, fds)
         with FdChannel(number) as answers:
             function, args, kwargs = _prepare(answers, body, place.gc_enabled)
+            code = 1  # whatever happens now, such as Ctrl-C, happens to a worker
             send(answers, Kind.STARTED, None)
         code = call(function, *args, **kwargs)
     except _Stopped:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import threading
@@ -299,6 +300,11 @@ class Zygote:
         if env is None and self._configuration.env is None:
             env = os.environ
         return None if env is None or env == link.env else dict(env)
+
+    def _free_targets(self, count: int) -> list[int]:
+        """Numbers above 2 that a worker has free."""
+        held = self._running().held
+        return list(itertools.islice((n for n in itertools.count(3) if n not in held), count))
 
     def __enter__(self) -> Zygote:
         return self
