@@ -11,6 +11,7 @@ except ImportError as error:
     ) from error
 
 from ._channel import ChannelListener, FdChannel
+from ._clone import CloneFlag, Sibling, clone
 from ._errors import (
     STAGES,
     ChannelError,
@@ -20,7 +21,6 @@ from ._errors import (
     SpawnError,
     ThreadsError,
 )
-from ._clone import CloneFlag, Sibling, clone
 from ._fd import Fd, cloexec, close_range, inheriting, same_open_file, set_cloexec
 from ._fd_details import (
     Address,

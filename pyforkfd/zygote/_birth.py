@@ -7,11 +7,11 @@ import select
 import signal
 from typing import Any, Protocol
 
-from .. import _core
-from .._channel import FdChannel
-from .._errors import SpawnError, ThreadsError
-from .._fd import Fd
-from .._process import Process
+from pyforkfd import _core
+from pyforkfd._errors import SpawnError, ThreadsError
+from pyforkfd._fd import Fd
+from pyforkfd._process import Process
+
 from ._errors import ZygoteError
 from ._messages import Kind, Report, receive
 from ._request import Request
@@ -40,7 +40,7 @@ class Birth:
     has spoken: then their pidfds tell, and the page in which the kernel itself wrote the pid.
     """
 
-    def __init__(self, maker: Maker, request: Request, serial: int, answers: FdChannel) -> None:
+    def __init__(self, maker: Maker, request: Request, serial: int, answers: Fd) -> None:
         self._maker = maker
         self._request = request
         self._serial = serial

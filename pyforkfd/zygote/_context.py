@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from multiprocessing import process, reduction, resource_tracker, spawn, util
 from typing import Any, ClassVar
 
-from .._fd import Fd
-from .._process import Process
+from pyforkfd._fd import Fd
+from pyforkfd._process import Process
+
 from ._zygote import Zygote
 
 _inherited: Sequence[int] = ()  # in a worker: what its process object was pickled with
@@ -45,7 +46,7 @@ class Popen:
         finally:
             multiprocessing.context.set_spawning_popen(None)
         with Fd(os.pidfd_open(os.getpid())) as us:
-            tracker = resource_tracker.getfd()
+            tracker: int = resource_tracker.getfd()  # type: ignore[assignment]
             targets = zygote._free_targets(len(self._fds) + 2)
             numbers = dict(zip(targets, [tracker, us.fileno(), *self._fds], strict=True))
             self._process = zygote.spawn(

@@ -14,22 +14,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import _core
-from .._channel import FdChannel
-from .._fd import Fd
-from .._process import Process
-from .._spawn import spawn
-from .._types import DEVNULL
+from pyforkfd import _core
+from pyforkfd._channel import FdChannel
+from pyforkfd._fd import Fd
+from pyforkfd._process import Process
+from pyforkfd._spawn import spawn
+from pyforkfd._types import DEVNULL
+
 from ._birth import Birth, Gone
 from ._errors import ZygoteError
-from ._messages import SLOT, Kind, ProtocolError, Received, receive, send
+from ._messages import SLOT, Kind, ProtocolError, Received, answer_pair, receive, send
 from ._request import Request, directory
 
 CHANNEL = 3  # the zygote's end, in the zygote
 _ROOT = str(Path(__file__).parents[2])
 _CODE = (
-    "import sys; sys.path.insert(0, sys.argv[1]); "
-    "from pyforkfd.zygote._serve import main; main()"
+    "import sys; sys.path.insert(0, sys.argv[1]); from pyforkfd.zygote._serve import main; main()"
 )
 
 
@@ -155,7 +155,7 @@ class Link:
 
     def _birth(self, request: Request) -> tuple[int, int]:
         serial = next(self._serials)
-        ours, theirs = FdChannel.pair()
+        ours, theirs = answer_pair()
         with ours:
             with theirs:
                 body = {**request.body, "serial": serial}

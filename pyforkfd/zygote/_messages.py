@@ -10,18 +10,21 @@ from __future__ import annotations
 import enum
 import os
 import pickle
+import socket
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .._channel import FdChannel
-from .._fd import Fd
+from pyforkfd._channel import FdChannel
+from pyforkfd._fd import Fd
+from pyforkfd._passing import recv_fds, send_fds
 
 VERSION = 1
 _HEADER = struct.Struct("=4sHBB")  # magic, version, kind, whether the body is in a memfd
 _MAGIC = b"FKZY"
 _INLINE = 32 * 1024
+_ANSWER_FDS = 2  # a pidfd, and perhaps the body
 REPORT = struct.Struct("=5i")
 """csrc/core/child_args.h: what a worker's stage writes where it fails; without a header."""
 SLOT = struct.Struct("=Qi")
@@ -64,8 +67,20 @@ class Report:
     errno: int
 
 
-def send(channel: FdChannel, kind: Kind, body: object, fds: Sequence[int] = ()) -> None:
+def answer_pair() -> tuple[Fd, Fd]:
+    """A connection for the answers to one request, where each message has one sender."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return Fd(ours.detach()), Fd(theirs.detach())
+
+
+def send(channel: FdChannel | Fd, kind: Kind, body: object, fds: Sequence[int] = ()) -> None:
     """Send one message; the descriptors are borrowed.
+
+    Args:
+        channel: the application's channel, or one for answers.
+        kind: what it is.
+        body: plain values.
+        fds: borrowed.
 
     Raises:
         OSError: EPIPE or ECONNRESET where the other end is gone.
@@ -74,15 +89,22 @@ def send(channel: FdChannel, kind: Kind, body: object, fds: Sequence[int] = ()) 
     large = len(data) > _INLINE
     header = _HEADER.pack(_MAGIC, VERSION, kind, large)
     if not large:
-        channel.send(header + data, fds)
+        _send(channel, header + data, fds)
         return
     with Fd(os.memfd_create("forkfd-message")) as body_fd:
         with open(body_fd.fileno(), "wb", closefd=False) as file:
             file.write(data)
-        channel.send(header, [*fds, body_fd.fileno()])
+        _send(channel, header, [*fds, body_fd.fileno()])
 
 
-def receive(channel: FdChannel) -> Received | Report | None:
+def _send(channel: FdChannel | Fd, data: bytes, fds: Sequence[int]) -> None:
+    if isinstance(channel, FdChannel):
+        channel.send(data, fds)
+    else:
+        send_fds(channel, data, fds)
+
+
+def receive(channel: FdChannel | Fd) -> Received | Report | None:
     """Wait for one message; None at the end.
 
     Raises:
@@ -90,10 +112,16 @@ def receive(channel: FdChannel) -> Received | Report | None:
         OSError: what recvmsg(2) says.
     """
     try:
-        message = channel.recv()
+        message = (
+            channel.recv()
+            if isinstance(channel, FdChannel)
+            else recv_fds(channel, 2 * _INLINE, _ANSWER_FDS)
+        )
     except EOFError:
         return None
     data = message.data
+    if not data:
+        return None
     if len(data) == REPORT.size and data[:4] != _MAGIC:
         stage, index, errno, *_ = REPORT.unpack(data)
         return Report(stage, index, errno)

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import _core
-from .._core import FdKind
-from .._errors import SpawnError
-from .._fds import compile_fds
-from .._spawn import Command
-from .._types import PIPE, PIPE_TO_CHILD, FdSource, HasFileno
+from pyforkfd import _core
+from pyforkfd._core import FdKind
+from pyforkfd._errors import SpawnError
+from pyforkfd._fds import compile_fds
+from pyforkfd._spawn import Command
+from pyforkfd._types import PIPE, PIPE_TO_CHILD, FdSource, HasFileno
 
 _PIPES = (FdKind.PIPE_TO_CHILD, FdKind.PIPE_FROM_CHILD)
 # Descriptors of a plan that are not in its map.

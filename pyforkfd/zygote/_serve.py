@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import gc
 import importlib
 import mmap
@@ -10,13 +11,15 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from .. import _core
-from .._channel import FdChannel
-from .._clone import CloneFlag, core_clone, demand_one_thread
-from .._errors import PassingError, ThreadsError
+from pyforkfd import _core
+from pyforkfd._channel import FdChannel
+from pyforkfd._clone import CloneFlag, core_clone, demand_one_thread
+from pyforkfd._errors import PassingError, ThreadsError
+from pyforkfd._fd import Fd
+
 from ._messages import SLOT, SLOT_PID, Kind, Received, receive, send
 from ._worker import Birthplace, resolve, work
 
@@ -51,13 +54,13 @@ def _live() -> None:
         slot = mmap.mmap(page.fileno(), mmap.PAGESIZE)
     before = set(_open_numbers())
     body = message.body
-    what = "begin"
-    try:
-        for what, step in _steps(body):
+    for what, step in _steps(body):
+        try:
             step()
-    except BaseException:
-        send(channel, Kind.FAILED, (f"the zygote could not {what}", traceback.format_exc()))
-        return
+        except BaseException:
+            trace = traceback.format_exc()
+            send(channel, Kind.FAILED, (f"the zygote could not {what}", trace))
+            return
     held = {fd: _target(fd) for fd in _open_numbers() if fd not in before}
     for fd in placeholders:
         os.close(fd)
@@ -78,7 +81,10 @@ def _live() -> None:
 
 
 def _lifted(fd: int) -> int:
-    lifted = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FLOOR)
+    try:
+        lifted = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FLOOR)
+    except OSError:
+        return fd
     os.close(fd)
     return lifted
 
@@ -86,8 +92,11 @@ def _lifted(fd: int) -> int:
 def _reserve() -> list[int]:
     """Take every free number below the floor."""
     fds = [os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)]
-    while fds[-1] < _FLOOR:
-        fds.append(fcntl.fcntl(fds[0], fcntl.F_DUPFD_CLOEXEC, 3))
+    try:
+        while fds[-1] < _FLOOR:
+            fds.append(fcntl.fcntl(fds[0], fcntl.F_DUPFD_CLOEXEC, 3))
+    except OSError:
+        pass  # RLIMIT_NOFILE is lower: what there is
     return fds
 
 
@@ -119,7 +128,7 @@ def _steps(body: dict[str, Any]) -> Iterator[tuple[str, Callable[[], object]]]:
             yield f"run {path}", lambda: spawn._fixup_main_from_path(path)  # type: ignore[attr-defined]
         del current._inheriting  # type: ignore[attr-defined]
     for module in body["preload"]:
-        yield f"import {module}", lambda module=module: importlib.import_module(module)
+        yield f"import {module}", functools.partial(importlib.import_module, module)
     if (setup := body["setup"]) is not None:
         yield f"run {setup}", lambda: resolve(setup)()
 
@@ -158,28 +167,22 @@ def _answer(place: Birthplace, message: Received) -> None:
     try:
         pid, pidfd = _clone(place, flags, -1 if cgroup is None else fds[cgroup].fileno())
     except ThreadsError as error:
-        _refuse(reply.fileno(), "threads", error.threads)
+        _tell(reply, Kind.REFUSED, ("threads", error.threads))
     except OSError as error:
         stage = ("clone", error.errno, str(error), "clone")
-        _refuse(reply.fileno(), "stage", stage)
+        _tell(reply, Kind.REFUSED, ("stage", stage))
     else:
         if pid == 0:
             work(place, body, reply, fds)
-        with FdChannel(reply.detach()) as answers:
-            _tell(answers, Kind.BORN, pid, [pidfd])
+        _tell(reply, Kind.BORN, pid, [pidfd])
         os.close(pidfd)
     for fd in (reply, *fds):
         fd.close()
 
 
-def _refuse(reply: int, kind: str, detail: object) -> None:
-    with FdChannel(os.dup(reply)) as answers:
-        _tell(answers, Kind.REFUSED, (kind, detail))
-
-
-def _tell(answers: FdChannel, kind: Kind, body: object, fds: list[int] | None = None) -> None:
+def _tell(reply: Fd, kind: Kind, body: object, fds: Sequence[int] = ()) -> None:
     try:
-        send(answers, kind, body, fds or [])
+        send(reply, kind, body, fds)
     except (BrokenPipeError, ConnectionResetError):
         pass  # nobody waits for this one any more
 

@@ -17,10 +17,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, TextIO
 
-from .. import _core
-from .._channel import FdChannel
-from .._core import FdKind
-from .._fd import Fd
+from pyforkfd import _core
+from pyforkfd._channel import FdChannel
+from pyforkfd._core import FdKind
+from pyforkfd._fd import Fd
+
 from ._messages import Kind, send
 
 _LISTEN = ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES")
@@ -55,7 +56,7 @@ def work(place: Birthplace, body: dict[str, Any], reply: Fd, fds: list[Fd]) -> N
     code = _NOT_BORN
     try:
         number = _become(place, body, reply, fds)
-        with FdChannel(number) as answers:
+        with Fd(number) as answers:
             function, args, kwargs = _prepare(answers, body, place.gc_enabled)
             code = 1  # whatever happens now, such as Ctrl-C, happens to a worker
             send(answers, Kind.STARTED, None)
@@ -78,14 +79,14 @@ def _become(place: Birthplace, body: dict[str, Any], reply: Fd, fds: list[Fd]) -
     """Apply the plan; the number of the reply, the only descriptor that is not asked for."""
     # From here on numbers mean other files, or none: no object may close one of them.
     numbers = [fd.detach() for fd in fds]
-    answer = reply.detach()
+    answer: int = reply.detach()
     place.channel.detach()
     application = place.application.detach()
     if (cwd := body["cwd"]) is not None:
         os.fchdir(numbers[cwd])
     fields, actions, limits = body["plan"]
     highest = max([2, *place.held, *(action[0] for action in actions)])
-    number = fcntl.fcntl(answer, fcntl.F_DUPFD_CLOEXEC, highest + 1)
+    number: int = fcntl.fcntl(answer, fcntl.F_DUPFD_CLOEXEC, highest + 1)
     kept = [(fd, FdKind.INHERIT_IF_OPEN, -1, b"", 0, 0) for fd in (*place.held, number)]
     plan = _core.SpawnPlan.from_state((fields, sorted([*actions, *kept]), limits))
     plan.cgroup_path, plan.cgroup_fd = b"", None  # we were born there
@@ -95,14 +96,14 @@ def _become(place: Birthplace, body: dict[str, Any], reply: Fd, fds: list[Fd]) -
     try:
         _core.become(plan, sources, place.application_pid, application, number)
     except _core.SysError as error:
-        with FdChannel(answer) as answers:
+        with Fd(answer) as answers:
             send(answers, Kind.FAILED, ("stage", error.args))
         raise _Stopped from None
     return number
 
 
 def _prepare(
-    answers: FdChannel, body: dict[str, Any], gc_enabled: bool
+    answers: Fd, body: dict[str, Any], gc_enabled: bool
 ) -> tuple[Callable[..., object], tuple[Any, ...], dict[str, Any]]:
     """What a fresh interpreter would have; then the function and its arguments."""
     _set_environment(body["env"], body.get("listen"))
@@ -150,9 +151,9 @@ def _set_environment(env: dict[str, str] | None, listen: list[str] | None) -> No
 
 def _open_streams() -> None:
     """sys.stdin, stdout and stderr on what 0, 1 and 2 are now, as the interpreter has them."""
-    sys.stdin = sys.__stdin__ = _stream(0, sys.__stdin__)  # type: ignore[misc]
-    sys.stdout = sys.__stdout__ = _stream(1, sys.__stdout__)  # type: ignore[misc]
-    sys.stderr = sys.__stderr__ = _stream(2, sys.__stderr__)  # type: ignore[misc]
+    sys.stdin = sys.__stdin__ = _stream(0, sys.__stdin__)  # type: ignore[assignment, misc]
+    sys.stdout = sys.__stdout__ = _stream(1, sys.__stdout__)  # type: ignore[assignment, misc]
+    sys.stderr = sys.__stderr__ = _stream(2, sys.__stderr__)  # type: ignore[assignment, misc]
 
 
 def _stream(fd: int, old: TextIO | None) -> TextIO:
@@ -160,7 +161,7 @@ def _stream(fd: int, old: TextIO | None) -> TextIO:
         raw = io.FileIO(fd, "r" if fd == 0 else "w", closefd=False)
     except OSError:
         return None  # type: ignore[return-value]  # as the interpreter has it: closed
-    raw.name = ("<stdin>", "<stdout>", "<stderr>")[fd]  # type: ignore[misc]
+    raw.name = ("<stdin>", "<stdout>", "<stderr>")[fd]
     unbuffered = fd == 2 or (isinstance(old, io.TextIOWrapper) and old.write_through)
     return io.TextIOWrapper(
         io.BufferedReader(raw) if fd == 0 else io.BufferedWriter(raw),
@@ -187,13 +188,13 @@ def call(function: Callable[..., object], *args: Any, **kwargs: Any) -> int:
     except SystemExit as stop:
         code = _exit_code(stop)
     except BaseException:
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.excepthook(*sys.exc_info())
         code = 1
     try:
         threading._shutdown()  # type: ignore[attr-defined]  # waits for what is no daemon
         atexit._run_exitfuncs()
     except BaseException:
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.excepthook(*sys.exc_info())
     return code if flush() else code or 120
 
 

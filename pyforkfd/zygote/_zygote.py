@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from .._process import Process
-from .._spawn import Command, Namespace
-from .._types import Capabilities, FdSource, HasFileno, Keep, Scheduler, StrPath
+from pyforkfd._process import Process
+from pyforkfd._spawn import Command, Namespace
+from pyforkfd._types import Capabilities, FdSource, HasFileno, Keep, Scheduler, StrPath
+
 from ._birth import Gone
 from ._errors import ZygoteError
 from ._link import Configuration, Link
@@ -76,7 +77,7 @@ class Zygote:
     def _forget(self) -> None:
         self._lock = threading.Lock()
         self._link: Link | None = None
-        self._end: weakref.finalize[[Link], Zygote] | None = None
+        self._end: weakref.finalize[[Link, int], Zygote] | None = None
 
     @classmethod
     def shared(

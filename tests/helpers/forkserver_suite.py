@@ -4,6 +4,6 @@ That is a module in 3.11 and a package later, and some distributions leave it ou
 is this.  tests/peers/test_multiprocessing.py runs it.
 """
 
-from test import _test_multiprocessing
+from test import _test_multiprocessing  # type: ignore[import-not-found]
 
 _test_multiprocessing.install_tests_in_module_dict(globals(), "forkserver")

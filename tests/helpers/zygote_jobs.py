@@ -165,7 +165,7 @@ def start_thread() -> None:
 
 
 def open_files() -> None:
-    kept.append(open("/etc/hostname"))  # noqa: SIM115
+    kept.append(open("/etc/hostname"))
     os.environ["HELD"] = str(kept[0].fileno())
 
 

@@ -74,7 +74,7 @@ def test_how_a_function_ends(zygote: Zygote) -> None:
     assert printed(zygote, "leave", None)[2] == 0
     assert printed(zygote, "leave", "words") == ("", "words\n", 1)
     assert printed(zygote, "leave", 256 + 7)[2] == 7
-    out, err, code = printed(zygote, "fail", "on purpose")
+    _, err, code = printed(zygote, "fail", "on purpose")
     assert code == 1 and err.startswith("Traceback") and "ValueError: on purpose" in err
     assert "_serve" not in err  # only what happened in the worker
     assert printed(zygote, "break_stdout")[2] == 120
@@ -127,7 +127,7 @@ def test_descriptors_change_places(zygote: Zygote) -> None:
 
 
 def test_nothing_of_other_workers(zygote: Zygote) -> None:
-    pipes = {n: ff.PIPE for n in range(3, 30)}
+    pipes = dict.fromkeys(range(3, 30), ff.PIPE)
     with zygote.spawn("zygote_jobs:wait", fds={**pipes, 0: ff.PIPE}) as first:
         assert told(zygote, "facts")["fds"].keys() == {"0", "1", "2", str(TELL)}
         first.kill()
@@ -155,7 +155,10 @@ def test_large_arguments(zygote: Zygote) -> None:
 
 def test_listeners(zygote: Zygote) -> None:
     with socket.create_server(("127.0.0.1", 0)) as a, socket.create_server(("127.0.0.1", 0)) as b:
-        assert told(zygote, "listeners", listen={"web": a, "admin": b}) == [[3, "web"], [4, "admin"]]
+        assert told(zygote, "listeners", listen={"web": a, "admin": b}) == [
+            [3, "web"],
+            [4, "admin"],
+        ]
 
 
 def test_environment_directory_and_streams_are_ours_at_the_call(
@@ -334,7 +337,7 @@ def test_refork_takes_new_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_values_that_make_no_sense(zygote: Zygote) -> None:
-    with pytest.raises(ValueError, match="'zygote_jobs' is not 'package.module:function'"):
+    with pytest.raises(ValueError, match=r"'zygote_jobs' is not 'package.module:function'"):
         zygote.spawn("zygote_jobs")
     with pytest.raises(ValueError, match="setup"):
         Zygote(setup="a b:c")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import signal
@@ -116,7 +117,7 @@ def test_options_that_fail(zygote: Zygote, tmp_path: Path) -> None:
         zygote.spawn(
             "zygote_jobs:nothing", new_session=True, controlling_terminal="/dev/no-terminal"
         )
-    with pytest.raises(ff.SpawnError, match="RLIMIT_NOFILE|resource limit"):
+    with pytest.raises(ff.SpawnError, match="set resource limit"):
         zygote.spawn("zygote_jobs:nothing", rlimits={7: (200, 100)})
 
 
@@ -317,6 +318,10 @@ def descendants_of(session: int) -> list[int]:
     return found
 
 
+def nothing_of(session: int) -> bool:
+    return not descendants_of(session)
+
+
 @pytest.mark.parametrize("whom", ["application", "zygote"])
 def test_killed_at_any_moment_under_load(whom: str) -> None:
     """kill -9: nothing stays behind, of the session in which all of it ran."""
@@ -339,7 +344,7 @@ def test_killed_at_any_moment_under_load(whom: str) -> None:
             threading.Event().wait(rng.random() / 20)
             application.kill()
             application.wait()
-        assert gone(lambda: not descendants_of(application.pid)), descendants_of(application.pid)
+        assert gone(functools.partial(nothing_of, application.pid)), descendants_of(application.pid)
 
 
 def kill_the_zygote(zygote: Zygote, rounds: int, rng: random.Random) -> None:
@@ -364,16 +369,18 @@ def kill_the_zygote(zygote: Zygote, rounds: int, rng: random.Random) -> None:
     threads = [threading.Thread(target=use) for _ in range(3)]
     for thread in threads:
         thread.start()
-    for _ in range(rounds):
+    kills = 0
+    while kills < rounds:
         zygote.start()
         stop.wait(rng.random() / 20)
         if (pid := zygote.pid) is not None:
             os.kill(pid, signal.SIGKILL)
+            kills += 1
     stop.set()
     for thread in threads:
         thread.join()
     assert not failures, failures
-    assert served and zygote.generation > rounds // 2
+    assert served and kills and zygote.generation >= kills
 
 
 def test_a_zygote_ends_with_its_application(tmp_path: Path) -> None:

@@ -22,17 +22,20 @@ def test_multiprocessing_on_a_zygote(tmp_path: Path) -> None:
 def test_process_pools_on_a_zygote(tmp_path: Path) -> None:
     if importlib.util.find_spec(FUTURES) is None:
         pytest.skip(f"this Python has no {FUTURES}")
+    parts = ("as_completed", "deadlock", "init", "process_pool", "shutdown", "wait")
+    names = [f"{FUTURES}.test_{part}" for part in parts]
     if sys.version_info < (3, 12):
-        kinds = ("AsCompletedTests", "DeadlockTest", "ProcessPoolExecutorTest", "ShutdownTest")
-        kinds += ("InitializerMixinTest", "FailingInitializerMixinTest", "WaitTest")
-        names = [f"{FUTURES}.ProcessPoolForkserver{kind}" for kind in kinds]
-        names[2:4] = [
-            f"{FUTURES}.ProcessPoolForkserverProcessPoolExecutorTest",
-            f"{FUTURES}.ProcessPoolForkserverProcessPoolShutdownTest",
+        names = [
+            f"{FUTURES}.ProcessPoolForkserver{kind}"
+            for kind in (
+                "AsCompletedTest",
+                "FailingInitializerTest",
+                "InitializerTest",
+                "ProcessPoolExecutorTest",
+                "ProcessPoolShutdownTest",
+                "WaitTest",
+            )
         ]
-    else:
-        parts = ("as_completed", "deadlock", "init", "process_pool", "shutdown", "wait")
-        names = [f"{FUTURES}.test_{part}" for part in parts]
     _, ours = run_both(names, adapter=ADAPTER, tmp_path=tmp_path, timeout=2400)
     assert any("Forkserver" in name for name in ours.passed)
     assert (ours.calls or 0) > 50

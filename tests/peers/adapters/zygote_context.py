@@ -1,5 +1,7 @@
 """multiprocessing's forkserver is a zygote: here, in the zygote, and so in its workers."""
 
+# mypy: ignore-errors
+
 import multiprocessing.context
 import os
 import sys
