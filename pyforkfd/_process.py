@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import threading
@@ -150,6 +149,8 @@ class Process:
             return status
         if self._pidfd < 0:
             raise ValueError(f"wait for pid {self.pid}: its pidfd is closed")
+        import asyncio  # here: a third of what importing us would cost
+
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
 

@@ -48,7 +48,6 @@ class Link:
 
     Attributes:
         process: the zygote itself.
-        env: what its workers have as environment unless told otherwise.
         home: the directory it was started in, by device and inode.
         held: descriptors that its code has opened, which every worker has: number -> what.
         siblings: its workers are made our children by CLONE_PARENT.
@@ -56,7 +55,7 @@ class Link:
 
     def __init__(self, configuration: Configuration) -> None:
         env = configuration.env
-        self.env = os.environ.copy() if env is None else dict(env)
+        self._environment = _environment()
         self.home = directory(".")
         self.held: Mapping[int, str] = {}
         self.siblings = True
@@ -72,7 +71,7 @@ class Link:
             self._channel, theirs = FdChannel.pair()
             undo.callback(self._channel.close)
             lent.enter_context(theirs)
-            self.process = _start(theirs, self.env)
+            self.process = _start(theirs, None if env is None else dict(env))
             undo.callback(self.close)
             theirs.close()  # or its end would not be seen
             self._configure(configuration, [page.fileno(), us.fileno()])
@@ -170,13 +169,23 @@ class Link:
                 born.end()
                 raise
 
+    def has_environment(self) -> bool:
+        """Our environment is still what it was when the zygote was started with it."""
+        return _environment() == self._environment
+
     def last_born(self, serial: int) -> int:
         """The pid that the kernel wrote for this request, or 0: of a zygote that has ended."""
         written, pid = SLOT.unpack_from(self._slot)
         return pid if written == serial else 0
 
 
-def _start(channel: FdChannel, env: Mapping[str, str]) -> Process:
+def _environment() -> object:
+    """os.environ to compare; its own comparison would decode every variable."""
+    raw: object = getattr(os.environ, "_data", None)
+    return dict(raw) if isinstance(raw, dict) else os.environ.copy()
+
+
+def _start(channel: FdChannel, env: Mapping[str, str] | None) -> Process:
     if not sys.executable:
         raise ZygoteError("there is no interpreter to start: sys.executable is empty")
     flags: Sequence[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]

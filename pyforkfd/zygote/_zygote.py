@@ -299,8 +299,8 @@ class Zygote:
     def _environment(self, link: Link, env: Mapping[str, str] | None) -> dict[str, str] | None:
         """What the worker must be told: nothing where the zygote has it already."""
         if env is None and self._configuration.env is None:
-            env = os.environ
-        return None if env is None or env == link.env else dict(env)
+            env = None if link.has_environment() else os.environ
+        return None if env is None else dict(env)
 
     def _free_targets(self, count: int) -> list[int]:
         """Numbers above 2 that a worker has free."""
