@@ -20,7 +20,7 @@ from pyforkfd._clone import CloneFlag, core_clone, demand_one_thread
 from pyforkfd._errors import PassingError, ThreadsError
 from pyforkfd._fd import Fd
 
-from ._messages import SLOT, SLOT_PID, Kind, Received, receive, send
+from ._messages import SLOT, SLOT_PID, Kind, ProtocolError, Received, receive, send
 from ._worker import Birthplace, resolve, work
 
 # Below this nothing that the preloaded code opens gets its number, so that it is in nobody's
@@ -46,7 +46,11 @@ def main() -> NoReturn:
 def _live() -> None:
     channel = FdChannel(_lifted(_CHANNEL), max_fds=_MAX_FDS)
     placeholders = _reserve()
-    message = receive(channel)
+    try:
+        message = receive(channel)
+    except ProtocolError as error:
+        send(channel, Kind.FAILED, (str(error), ""))  # says by its header what we speak
+        return
     if not isinstance(message, Received):
         return
     page, application = message.fds
