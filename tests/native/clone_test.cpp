@@ -4,6 +4,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -11,11 +12,13 @@
 #include <cstdlib>
 #include <system_error>
 
+#include "core/become.h"
 #include "core/descriptor.h"
 #include "core/raw_syscall.h"
 #include "core/self_clone.h"
 #include "support.h"
 
+using forkfd::FdAction;
 using forkfd::SelfClone;
 using forkfd::SelfCloned;
 
@@ -175,6 +178,59 @@ TEST(the_pid_is_in_its_slot_before_the_child_runs) {
     how.pid_slot = slot;
     CHECK_EQ(in_clone(seen, how), 0);
     ::munmap(p, sizeof(pid_t));
+}
+
+TEST(a_clone_becomes_what_a_plan_says_without_an_exec) {
+    demand_clone();
+    const pid_t parent = ::getpid();
+    const forkfd::UniqueFd file(::open("/dev/null", O_RDWR | O_CLOEXEC));
+    CHECK_EQ(in_clone([&] {
+                 forkfd::SpawnPlan plan;
+                 plan.umask = 027;
+                 plan.cwd = "/proc";
+                 plan.signal_mask = forkfd::signal_bit(SIGUSR1);
+                 plan.default_signals = forkfd::signal_bit(SIGPIPE);
+                 plan.death_signal = SIGKILL;
+                 plan.fds = {{1, FdAction::Kind::inherit_if_open},
+                             {5, FdAction::Kind::descriptor, file.get()},
+                             {70, FdAction::Kind::inherit_if_open}};
+                 ::dup2(1, 70);
+                 ::signal(SIGPIPE, SIG_IGN);
+                 ::signal(SIGUSR2, [](int) {});
+                 forkfd::become(plan, {}, {parent, -1, false}, 70);
+                 char cwd[64];
+                 if (::umask(0) != 027 || ::getcwd(cwd, sizeof cwd) == nullptr) return 1;
+                 if (std::string(cwd) != "/proc") return 2;
+                 if (forkfd::current_signal_mask() != forkfd::signal_bit(SIGUSR1)) return 3;
+                 for (int fd = 0; fd < 256; ++fd) {
+                     const int flags = ::fcntl(fd, F_GETFD);
+                     const bool wanted = fd == 1 || fd == 5 || fd == 70;
+                     if ((flags >= 0) != wanted) return 100 + fd % 100;
+                     if (wanted && (flags == FD_CLOEXEC) != (fd > 2)) return 4;
+                 }
+                 if (::signal(SIGPIPE, SIG_DFL) != SIG_DFL) return 5;
+                 return ::signal(SIGUSR2, SIG_DFL) == SIG_DFL ? 6 : 0;  // its own handlers stay
+             }), 0);
+}
+
+TEST(a_stage_that_fails_is_reported_and_ends_the_process) {
+    demand_clone();
+    int ends[2];
+    CHECK_EQ(::pipe2(ends, O_CLOEXEC), 0);
+    const forkfd::UniqueFd reader(ends[0]), writer(ends[1]);
+    forkfd::SpawnPlan plan;
+    plan.cwd = "/nowhere";
+    plan.fds = {{writer.get(), FdAction::Kind::inherit_if_open}};
+    CHECK_EQ(in_clone([&] {
+                 forkfd::become(plan, {}, {0, -1, false}, writer.get());
+                 return 0;
+             }), 127);
+    forkfd::Report report = {};
+    CHECK_EQ(::read(reader.get(), &report, sizeof report),
+             static_cast<ssize_t>(sizeof report));
+    CHECK_EQ(static_cast<forkfd::Stage>(report.stage), forkfd::Stage::working_directory);
+    CHECK_EQ(report.err, ENOENT);
+    CHECK_EQ(forkfd::failed_on(plan, {}, forkfd::Stage::working_directory, 0), "/nowhere");
 }
 
 TEST(other_threads_are_named_and_nothing_is_cloned) {
