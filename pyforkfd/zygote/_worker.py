@@ -109,6 +109,8 @@ def _prepare(
     _set_environment(body["env"], body.get("listen"))
     _open_streams()
     atexit._clear()  # what the zygote's code registered is for the zygote
+    if (util := sys.modules.get("multiprocessing.util")) is not None:
+        atexit.register(util._exit_function)  # each process's own: it empties its queues
     reseed()
     if gc_enabled:
         gc.enable()

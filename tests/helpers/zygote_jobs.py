@@ -143,6 +143,10 @@ def at_end(path: str) -> None:
     print("buffered", end="")
 
 
+def fill(queue: Any) -> None:
+    queue.put("from a worker")
+
+
 def listeners(fd: int) -> None:
     tell(fd, [[x.fd, x.name] for x in ff.listen_fds()])
 
