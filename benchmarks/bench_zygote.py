@@ -169,9 +169,7 @@ def measure_memory() -> dict[str, int]:
     found = {}
     with Zygote(preload=["bench_zygote", "numpy"], env=env) as zygote:
         fds = {3: ff.PIPE, 4: ff.PIPE_TO_CHILD}
-        workers = [
-            zygote.spawn("bench_zygote:hold", args=(3, 4), fds=fds) for _ in range(WORKERS)
-        ]
+        workers = [zygote.spawn("bench_zygote:hold", args=(3, 4), fds=fds) for _ in range(WORKERS)]
         for worker in workers:
             worker.pipes[3].read(1)
         assert zygote.pid is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import socket
@@ -397,71 +396,3 @@ def _adopt(sock: socket.socket, max_message: int, max_fds: int) -> FdChannel:
     channel = FdChannel(sock.fileno(), max_message=max_message, max_fds=max_fds)
     sock.detach()
     return channel
-
-
-def _demand_connection(fd: int) -> None:
-    kind = open_kind(fd, ChannelError)
-    if kind != stat.S_IFSOCK:
-        raise ChannelError(errno.ENOTSOCK, fd, f"is {FILE_KINDS[kind]}, not a socket")
-    found = socket.socket(fileno=fd)
-    try:
-        what = describe_socket(found)
-        if (found.family, found.type) != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
-            raise ChannelError(errno.EPROTOTYPE, fd, f"is {what}, not a Unix seqpacket socket")
-        if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            raise ChannelError(errno.EINVAL, fd, f"is {what} but listens: accept() from it")
-        try:
-            found.getpeername()
-        except OSError:
-            raise ChannelError(errno.ENOTCONN, fd, f"is {what} but not connected") from None
-        found.set_inheritable(False)
-    finally:
-        found.detach()
-
-
-def _listening(address: str, backlog: int, mode: int | None) -> socket.socket:
-    if not address.startswith("@"):
-        return unix_listener(address, mode, backlog, socket.SOCK_SEQPACKET)
-    if mode is not None:
-        raise ValueError(f"listen {address}: only a path has a mode")
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        made.bind(_raw_address(address))
-        made.listen(backlog)
-    except BaseException:
-        made.close()
-        raise
-    return made
-
-
-def _raw_address(address: StrPath) -> bytes:
-    raw = os.fsencode(address)
-    return b"\0" + raw[1:] if raw.startswith(b"@") else raw
-
-
-def _wait(fd: int, events: int, deadline: float | None) -> bool:
-    left = None if deadline is None else max(0.0, deadline - time.monotonic())
-    return _core.wait_ready(fd, events, left)
-
-
-async def _ready(fd: int, *, writable: bool) -> None:
-    """Wait on the running loop.  Nothing is taken from the socket, so it may be cancelled."""
-    import asyncio  # here: a third of what importing us would cost
-
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-
-    def wake() -> None:
-        if not ready.done():
-            ready.set_result(None)
-
-    # A number of its own, since a loop knows one of a kind per number and many may wait.
-    number = os.dup(fd)
-    try:
-        (loop.add_writer if writable else loop.add_reader)(number, wake)
-        try:
-            await ready
-        finally:
-            (loop.remove_writer if writable else loop.remove_reader)(number)
-    finally:
-        os.close(number)
