@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 
 QUICK :=
 
-.PHONY: bench demo test install lint
+.PHONY: bench bench-passing demo test install lint
 install:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[test]'
@@ -23,3 +23,6 @@ lint:
 bench: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[bench]'
 	$(BIN)/python benchmarks/report.py $(if $(QUICK),--quick)
+
+bench-passing: install
+	$(BIN)/python benchmarks/bench_passing.py $(if $(QUICK),--quick)

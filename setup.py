@@ -1,38 +1,87 @@
-"""Build the one extension module; everything declarative is in pyproject.toml."""
+"""Build the extension module and the library for LD_PRELOAD.
+
+Everything declarative is in pyproject.toml.
+"""
 
 import glob
 import os
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
-from setuptools import setup
+from setuptools import Extension, setup
 
 CORE = [
+    "atfork",
+    "become",
     "child",
+    "child_actions",
     "clone",
+    "control_message",
     "descriptor",
+    "dump",
     "environment",
+    "epoll_set",
+    "epoll_view",
     "error",
     "exec_watch",
     "fd_details",
+    "fd_passing",
     "fd_plan",
+    "fd_section",
     "fd_table",
+    "features",
+    "fork_lock",
+    "fork_trace",
+    "forked",
+    "gauges",
     "id_maps",
     "names",
+    "peer",
     "pidfd",
+    "prepared",
     "probe",
+    "self_clone",
     "socket_details",
     "spawn",
+    "spawn_args",
+    "spawn_attempt",
     "spawn_fds",
     "spawner_thread",
+    "sysmon",
+    "trace",
+    "transfer_marker",
 ]
 BIND = [
+    "bind_at_fork",
+    "bind_channel",
+    "bind_clone",
     "bind_descriptor",
+    "bind_epoll",
     "bind_fd_plan",
     "bind_fd_table",
+    "bind_fork",
+    "bind_fork_exec",
+    "bind_passing",
+    "bind_plan",
     "bind_process",
     "bind_spawn",
+    "bind_sysmon",
+    "bind_trace",
     "errors",
     "module",
+    "passed_values",
+    "waiting",
+]
+
+PRELOAD = [
+    "announced",
+    "log",
+    "real",
+    "settings",
+    "table",
+    "wrap_exec",
+    "wrap_fork",
+    "wrap_spawn",
+    "wrap_vfork",
 ]
 
 flags = ["-Wall", "-Wextra", "-fvisibility=hidden"]
@@ -40,8 +89,29 @@ link: list[str] = []
 if sanitize := os.environ.get("PYFORKFD_SANITIZE"):
     flags += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g"]
     link += [f"-fsanitize={sanitize}"]
+# It goes into programs that know of no sanitizer; assembly at top level wants no LTO.
+plain = ["-std=gnu11", "-fno-lto", *flags[:3]]
 if os.environ.get("PYFORKFD_DEBUG"):
     flags += ["-O0", "-g"]
+    plain += ["-O0", "-g"]
+
+
+class BuildLibraries(build_ext):
+    """Gives the library a name without Python's suffix, for it is not a module."""
+
+    def build_extension(self, ext: Extension) -> None:
+        python_links = self.compiler.linker_so
+        if ext.name.endswith("libforkfd_preload"):
+            # Nor does it want to know where this Python has its libraries.
+            self.compiler.linker_so = [w for w in python_links if not w.startswith("-Wl,-rpath")]
+        super().build_extension(ext)
+        self.compiler.linker_so = python_links
+
+    def get_ext_filename(self, fullname: str) -> str:
+        if fullname.endswith("libforkfd_preload"):
+            return os.path.join(*fullname.split(".")) + ".so"
+        return super().get_ext_filename(fullname)
+
 
 ParallelCompile("PYFORKFD_BUILD_JOBS", default=0).install()
 
@@ -55,7 +125,16 @@ setup(
             cxx_std=17,
             extra_compile_args=flags,
             extra_link_args=link,
-        )
+        ),
+        Extension(
+            "pyforkfd.libforkfd_preload",
+            [f"csrc/preload/{name}.c" for name in PRELOAD],
+            depends=["csrc/preload/preload.h"],
+            libraries=["dl"],  # dlsym, where libc is older than 2.34
+            extra_compile_args=plain,
+            # Nothing is left to be looked up in a child; all that is called is libc's.
+            extra_link_args=["-Wl,-z,now,-z,defs,--as-needed"],
+        ),
     ],
-    cmdclass={"build_ext": build_ext},
+    cmdclass={"build_ext": BuildLibraries},
 )

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import bench_drop_in
 import bench_spawn
 import bench_stall
 import bench_throughput
 import matplotlib
+from bench_drop_in import INSTALLED, DropIn, DropInKept
 from bench_spawn import STATIC, Latency
 from bench_stall import Stall
 from bench_throughput import THREADS, Kept, Rate
@@ -65,7 +67,12 @@ def latency_table(latencies: Latencies) -> list[str]:
     return table(["program", "MB touched", "extra descriptors", *WAYS], rows)
 
 
-def claims(latencies: Latencies, stalls: Sequence[Stall]) -> list[str]:
+def claims(
+    latencies: Latencies,
+    stalls: Sequence[Stall],
+    drop_in: Sequence[DropIn],
+    drop_in_kept: Sequence[DropInKept],
+) -> list[str]:
     """What we set out to reach, what was measured, and whether it holds."""
     rows = []
 
@@ -96,6 +103,12 @@ def claims(latencies: Latencies, stalls: Sequence[Stall]) -> list[str]:
     claim(f"{COMMAND}, {most} descriptors / none", us(COMMAND, 0, most) / us(COMMAND), 1.5)
     longest = {stall.way: stall.longest_ms for stall in stalls}
     claim("stall of another thread, ms: spawn", longest[SPAWN], 20)
+    for row in drop_in:
+        where = f"{row.program}, {row.descriptors} extra descriptors"
+        claim(f"{row.call}, installed / stock, {where}", row.ratio, 1)
+    if (os.cpu_count() or 1) >= 2 and os.getloadavg()[0] < (os.cpu_count() or 1):
+        kept = {row.how: row.kept for row in drop_in_kept}
+        claim("kept by a thread beside installed Popen", kept[INSTALLED], 0.9, True)
     return table(["claim", "wanted", "measured", "verdict"], rows)
 
 
@@ -147,6 +160,30 @@ def throughput_tables(kept: Sequence[Kept], rates: Sequence[Rate]) -> list[str]:
     return lines + table(["way", *map(str, THREADS)], rows)
 
 
+def drop_in_tables(rows: Sequence[DropIn], kept: Sequence[DropInKept]) -> list[str]:
+    """The standard calls with and without install()."""
+    lines = ["## The standard modules, stock and with install(), microseconds", ""]
+    lines += table(
+        ["call", "program", "extra descriptors", "stock", "installed", "ratio, round by round"],
+        [
+            [
+                row.call,
+                row.program,
+                str(row.descriptors),
+                f"{row.stock_us:.0f}",
+                f"{row.installed_us:.0f}",
+                f"{row.ratio:.3f}",
+            ]
+            for row in rows
+        ],
+    )
+    lines += ["## What a computing thread keeps beside one that loops over Popen(...).wait()", ""]
+    return lines + table(
+        ["Popen", "kept", "programs per second"],
+        [[row.how, f"{row.kept:.0%}", f"{row.per_second:.0f}"] for row in kept],
+    )
+
+
 def stall_table(stalls: Sequence[Stall]) -> list[str]:
     """The longest time that a thread stood still."""
     lines = ["## Longest stall of another thread while a child blocks for 1 s before its exec", ""]
@@ -166,6 +203,7 @@ def main() -> None:
     latencies = Latencies(rows)
     kept, rates = bench_throughput.measure_kept(quick), bench_throughput.measure_rate(quick)
     stalls = bench_stall.measure(quick)
+    drop_in, drop_in_kept = bench_drop_in.measure(quick), bench_drop_in.measure_kept(quick)
 
     command = "make bench" + (" QUICK=1" if quick else "")
     machine = (
@@ -174,19 +212,22 @@ def main() -> None:
     )
     rounds = statistics.median(row.rounds for row in rows)
     lines = [f"# Made by `{command}`", "", f"{machine}; medians of {rounds:.0f} rounds.", ""]
-    lines += ["## Claims", "", *claims(latencies, stalls)]
+    lines += ["## Claims", "", *claims(latencies, stalls, drop_in, drop_in_kept)]
     lines += ["## Start and wait, microseconds, and the ratio to the bare C loop", ""]
     lines += [*latency_table(latencies), *(f"Left out: {line}." for line in skipped)]
     lines += [*throughput_tables(kept, rates), *stall_table(stalls)]
+    lines += drop_in_tables(drop_in, drop_in_kept)
     results = HERE / "results"
     results.mkdir(exist_ok=True)
     (results / "latest.md").write_text("\n".join(lines).rstrip() + "\n")
     data: dict[str, object] = {"command": command, "machine": machine, "skipped": skipped}
-    parts: dict[str, Sequence[Latency | Kept | Rate | Stall]] = {
+    parts: dict[str, Sequence[Latency | Kept | Rate | Stall | DropIn | DropInKept]] = {
         "latency": rows,
         "kept": kept,
         "rate": rates,
         "stall": stalls,
+        "drop_in": drop_in,
+        "drop_in_kept": drop_in_kept,
     }
     for name, part in parts.items():
         data[name] = [asdict(row) for row in part]

@@ -10,8 +10,23 @@ except ImportError as error:
         "(pip install .) and import it from outside the source tree"
     ) from error
 
-from ._errors import STAGES, ListenerError, SpawnError
-from ._fd import Fd, cloexec, close_range, inheriting, same_open_file, set_cloexec
+from . import _atfork as atfork
+from ._asyncio import create_subprocess_exec
+from ._channel import ChannelListener, FdChannel
+from ._clone import CloneFlag, Sibling, clone
+from ._debug import debug, read_environment
+from ._epoll import Drift, DriftKind, audit, epoll_entries
+from ._errors import (
+    STAGES,
+    ChannelError,
+    DescriptorError,
+    ForkWarning,
+    ListenerError,
+    PassingError,
+    SpawnError,
+    ThreadsError,
+)
+from ._fd import Fd, cloexec, close_range, same_open_file, set_cloexec
 from ._fd_details import (
     Address,
     EpollDetails,
@@ -29,10 +44,37 @@ from ._fd_details import (
     TimerfdDetails,
 )
 from ._fd_table import FdDiff, FdInfo, FdTable, diff, fd_table
+from ._fork import fork
 from ._listeners import ListenFd, bind, listen_environment, listen_fds, listener_from_fd
+from ._loops import Transports, new_event_loop, reinit_loop
 from ._notify import notify
+from ._passing import (
+    Credentials,
+    Received,
+    pass_credentials,
+    pass_pidfd,
+    peer_credentials,
+    peer_pidfd,
+    recv_fds,
+    send_fds,
+)
+from ._pipeline import Pipeline, PipelineProcess
+from ._preload import preload_library
 from ._process import Process
+from ._run import (
+    CommandOptions,
+    Completed,
+    ExitError,
+    OutputLimitError,
+    RunError,
+    RunTimeoutError,
+    run,
+)
+from ._sections import inheriting, no_forks, redirected
+from ._selector import ForkSafeSelector
 from ._spawn import Command, spawn
+from ._sysmon import Sysmon
+from ._sysmon_events import BoundExceeded, FdGrowth, GilStalled, LoopStalled, SysmonEvent
 from ._types import (
     CLOSED,
     DEVNULL,
@@ -66,49 +108,99 @@ __all__ = [
     "STDOUT",
     "Address",
     "Backend",
+    "BoundExceeded",
     "Capabilities",
+    "ChannelError",
+    "ChannelListener",
+    "CloneFlag",
     "Command",
+    "CommandOptions",
+    "Completed",
+    "Credentials",
+    "DescriptorError",
+    "Drift",
+    "DriftKind",
     "EpollDetails",
     "EpollWatch",
     "EventfdDetails",
+    "ExitError",
     "ExitStatus",
     "Fd",
+    "FdChannel",
     "FdDetails",
     "FdDiff",
+    "FdGrowth",
     "FdInfo",
     "FdSource",
     "FdTable",
     "FileDetails",
+    "ForkSafeSelector",
+    "ForkWarning",
+    "GilStalled",
     "HasFileno",
     "InotifyDetails",
     "InotifyWatch",
     "ListenFd",
     "ListenerError",
+    "LoopStalled",
     "MemfdDetails",
     "Open",
+    "OutputLimitError",
+    "PassingError",
     "PidfdDetails",
     "PipeDetails",
+    "Pipeline",
+    "PipelineProcess",
     "Process",
+    "Received",
+    "RunError",
+    "RunTimeoutError",
     "SameAs",
     "Scheduler",
+    "Sibling",
     "SignalfdDetails",
     "SocketDetails",
     "SpawnError",
     "Special",
     "StrPath",
+    "Sysmon",
+    "SysmonEvent",
+    "ThreadsError",
     "TimerfdDetails",
+    "Transports",
+    "atfork",
+    "audit",
     "bind",
     "cloexec",
+    "clone",
     "close_range",
+    "create_subprocess_exec",
+    "debug",
     "diff",
+    "epoll_entries",
     "fd_table",
+    "fork",
     "inheriting",
     "listen_environment",
     "listen_fds",
     "listener_from_fd",
+    "new_event_loop",
+    "no_forks",
     "notify",
+    "pass_credentials",
+    "pass_pidfd",
+    "peer_credentials",
+    "peer_pidfd",
+    "preload_library",
+    "recv_fds",
+    "redirected",
+    "reinit_loop",
+    "run",
     "same_open_file",
+    "send_fds",
     "set_cloexec",
     "spawn",
 ]
 __version__ = "0.1.0.dev0"
+
+read_environment()

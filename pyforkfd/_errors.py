@@ -1,4 +1,4 @@
-"""What can go wrong: a spawn, with its kin by errno; a descriptor that is no listener."""
+"""What can go wrong: a spawn, a listener that is none, descriptors that do not arrive."""
 
 from __future__ import annotations
 
@@ -65,15 +65,34 @@ def from_core(program: str, error: _core.SysError) -> SpawnError:
     return SpawnError(program, stage, err, subject, text)
 
 
-class ListenerError(OSError):
-    """A descriptor is not the listener that it should be; it was left as it is.
+class ThreadsError(RuntimeError):
+    """The process was not cloned, since it has more than one thread.
 
-    It reads ``descriptor 3 is a TCP socket but not listening``.
+    It reads ``the process has other threads: worker-1 (4711), OpenBLAS (4712)``.
+
+    Attributes:
+        threads: thread id -> name, of all but the calling one: Python's name, or the one that
+            prctl(2) PR_SET_NAME gave; a library's threads often have the program's.
+    """
+
+    threads: dict[int, str]
+
+    def __init__(self, threads: dict[int, str]) -> None:
+        named = ", ".join(f"{name} ({tid})" for tid, name in sorted(threads.items()))
+        super().__init__(f"the process has other threads: {named}")
+        self.threads = threads
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ThreadsError, (self.threads,)
+
+
+class DescriptorError(OSError):
+    """A descriptor is not what it should be; it was left as it is.
 
     Attributes:
         fd: the descriptor's number.
         reason: what it is instead.
-        errno: EBADF (closed), ENOTSOCK, EINVAL (does not listen), EAFNOSUPPORT, EPROTOTYPE.
+        errno: in which way.
     """
 
     fd: int
@@ -88,4 +107,73 @@ class ListenerError(OSError):
         return f"descriptor {self.fd} {self.reason}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ListenerError, (self.errno, self.fd, self.reason)
+        return type(self), (self.errno, self.fd, self.reason)
+
+
+class ListenerError(DescriptorError):
+    """A descriptor is not the listener that it should be; it was left as it is.
+
+    It reads ``descriptor 3 is a TCP socket but not listening``.
+
+    Attributes:
+        fd: the descriptor's number.
+        reason: what it is instead.
+        errno: EBADF (closed), ENOTSOCK, EINVAL (does not listen), EAFNOSUPPORT, EPROTOTYPE.
+    """
+
+
+class ChannelError(DescriptorError):
+    """A descriptor is not the connection that it should be; it was left as it is.
+
+    It reads ``descriptor 3 is a Unix stream socket, not a Unix seqpacket socket``.
+
+    Attributes:
+        fd: the descriptor's number.
+        reason: what it is instead.
+        errno: EBADF (closed), ENOTSOCK, EPROTOTYPE, EINVAL (listens), ENOTCONN.
+    """
+
+
+class PassingError(OSError):
+    """Something of what was sent did not arrive whole; the descriptors that came are closed.
+
+    Attributes:
+        errno: EMSGSIZE (no room), EMFILE (RLIMIT_NOFILE), EPROTO, ECONNRESET, EACCES.
+        data: the bytes that came.
+        closed: how many descriptors had come.
+    """
+
+    data: bytes
+    closed: int
+
+    def __init__(self, err: int, text: str, data: bytes, closed: int) -> None:
+        super().__init__(err, text)
+        self.data = data
+        self.closed = closed
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PassingError, (self.errno, self.strerror, self.data, self.closed)
+
+
+class ForkWarning(RuntimeWarning):
+    """Other threads live in a process that forks: locks they hold stay locked in the child.
+
+    Attributes:
+        threads: their names; those that Python does not know are marked as native.
+    """
+
+    threads: tuple[str, ...]
+
+    def __init__(self, threads: tuple[str, ...]) -> None:
+        super().__init__(threads)
+        self.threads = threads
+
+    def __str__(self) -> str:
+        return (
+            f"fork beside {len(self.threads)} other thread{'s' * (len(self.threads) != 1)} "
+            f"({', '.join(self.threads)}): they are not in the child, but the locks they hold "
+            "are; spawn() is safe"
+        )

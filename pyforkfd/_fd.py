@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import TracebackType
 
 from . import _core
@@ -13,7 +11,6 @@ from ._fds import as_fd
 from ._types import HasFileno
 
 _LAST = 2**32 - 1  # close_range(2): up to whatever is open
-os.register_at_fork(after_in_child=_core.reset_fork_lock)
 
 
 class Fd:
@@ -172,43 +169,3 @@ def same_open_file(a: int | HasFileno, b: int | HasFileno) -> bool:
             leave the question open.
     """
     return _core.same_open_file(as_fd(a, "same_open_file"), as_fd(b, "same_open_file"))
-
-
-@contextmanager
-def inheriting(*fds: int | HasFileno) -> Iterator[None]:
-    """Clear FD_CLOEXEC for the time of a ``with`` block, for code that spawns on its own.
-
-    At its end each mark is what it was, also after an error; a descriptor that is closed in
-    the block is left alone.  If one of them is not open, none is changed.
-
-    Meanwhile no other thread's :func:`spawn` with ``close_others=False`` starts a child that
-    would get them: the fork lock is held.  The thread that holds it may spawn, and nest such
-    blocks.  Do not wait in the block for another thread that spawns so.  Strict spawns
-    (the default) need no lock and pass on nothing but their map.  What other libraries
-    start in other threads meanwhile does get the descriptors.
-
-    Args:
-        fds: borrowed.
-
-    Raises:
-        OSError: EBADF, one is not open.
-    """
-    numbers = [as_fd(fd, "inheriting") for fd in fds]
-    _core.lock_fork_lock()
-    cleared: list[int] = []
-    try:
-        for number in numbers:
-            if _core.cloexec(number):
-                cleared.append(number)
-        for number in cleared:
-            _core.set_cloexec(number, False)
-        yield
-    finally:
-        try:
-            for number in cleared:
-                try:
-                    _core.set_cloexec(number, True)
-                except OSError:
-                    pass  # closed in the block
-        finally:
-            _core.unlock_fork_lock()

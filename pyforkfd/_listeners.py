@@ -13,18 +13,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from . import _core
-from ._errors import ListenerError
+from ._errors import DescriptorError, ListenerError
 
 _VARIABLES = ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES")
 _FIRST = 3  # SD_LISTEN_FDS_START
 
-_KINDS = {
+FILE_KINDS = {
     stat.S_IFREG: "a regular file",
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a pipe",
     stat.S_IFCHR: "a character device",
     stat.S_IFBLK: "a block device",
     stat.S_IFLNK: "a symbolic link",
+    0: "an anonymous inode (eventfd, epoll, pidfd, ...)",
 }
 _PROTOCOLS = {
     socket.IPPROTO_TCP: "TCP",
@@ -77,7 +78,7 @@ def bind(
             made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             made.bind(b"\0" + os.fsencode(match[1]))
         elif match := re.fullmatch(r"unix:(.+)", address, re.DOTALL):
-            return _unix_listener(match[1], mode, backlog)
+            return unix_listener(match[1], mode, backlog)
         else:
             raise ValueError(
                 f"bind {address!r}: none of tcp://host:port, unix:/path, unix:@name, vsock:port"
@@ -126,8 +127,14 @@ def _tcp_socket(
     return made
 
 
-def _unix_listener(path: str, mode: int | None, backlog: int) -> socket.socket:
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+def unix_listener(
+    path: str,
+    mode: int | None,
+    backlog: int,
+    kind: socket.SocketKind = socket.SOCK_STREAM,
+) -> socket.socket:
+    """As :func:`bind` makes it for ``unix:/path``."""
+    made = socket.socket(socket.AF_UNIX, kind)
     try:
         if mode is not None:
             os.fchmod(made.fileno(), mode)  # what bind(2) gives the path, less the umask
@@ -173,7 +180,7 @@ def _is_stale(path: str) -> bool:
         return probe.connect_ex(path) == errno.ECONNREFUSED
 
 
-def _describe(found: socket.socket) -> str:
+def describe_socket(found: socket.socket) -> str:
     """An article and a name: "a TCP socket"."""
     if found.family in (socket.AF_INET, socket.AF_INET6):
         return f"a {_PROTOCOLS.get(found.proto, 'raw IP')} socket"
@@ -184,11 +191,12 @@ def _describe(found: socket.socket) -> str:
     return f"a {family} {kind} socket"
 
 
-def _open_kind(fd: int) -> int:
+def open_kind(fd: int, error_class: type[DescriptorError]) -> int:
+    """What kind of file it is, a key of FILE_KINDS."""
     try:
         return stat.S_IFMT(os.fstat(fd).st_mode)
     except OSError as error:
-        raise ListenerError(
+        raise error_class(
             error.errno or errno.EBADF,
             fd,
             "is closed: if a parent was to pass it, it was close-on-exec when that executed "
@@ -220,13 +228,12 @@ def listener_from_fd(
         ListenerError: it is closed, no socket, of another family or type, or does not
             listen.  ``fd`` and ``reason`` tell, and so does the message.
     """
-    kind = _open_kind(fd)
+    kind = open_kind(fd, ListenerError)
     if kind != stat.S_IFSOCK:
-        what = _KINDS.get(kind, "an anonymous inode (eventfd, epoll, pidfd, ...)")
-        raise ListenerError(errno.ENOTSOCK, fd, f"is {what}, not a socket")
+        raise ListenerError(errno.ENOTSOCK, fd, f"is {FILE_KINDS[kind]}, not a socket")
     found = socket.socket(fileno=fd)
     try:
-        what = _describe(found)
+        what = describe_socket(found)
         if not found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise ListenerError(errno.EINVAL, fd, _why_not_listening(found, what))
         if family is not None and found.family != family:
@@ -314,7 +321,7 @@ def listen_fds(*, unset_environment: bool = True) -> tuple[ListenFd, ...]:
     if len(named) != len(fds):
         raise ValueError(f"LISTEN_FDNAMES={names}: {len(named)} names for {len(fds)} descriptors")
     for fd in fds:
-        _open_kind(fd)
+        open_kind(fd, ListenerError)
     for fd in fds:
         os.set_inheritable(fd, False)
     return tuple(ListenFd(name, fd) for name, fd in zip(named, fds, strict=True))

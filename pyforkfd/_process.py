@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import threading
@@ -30,15 +29,29 @@ def reap_forgotten() -> None:
             os.close(pidfd)
 
 
+_lock_of_copies = threading.Lock()
+
+
+def _leave_to_parent() -> None:
+    global _lock_of_copies
+    _lock_of_copies = threading.Lock()
+    while _forgotten:
+        os.close(_forgotten.pop())
+
+
+# A child reaps none of its parent's children.
+os.register_at_fork(after_in_child=_leave_to_parent)
+
+
 class Process:
-    """A started child.  Made by :func:`spawn` and :meth:`Command.spawn`.
+    """A started child.  Made by :func:`spawn`, :meth:`Command.spawn` and :func:`fork`.
 
     Signals and waits go through the pidfd, which never means another process
     (pidfd_open(2)); the pid is for people.  Safe to use from many threads.  As a context
     manager it closes its pipes, waits for the child and closes the pidfd.
 
     Attributes:
-        args: what was executed, as given.
+        args: what was executed, as given; empty after a fork.
         pid: the child's number, in our pid namespace.
         backend: how it was started, see :data:`Backend`.
         pipes: our ends of the pipes asked for, by the child's number; owned by this object.
@@ -117,9 +130,10 @@ class Process:
         """The exit status, or None while the child runs; never blocks."""
         if self._status is not None:
             return self._status
+        if self._pidfd >= 0:
+            self._demand_own()
         with self._lock:
             if self._status is None and self._pidfd >= 0:
-                self._demand_own()
                 self._status = _status(_core.reap(self._pidfd))
             return self._status
 
@@ -150,6 +164,8 @@ class Process:
             return status
         if self._pidfd < 0:
             raise ValueError(f"wait for pid {self.pid}: its pidfd is closed")
+        import asyncio  # here: a third of what importing us would cost
+
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
 
@@ -190,14 +206,19 @@ class Process:
         """Send SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
-    def close(self) -> None:
-        """Close our pipe ends and the pidfd.  The child is neither ended nor waited for."""
+    def close_pipes(self) -> None:
+        """Close our pipe ends: a child that reads to the end of its input sees it."""
         for pipe in self.pipes.values():
             try:
                 pipe.close()
             except BrokenPipeError:
                 pass  # buffered for a child that no longer reads
-        with self._lock:
+
+    def close(self) -> None:
+        """Close our pipe ends and the pidfd.  The child is neither ended nor waited for."""
+        self.close_pipes()
+        # The lock of a copy may be held for ever, by a thread of the parent.
+        with self._lock if os.getpid() == self._owner else _lock_of_copies:
             if self._pidfd >= 0:
                 pidfd, self._pidfd = self._pidfd, -1
                 os.close(pidfd)
@@ -217,11 +238,7 @@ class Process:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for pipe in self.pipes.values():
-            try:
-                pipe.close()
-            except BrokenPipeError:
-                pass
+        self.close_pipes()
         try:
             self.wait()
         finally:
@@ -232,8 +249,8 @@ class Process:
             return
         if self._status is None and os.getpid() == self._owner and self.poll() is None:
             warnings.warn(
-                f"child {self.pid} ({_display(self.args)}) still runs and nobody waits for it: "
-                "call wait() or use it as a context manager",
+                f"child {self.pid} ({_display(self.args) or 'forked'}) still runs and nobody "
+                "waits for it: call wait() or use it as a context manager",
                 ResourceWarning,
                 source=self,
             )
@@ -242,7 +259,8 @@ class Process:
 
     def __repr__(self) -> str:
         state = "running" if self._status is None else str(self._status)
-        return f"<Process {self.pid} {_display(self.args)}: {state}>"
+        args = f" {_display(self.args)}" if self.args else ""
+        return f"<Process {self.pid}{args}: {state}>"
 
 
 def _display(args: Sequence[StrPath]) -> str:

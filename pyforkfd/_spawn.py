@@ -14,6 +14,7 @@ from . import _core
 from ._credentials import compile_capabilities, compile_identity
 from ._errors import from_core
 from ._fds import FdSources, as_fd, compile_fds
+from ._pipeline import Pipeline
 from ._process import Process, _forgotten, reap_forgotten
 from ._types import (
     PATHS,
@@ -187,6 +188,10 @@ class Command:
         except _core.SysError as error:
             raise from_core(self._program, error) from None
         return Process(self.args, pid, pidfd, cast(Backend, backend), ends, self._writable)
+
+    def __or__(self, other: Command | Pipeline) -> Pipeline:
+        """What this one writes to its 1, the other reads from its 0."""
+        return Pipeline((self, *(other.commands if isinstance(other, Pipeline) else (other,))))
 
 
 def _once(command: Callable[P, Command]) -> Callable[P, Process]:

@@ -84,13 +84,13 @@ STDOUT = SameAs(1)
 FdSource: TypeAlias = int | HasFileno | Special | Open | SameAs
 """What a descriptor of a child can be: one of ours, or one of the constants above."""
 
-Backend: TypeAlias = Literal["clone3", "clone", "fork-like"]
+Backend: TypeAlias = Literal["clone3", "clone", "fork-like", "fork"]
 """How a child was started.
 
 clone3 and clone share the parent's memory until the exec and cost the same whatever the
 parent's size; fork-like copies the page tables, and is used for changes of credentials
 (they would clear the parent's dumpable flag, PR_SET_DUMPABLE(2const)) and where CLONE_VM
-does not really share memory.
+does not really share memory.  fork is that of :func:`fork`.
 """
 
 

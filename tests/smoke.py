@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import sys
 
 import pyforkfd as ff
 
@@ -29,5 +30,8 @@ except FileNotFoundError as error:
     assert error.errno == errno.ENOENT
 else:
     raise AssertionError("a program that does not exist was started")
+
+watched = [sys.executable, "-m", "pyforkfd", "run", "--close-others", "--", "sh", "-c", "exit 3"]
+assert ff.spawn(watched, cwd="/").wait(timeout=60).code == 3
 
 print(f"pyforkfd {ff.__version__} on Linux {os.uname().release}: {child.backend}")

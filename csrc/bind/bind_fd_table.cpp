@@ -9,6 +9,7 @@
 
 #include <cstring>
 
+#include "bind/epoll_watches.h"
 #include "core/fd_table.h"
 
 namespace py = pybind11;
@@ -80,12 +81,7 @@ struct Fields {
                         "waiting"_a = d.waiting);
     }
     py::object operator()(const forkfd::EpollDetails& d) const {
-        py::list watches;
-        for (const forkfd::EpollWatch& w : d.watches)
-            watches.append(py::dict("number"_a = w.number, "events"_a = w.events,
-                                    "data"_a = w.data, "inode"_a = w.inode,
-                                    "device"_a = w.device));
-        return py::dict("watches"_a = watches);
+        return py::dict("watches"_a = epoll_watches(d.watches));
     }
     py::object operator()(const forkfd::EventfdDetails& d) const {
         return py::dict("count"_a = d.count, "id"_a = d.id, "semaphore"_a = d.semaphore);

@@ -1,49 +1,26 @@
 #include "bind/bindings.h"
 
+#include <poll.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
-#include <chrono>
 #include <optional>
 #include <pybind11/stl.h>
 
+#include "bind/waiting.h"
+#include "core/features.h"
 #include "core/pidfd.h"
 #include "core/probe.h"
+#include "core/trace.h"
 
 namespace py = pybind11;
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-// True when the process has ended, false when the time is up.  Python's signal
-// handlers run in between, so Ctrl-C ends the wait.
+// True when the process has ended, false when the time is up.
 bool wait_pidfd(int pidfd, std::optional<double> timeout) {
-    const auto deadline =
-        Clock::now() + std::chrono::duration<double>(timeout.value_or(0));
-    for (;;) {
-        int ms = -1;
-        if (timeout) {
-            const std::chrono::duration<double, std::milli> left = deadline - Clock::now();
-            ms = left.count() <= 0 ? 0 : left.count() > 1e9 ? 1000000000
-                                                            : static_cast<int>(left.count()) + 1;
-        }
-        int ready, err;
-        {
-            const py::gil_scoped_release release;
-            ready = forkfd::wait_readable(pidfd, ms);
-            err = errno;
-        }
-        if (ready > 0) return true;
-        if (ready == 0 && ms < 1000000000) return false;
-        if (ready < 0 && err != EINTR) {
-            errno = err;
-            PyErr_SetFromErrno(PyExc_OSError);
-            throw py::error_already_set();
-        }
-        if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-    }
+    return wait_ready(pidfd, POLLIN, Deadline(timeout));
 }
 
 py::object usage_tuple(const struct rusage& u) {
@@ -61,7 +38,13 @@ py::object usage_tuple(const struct rusage& u) {
 void bind_process(py::module_& m) {
     m.def("wait_pidfd", &wait_pidfd, py::arg("pidfd"), py::arg("timeout"));
     m.def("reap", [](int pidfd) -> py::object {
-        const auto info = forkfd::reap(pidfd);
+        std::optional<forkfd::ExitInfo> info;
+        {
+            // Never blocks but where FORKFD_DEBUG's line does.
+            std::optional<py::gil_scoped_release> release;
+            if (forkfd::trace::on(forkfd::trace::kExec)) release.emplace();
+            info = forkfd::reap(pidfd);
+        }
         if (!info) return py::none();
         return py::make_tuple(info->known, info->code, info->status,
                               info->has_usage ? usage_tuple(info->usage) : py::none());
@@ -80,4 +63,14 @@ void bind_process(py::module_& m) {
             throw py::error_already_set();
         }
     }, py::arg("pidfd"), py::arg("signal"));
+    m.def("probe_features", [](int cgroup_fd) {
+        std::vector<forkfd::Feature> found;
+        {
+            const py::gil_scoped_release release;
+            found = forkfd::probe_features(cgroup_fd);
+        }
+        py::dict errors;
+        for (const forkfd::Feature& feature : found) errors[feature.name] = feature.err;
+        return errors;
+    }, py::arg("cgroup_fd"), py::pos_only(), "errno by facility of the kernel; 0: it is there.");
 }

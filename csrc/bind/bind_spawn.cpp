@@ -1,16 +1,15 @@
 #include "bind/bindings.h"
 
 #include <cerrno>
-#include <pybind11/native_enum.h>
 #include <pybind11/stl.h>
 #include <stdexcept>
 
 #include "core/names.h"
 #include "core/probe.h"
 #include "core/spawn.h"
+#include "core/spawn_attempt.h"
 
 namespace py = pybind11;
-using forkfd::FdAction;
 using forkfd::SpawnPlan;
 
 namespace {
@@ -37,59 +36,9 @@ py::tuple spawn(const SpawnPlan& plan, const std::vector<int>& sources) {
                           forkfd::backend_name(child->backend), pipes);
 }
 
-void bind_plan(py::module_& m) {
-#define FORKFD_FIELD(name) .def_readwrite(#name, &SpawnPlan::name)
-    py::class_<SpawnPlan>(m, "SpawnPlan")
-        .def(py::init<>())
-        FORKFD_FIELD(argv) FORKFD_FIELD(candidates) FORKFD_FIELD(exec_fd) FORKFD_FIELD(program)
-        FORKFD_FIELD(env) FORKFD_FIELD(close_others) FORKFD_FIELD(listen_names)
-        FORKFD_FIELD(new_session) FORKFD_FIELD(process_group) FORKFD_FIELD(controlling_terminal)
-        FORKFD_FIELD(controlling_terminal_path) FORKFD_FIELD(foreground_terminal)
-        FORKFD_FIELD(foreground_terminal_path) FORKFD_FIELD(umask) FORKFD_FIELD(nice)
-        FORKFD_FIELD(affinity) FORKFD_FIELD(scheduler_policy) FORKFD_FIELD(scheduler_priority)
-        FORKFD_FIELD(chroot) FORKFD_FIELD(groups) FORKFD_FIELD(gid) FORKFD_FIELD(uid)
-        FORKFD_FIELD(user_name) FORKFD_FIELD(group_name) FORKFD_FIELD(bounding)
-        FORKFD_FIELD(permitted) FORKFD_FIELD(inheritable) FORKFD_FIELD(ambient)
-        FORKFD_FIELD(cwd) FORKFD_FIELD(cwd_fd) FORKFD_FIELD(no_new_privs)
-        FORKFD_FIELD(death_signal) FORKFD_FIELD(death_with_process) FORKFD_FIELD(namespaces)
-        FORKFD_FIELD(cgroup_path) FORKFD_FIELD(cgroup_fd) FORKFD_FIELD(seccomp)
-        FORKFD_FIELD(signal_mask) FORKFD_FIELD(default_signals) FORKFD_FIELD(ignore_signals)
-        .def("add_fd", [](SpawnPlan& p, int target, FdAction::Kind kind, int source,
-                          const std::string& path, int flags, unsigned mode) {
-            p.fds.push_back({target, kind, source, path, flags, mode});
-        }, py::arg("target"), py::arg("kind"), py::arg("source") = -1, py::arg("path") = "",
-           py::arg("flags") = 0, py::arg("mode") = 0)
-        .def("inherit_standard_fds", [](SpawnPlan& p) {
-            for (int target = 0; target <= 2; ++target)
-                p.fds.push_back({target, FdAction::Kind::inherit_if_open, -1, {}, 0, 0});
-        })
-        .def("add_limit", [](SpawnPlan& p, int resource, std::uint64_t soft, std::uint64_t hard) {
-            p.limits.push_back({resource, {soft, hard}});
-        }, py::arg("resource"), py::arg("soft"), py::arg("hard"))
-        .def("add_uid_map", [](SpawnPlan& p, unsigned in, unsigned out, unsigned n) {
-            p.uid_map.push_back({in, out, n});
-        }, py::arg("inside"), py::arg("outside"), py::arg("count"))
-        .def("add_gid_map", [](SpawnPlan& p, unsigned in, unsigned out, unsigned n) {
-            p.gid_map.push_back({in, out, n});
-        }, py::arg("inside"), py::arg("outside"), py::arg("count"));
-#undef FORKFD_FIELD
-}
-
 }  // namespace
 
 void bind_spawn(py::module_& m) {
-    using Kind = FdAction::Kind;
-    py::native_enum<Kind>(m, "FdKind", "enum.IntEnum")
-        .value("DESCRIPTOR", Kind::descriptor)
-        .value("INHERIT_IF_OPEN", Kind::inherit_if_open)
-        .value("NULL_DEVICE", Kind::null_device)
-        .value("PIPE_TO_CHILD", Kind::pipe_to_child)
-        .value("PIPE_FROM_CHILD", Kind::pipe_from_child)
-        .value("OPEN", Kind::open)
-        .value("SAME_AS", Kind::same_as)
-        .value("CLOSED", Kind::closed)
-        .finalize();
-    bind_plan(m);
     m.def("spawn", &spawn, py::arg("plan"), py::arg("sources"),
           "(pid, pidfd, back end, {child's number: our end of the pipe}); descriptors owned.");
     m.def("force_backend", [](const std::optional<std::string>& name) {

@@ -9,6 +9,9 @@
 // No allocation, no exception, no libc function, no static with a constructor, no
 // errno.  A test compiles this file alone and demands that it needs no outside symbol.
 //
+// apply() does the same for a process that goes on without an exec, which has memory and
+// descriptors of its own; its failure ends the process as any other does.
+//
 // Until unshare_descriptors() has returned the descriptor table may be the parent's
 // own (CLONE_FILES): nothing before it may open, close or change a descriptor.
 #include "core/child.h"
@@ -73,6 +76,7 @@ struct Kept {
 [[noreturn]] FORKFD_CHILD void fail(const ChildArgs& a, long err) noexcept {
     volatile Report& report = *a.report;
     report.err = static_cast<int>(err);
+    if (a.report_fd >= 0) call(SYS_write, a.report_fd, addr(a.report), sizeof *a.report);
     for (;;) call(SYS_exit_group, kNotFound);
 }
 
@@ -156,7 +160,8 @@ FORKFD_CHILD bool is_target(const ChildArgs& a, int fd) noexcept {
 
 // For kernels before 5.9, and sandboxes that refuse close_range.  /proc lists
 // descriptors in ascending order by number, so closing while reading skips none.
-FORKFD_CHILD void close_others_by_listing(const ChildArgs& a, const Kept& kept) noexcept {
+FORKFD_CHILD void close_others_by_listing(const ChildArgs& a, const Kept& kept,
+                                          int from) noexcept {
     const int dir = static_cast<int>(check(
         a, call(SYS_openat, AT_FDCWD, addr("/proc/self/fd"), O_RDONLY | O_DIRECTORY | O_CLOEXEC)));
     alignas(LinuxDirent64) char buffer[2048];
@@ -170,7 +175,8 @@ FORKFD_CHILD void close_others_by_listing(const ChildArgs& a, const Kept& kept) 
             const char* digit = entry->name;
             for (; *digit >= '0' && *digit <= '9'; ++digit) fd = fd * 10 + (*digit - '0');
             if (digit == entry->name) continue;  // "." and ".."
-            if (fd != dir && !kept.has(fd) && !is_target(a, fd)) call(SYS_close, fd);
+            if (fd >= from && fd != dir && !kept.has(fd) && !is_target(a, fd))
+                call(SYS_close, fd);
         }
     }
     call(SYS_close, dir);
@@ -184,7 +190,32 @@ FORKFD_CHILD int keep(const ChildArgs& a, int fd) noexcept {
         check(a, call(SYS_fcntl, fd, F_DUPFD_CLOEXEC, a.scratch_floor + 1)));
 }
 
-FORKFD_CHILD void do_steps(const ChildArgs& a) noexcept {
+FORKFD_CHILD void open_file(const ChildArgs& a, const ChildOpen& open) noexcept {
+    enter(a, Stage::open_file, open.target);
+    if (open.path == nullptr) {
+        check(a, call(SYS_dup3, open.flags, open.target, 0));
+        return;
+    }
+    const int fd = static_cast<int>(check(
+        a, call(SYS_openat, AT_FDCWD, addr(open.path), open.flags | O_CLOEXEC, open.mode)));
+    if (fd == open.target) {
+        check(a, call(SYS_fcntl, fd, F_SETFD, 0));
+    } else {
+        check(a, call(SYS_dup3, fd, open.target, 0));
+        call(SYS_close, fd);
+    }
+}
+
+// What is kept must not be closed, and may be above `from`.
+FORKFD_CHILD void close_from(const ChildArgs& a, const Kept& kept, int from) noexcept {
+    enter(a, Stage::close_others);
+    const bool keeps = kept.exec_fd >= 0 || kept.cwd_fd >= 0 || kept.parent_pidfd >= 0 ||
+                       kept.exec_watch >= 0;
+    if (keeps || call(raw::nr_close_range, from, ~0U, 0) < 0)
+        close_others_by_listing(a, kept, from);
+}
+
+FORKFD_CHILD void do_steps(const ChildArgs& a, const Kept& kept) noexcept {
     int scratch = -1;
     for (std::size_t i = 0; i < a.n_steps; ++i) {
         const FdStep& step = a.steps[i];
@@ -204,25 +235,15 @@ FORKFD_CHILD void do_steps(const ChildArgs& a) noexcept {
                 check(a, call(SYS_dup3, scratch, step.to, 0));
                 call(SYS_close, scratch);
                 break;
-        }
-    }
-}
-
-FORKFD_CHILD void open_files(const ChildArgs& a) noexcept {
-    for (std::size_t i = 0; i < a.n_opens; ++i) {
-        const ChildOpen& open = a.opens[i];
-        enter(a, Stage::open_file, open.target);
-        if (open.path == nullptr) {
-            check(a, call(SYS_dup3, open.flags, open.target, 0));
-            continue;
-        }
-        const int fd = static_cast<int>(check(
-            a, call(SYS_openat, AT_FDCWD, addr(open.path), open.flags | O_CLOEXEC, open.mode)));
-        if (fd == open.target) {
-            check(a, call(SYS_fcntl, fd, F_SETFD, 0));
-        } else {
-            check(a, call(SYS_dup3, fd, open.target, 0));
-            call(SYS_close, fd);
+            case FdStep::Kind::close:
+                call(SYS_close, step.to);
+                break;
+            case FdStep::Kind::close_from:
+                close_from(a, kept, step.to);
+                break;
+            case FdStep::Kind::open:
+                open_file(a, a.opens[step.from]);
+                break;
         }
     }
 }
@@ -240,20 +261,21 @@ FORKFD_CHILD Kept map_descriptors(const ChildArgs& a) noexcept {
     }
     const Kept kept = {keep(a, a.exec_fd), keep(a, a.cwd_fd), keep(a, a.parent_pidfd),
                        keep(a, a.exec_watch)};
-    do_steps(a);
+    do_steps(a, kept);
     if (a.close_others) {
         enter(a, Stage::close_others);
         if (can_close_range) {
             for (std::size_t i = 0; i < a.n_gaps; ++i)
                 check(a, call(raw::nr_close_range, a.gaps[i].first, a.gaps[i].last, 0));
         } else {
-            close_others_by_listing(a, kept);
+            close_others_by_listing(a, kept, 0);
         }
     } else if (a.n_gaps != 0) {  // single numbers, asked for by name; perhaps not open
         enter(a, Stage::close_others);
         for (std::size_t i = 0; i < a.n_gaps; ++i) call(SYS_close, a.gaps[i].first);
     }
-    open_files(a);
+    if (!a.opens_are_steps)
+        for (std::size_t i = 0; i < a.n_opens; ++i) open_file(a, a.opens[i]);
     return kept;
 }
 
@@ -342,7 +364,8 @@ FORKFD_CHILD void change_credentials(const ChildArgs& a) noexcept {
     }
 }
 
-// With the new credentials: a directory the new user may not enter is an error.
+// With the new credentials: a directory the new user may not enter is an error.  (With the
+// old ones where the standard subprocess is stood in for, which does it in that order.)
 FORKFD_CHILD void change_directory(const ChildArgs& a, const Kept& kept) noexcept {
     if (a.cwd != nullptr) {
         enter(a, Stage::working_directory);
@@ -404,13 +427,17 @@ FORKFD_CHILD void write_environment(const ChildArgs& a) noexcept {
     write_decimal(a.listen_pidfdid, info.stx_ino);
 }
 
-[[noreturn]] FORKFD_CHILD void execute(const ChildArgs& a, const Kept& kept) noexcept {
+// The mask first: nothing that the filter refuses may be wanted after it.
+FORKFD_CHILD void confine(const ChildArgs& a) noexcept {
     enter(a, Stage::signal_mask);
     check(a, call(SYS_rt_sigprocmask, SIG_SETMASK, addr(&a.mask), 0, sizeof a.mask));
     if (a.seccomp != nullptr) {  // last: the filter need allow no more than execve
         enter(a, Stage::seccomp);
         check(a, call(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, addr(a.seccomp)));
     }
+}
+
+[[noreturn]] FORKFD_CHILD void execute(const ChildArgs& a, const Kept& kept) noexcept {
     enter(a, Stage::exec);
     if (kept.exec_fd >= 0)
         fail(a, -call(SYS_execveat, kept.exec_fd, addr(""), addr(a.argv), addr(a.envp),
@@ -418,22 +445,22 @@ FORKFD_CHILD void write_environment(const ChildArgs& a) noexcept {
     // execvpe(3): a directory of PATH that lacks the program is passed over; one that
     // has it but refuses is remembered, in case no later one serves.
     long error = -ENOENT;
-    bool refused = false;
+    long refused = 0;
     for (const char* const* path = a.candidates; *path != nullptr; ++path) {
         error = call(SYS_execve, addr(*path), addr(a.argv), addr(a.envp));
-        if (error == -EACCES) refused = true;
-        else if (error != -ENOENT && error != -ENOTDIR && error != -ESTALE &&
-                 error != -ENODEV && error != -ETIMEDOUT)
+        const bool absent = error == -ENOENT || error == -ENOTDIR;
+        if (refused == 0 && (a.every_candidate ? !absent : error == -EACCES)) refused = error;
+        if (!a.every_candidate && !absent && error != -EACCES && error != -ESTALE &&
+            error != -ENODEV && error != -ETIMEDOUT)
             break;
     }
-    if (refused && (error == -ENOENT || error == -ENOTDIR)) error = -EACCES;
+    if (refused != 0 && (a.every_candidate || error == -ENOENT || error == -ENOTDIR))
+        error = refused;
     fail(a, -error);
 }
 
-}  // namespace
-
-[[noreturn]] FORKFD_CHILD void run(void* args) noexcept {
-    const ChildArgs& a = *static_cast<const ChildArgs*>(args);
+// Everything up to the mask and the filter, in the order of the stages.
+FORKFD_CHILD Kept prepare(const ChildArgs& a) noexcept {
     die_with_parent(a, Stage::parent_alive, a.parent_pidfd);
     enter_cgroup(a);
     wait_for_maps(a);
@@ -441,8 +468,9 @@ FORKFD_CHILD void write_environment(const ChildArgs& a) noexcept {
     const Kept kept = map_descriptors(a);
     set_resources(a);
     change_root(a);
+    if (a.cwd_before_credentials) change_directory(a, kept);
     change_credentials(a);
-    change_directory(a, kept);
+    if (!a.cwd_before_credentials) change_directory(a, kept);
     if (a.no_new_privs) {
         enter(a, Stage::no_new_privs);
         check(a, call(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
@@ -450,7 +478,27 @@ FORKFD_CHILD void write_environment(const ChildArgs& a) noexcept {
     die_with_parent(a, Stage::parent_death_signal, kept.parent_pidfd);
     set_signals(a);
     write_environment(a);
+    return kept;
+}
+
+FORKFD_CHILD void drop(int fd) noexcept {
+    if (fd >= 0) call(SYS_close, fd);
+}
+
+}  // namespace
+
+[[noreturn]] FORKFD_CHILD void run(void* args) noexcept {
+    const ChildArgs& a = *static_cast<const ChildArgs*>(args);
+    const Kept kept = prepare(a);
+    confine(a);
     execute(a, kept);
+}
+
+FORKFD_CHILD void apply(const ChildArgs& a) noexcept {
+    const Kept kept = prepare(a);
+    drop(kept.cwd_fd);  // no exec will close them
+    drop(kept.parent_pidfd);
+    confine(a);
 }
 
 }  // namespace forkfd::child

@@ -65,6 +65,7 @@ struct ChildCapabilities {
 
 struct ChildArgs {
     Report* report;
+    int report_fd;  // -1, or where a failure's report is written as well (apply)
 
     // Test-only: fail at this stage with this errno.
     int fault_stage, fault_err;
@@ -98,6 +99,7 @@ struct ChildArgs {
     std::size_t n_targets;
     const ChildOpen* opens;
     std::size_t n_opens;
+    bool opens_are_steps;         // opened by the steps that name them, not at the end
 
     bool set_umask;
     unsigned umask;
@@ -123,6 +125,7 @@ struct ChildArgs {
 
     const char* cwd;              // nullptr: none
     int cwd_fd;                   // -1: none
+    bool cwd_before_credentials;
     bool no_new_privs;
 
     bool handlers_are_cleared;    // CLONE_CLEAR_SIGHAND did it
@@ -136,6 +139,7 @@ struct ChildArgs {
 
     int exec_fd;                  // -1, or executed instead of the candidates
     const char* const* candidates;  // paths to try in turn, nullptr at the end
+    bool every_candidate;           // go on after any error, and report the first
     char* const* argv;
     char* const* envp;
 };

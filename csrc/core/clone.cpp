@@ -131,12 +131,17 @@ ChildStack::ChildStack() : owner_(::getpid()) {
 
 ChildStack::~ChildStack() { ::munmap(mapping_, 2 * kPage + kStackSize); }
 
+namespace {
+thread_local std::unique_ptr<ChildStack> cached;
+}
+
 ChildStack& ChildStack::of_this_thread() {
-    thread_local std::unique_ptr<ChildStack> cached;
     // After a fork the report is shared with the parent: both would write it.
     if (cached == nullptr || cached->owner_ != ::getpid()) cached.reset(new ChildStack);
     return *cached;
 }
+
+void ChildStack::forget_after_fork() noexcept { cached.reset(); }
 
 long clone_child(const CloneCall& how, ChildStack& stack, ChildArgs& args, int* pidfd) noexcept {
     return enter_kernel(how, stack, pidfd, SIGCHLD, child::run, &args);

@@ -22,6 +22,7 @@ const char* backend_name(Backend backend) noexcept;
 class ChildStack {
   public:
     static ChildStack& of_this_thread();  // SysError if it cannot be mapped
+    static void forget_after_fork() noexcept;  // where the pid may be the parent's, too
     void* bottom() const noexcept { return stack_; }
     std::size_t size() const noexcept;
     Report* report() const noexcept { return report_; }

@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <sched.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -108,6 +109,35 @@ std::vector<int> list_descriptors(UniqueFd folder, bool own) {
     if (errno != 0) throw_errno(errno, "list descriptors");
     std::sort(found.begin(), found.end());
     return found;
+}
+
+UniqueFd duplicate_beside(int fd, const std::vector<int>& beside) {
+    constexpr int kHigh = 64;
+    UniqueFd copy;
+    std::vector<UniqueFd> unfit;  // closed at the end, so that the next one is another
+    for (int from = kHigh;;) {
+        copy = UniqueFd(::fcntl(fd, F_DUPFD_CLOEXEC, from));
+        // EINVAL and EMFILE: no number is left up there (RLIMIT_NOFILE).
+        if (!copy && from == kHigh && (errno == EINVAL || errno == EMFILE)) from = 0;
+        else if (!copy) throw_errno(errno, name(fd) + ": duplicate");
+        else if (std::find(beside.begin(), beside.end(), copy.get()) == beside.end()) return copy;
+        else unfit.push_back(std::move(copy));
+    }
+}
+
+void demand_below_limit(int number) {
+    rlimit limit;
+    if (number < 0 || (::getrlimit(RLIMIT_NOFILE, &limit) == 0 &&
+                       static_cast<rlim_t>(number) >= limit.rlim_cur))
+        throw_errno(EBADF, name(number) + ": not below RLIMIT_NOFILE");
+}
+
+int replace(int number, int source, bool cloexec) noexcept {
+    for (;;) {
+        const long rc = raw::call(SYS_dup3, source, number, cloexec ? O_CLOEXEC : 0);
+        // EBUSY: another thread is just opening that number, dup(2).
+        if (rc != -EINTR && rc != -EBUSY) return rc < 0 ? static_cast<int>(-rc) : 0;
+    }
 }
 
 }  // namespace forkfd

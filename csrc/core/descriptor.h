@@ -31,6 +31,16 @@ int compare_open_files(pid_t pid, int a, int b) noexcept;
 // the one it is read by.
 std::vector<int> list_descriptors(UniqueFd folder, bool own);
 
+// A close-on-exec duplicate that has none of the numbers of `beside`, open or not; high,
+// where a program does not look for its next one.
+UniqueFd duplicate_beside(int fd, const std::vector<int>& beside);
+
+// EBADF if no descriptor can have that number, RLIMIT_NOFILE.
+void demand_below_limit(int number);
+
+// dup3(2) that is not given up: 0 or errno.  Safe in a handler of fork(2).
+int replace(int number, int source, bool cloexec) noexcept;
+
 [[noreturn]] void throw_errno(int err, const std::string& what);
 
 }  // namespace forkfd

@@ -201,4 +201,8 @@ bool describe(FdRow& row, std::string fdinfo, bool own) {
     return true;
 }
 
+std::vector<EpollWatch> epoll_watches(std::string fdinfo) {
+    return read_lines<EpollDetails>(fdinfo).watches;
+}
+
 }  // namespace forkfd

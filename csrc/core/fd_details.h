@@ -93,4 +93,7 @@ struct FdRow {
 // number was given to another in between.
 bool describe(FdRow& row, std::string fdinfo, bool own);
 
+// What the fdinfo of an epoll says that it watches, in the kernel's order.
+std::vector<EpollWatch> epoll_watches(std::string fdinfo);
+
 }  // namespace forkfd

@@ -20,6 +20,10 @@ struct FdStep {
         keep,        // from == to: clear FD_CLOEXEC
         save,        // copy `from` to a scratch number above `to`, close-on-exec
         dup_saved,   // dup3(scratch, to, 0), then close scratch
+        // Not of plan_fds(): file actions of posix_spawn, which are executed as they come.
+        close,       // `to`, open or not
+        close_from,  // `to` and all above
+        open,        // `to` becomes ChildArgs::opens[from]
     };
     Kind kind;
     int from;

@@ -1,7 +1,6 @@
 #include "core/fd_table.h"
 
 #include <fcntl.h>
-#include <linux/stat.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
@@ -22,7 +21,22 @@ namespace forkfd {
 namespace {
 
 constexpr long kPidfdGetfd = 438;          // Linux 5.6
+constexpr unsigned kStatxBasic = 0x7ff;   // STATX_BASIC_STATS
 constexpr unsigned kStatxMount = 0x1000;  // STATX_MNT_ID, Linux 5.8
+constexpr int kDontSync = 0x4000;         // AT_STATX_DONT_SYNC
+
+// struct statx of linux/stat.h, which cannot be included beside musl's sys/stat.h.
+struct KernelStatx {
+    std::uint32_t mask, block_size;
+    std::uint64_t attributes;
+    std::uint32_t links, uid, gid;
+    std::uint16_t mode, spare;
+    std::uint64_t inode, size, blocks, attributes_mask;
+    std::uint64_t times[8];
+    std::uint32_t rdev_major, rdev_minor, dev_major, dev_minor;
+    std::uint64_t mount, more[13];
+};
+static_assert(sizeof(KernelStatx) == 256);
 
 struct Name {  // of a descriptor in /proc/PID/fd
     char text[12];
@@ -149,20 +163,19 @@ class Snapshot {
     }
 
     static FileStat stat(int name) {
-        struct statx s;
+        KernelStatx s = {};
         FileStat found;
         // What the kernel has cached will do: a dead file server must not hold us up.
-        const long rc = raw::call(SYS_statx, name, raw::addr(""),
-                                  AT_EMPTY_PATH | AT_STATX_DONT_SYNC,
-                                  STATX_BASIC_STATS | kStatxMount, raw::addr(&s));
+        const long rc = raw::call(SYS_statx, name, raw::addr(""), AT_EMPTY_PATH | kDontSync,
+                                  kStatxBasic | kStatxMount, raw::addr(&s));
         if (rc == 0) {
-            found.mode = s.stx_mode;
-            found.links = s.stx_nlink;
-            found.device_major = s.stx_rdev_major;
-            found.device = makedev(s.stx_dev_major, s.stx_dev_minor);
-            found.inode = s.stx_ino;
-            found.size = s.stx_size;
-            if ((s.stx_mask & kStatxMount) != 0) found.mount = s.stx_mnt_id;
+            found.mode = s.mode;
+            found.links = s.links;
+            found.device_major = s.rdev_major;
+            found.device = makedev(s.dev_major, s.dev_minor);
+            found.inode = s.inode;
+            found.size = s.size;
+            if ((s.mask & kStatxMount) != 0) found.mount = s.mount;
             return found;
         }
         struct stat old;

@@ -1,95 +1,76 @@
-// The fork lock: a reader/writer lock between those who hand descriptors to children
-// and those who make a descriptor inheritable for a moment.
+// The fork lock: a reader/writer lock between those who make descriptors, or children that
+// get all inheritable ones, and those who fork or make a descriptor inheritable for a moment.
 //
-// A spawn that lets inheritable descriptors through (close_others=False) holds it
-// shared, so many run at once; code that clears FD_CLOEXEC for a moment holds it
-// exclusively, so no such child is cloned meanwhile.  A strict spawn passes only what
-// its map names and needs no lock.
+// Shared: a spawn that lets inheritable descriptors through (close_others=False), and code
+// that makes a descriptor in more than one step; many at once.  Exclusively: our fork(), and
+// whoever changes descriptors that others' children must not see changed.  A strict spawn
+// passes only what its map names and needs no lock.
+//
+// No handler of pthread_atfork waits for it: os.fork calls those with the GIL held, and
+// other libraries with locks of theirs.
 //
 // The exclusive holder is a thread: what it locks further, shared or not, only counts, so
-// that it can spawn, and clear other descriptors.  Therefore no std::shared_mutex; and one
-// of those could not be put right after fork(2) either.
+// that it can spawn, and change other descriptors.  Who holds it shared may lock it shared
+// again, also while a writer waits, but not exclusively: two who do so would wait for each
+// other.
+//
+// Nothing but words, changed atomically: a fork at any instant, from a signal handler in the
+// middle of lock() too, leaves a lock that the child can put right.
 #pragma once
 
+#include <atomic>
 #include <chrono>
-#include <condition_variable>
-#include <mutex>
-#include <new>
+#include <cstdint>
 #include <thread>
 
 namespace forkfd {
 
 class ForkLock {
   public:
-    ForkLock() = default;
+    using Milliseconds = std::chrono::milliseconds;
 
-    void lock_shared() {
-        std::unique_lock<std::mutex> guard(mutex_);
-        if (mine()) {
-            ++depth_;
-            return;
-        }
-        // A writer that waits goes first: readers come and go, and would starve it.
-        changed_.wait(guard, [this] { return depth_ == 0 && writers_waiting_ == 0; });
-        ++readers_;
-    }
-
-    void unlock_shared() {
-        const std::lock_guard<std::mutex> guard(mutex_);
-        if (mine()) --depth_;
-        else if (--readers_ == 0) changed_.notify_all();
-    }
-
+    void lock_shared() noexcept;
     // False when the time is up, for a caller that has signals to look at.
-    bool try_lock_for(std::chrono::milliseconds time) {
-        std::unique_lock<std::mutex> guard(mutex_);
-        if (!mine()) {
-            ++writers_waiting_;
-            const bool free =
-                changed_.wait_for(guard, time, [this] { return depth_ == 0 && readers_ == 0; });
-            --writers_waiting_;
-            if (!free) {
-                changed_.notify_all();  // readers may have waited for us
-                return false;
-            }
-            owner_ = std::this_thread::get_id();
-        }
-        ++depth_;
-        return true;
-    }
+    bool try_lock_shared_for(Milliseconds time) noexcept;
+    // By the thread that locked.
+    void unlock_shared() noexcept;
 
+    // Throws std::system_error, EDEADLK, where the thread holds it shared.
+    bool try_lock_for(Milliseconds time);
     // Also from another thread than the one that locked, where a generator was finished.
-    void unlock() {
-        const std::lock_guard<std::mutex> guard(mutex_);
-        if (--depth_ != 0) return;
-        owner_ = {};
-        changed_.notify_all();
-    }
+    void unlock() noexcept;
 
-    // In the child of fork(2) only the thread that forked is left, and what it holds.
-    void reset_after_fork() {
-        const int depth = mine() ? depth_ : 0;  // ours: no other thread was changing it
-        new (this) ForkLock;
-        if (depth == 0) return;
-        owner_ = std::this_thread::get_id();
-        depth_ = depth;
-    }
+    // In the child only the thread that forked is left, and what it holds exclusively; what
+    // it held shared counts no more, as nobody is there to be kept out.
+    void reset_in_child() noexcept;
 
   private:
-    bool mine() const { return owner_ == std::this_thread::get_id(); }
+    friend ForkLock& fork_lock();
+    ForkLock() = default;
 
-    std::mutex mutex_;
-    std::condition_variable changed_;
-    std::thread::id owner_;  // of the exclusive lock
-    int depth_ = 0;          // how often it has locked
-    int readers_ = 0;
-    int writers_waiting_ = 0;
+    using Clock = std::chrono::steady_clock;
+    static constexpr std::uint32_t kWriter = 1U << 31;
+    static constexpr std::uint32_t kWaiting = 1U << 30;  // a writer: new readers wait too
+    static constexpr std::uint32_t kReaders = kWaiting - 1;
+
+    struct Reads {
+        unsigned generation = 0;
+        int depth = 0;
+    };
+    Reads& reads() noexcept;
+    bool mine() const noexcept { return owner_.load() == std::this_thread::get_id(); }
+    bool enter_shared(const Clock::time_point* deadline) noexcept;
+    bool sleep(std::uint32_t seen, const Clock::time_point* deadline) noexcept;
+    void wake() noexcept;
+
+    std::atomic<std::uint32_t> word_{0};
+    std::atomic<std::thread::id> owner_{};  // of the exclusive lock
+    std::atomic<int> depth_{0};             // how often it has locked
+    std::atomic<unsigned> generation_{1};   // forks since the first process
 };
 
-// Never destroyed: threads may still spawn while the process exits.
-inline ForkLock& fork_lock() {
-    static ForkLock* const lock = new ForkLock;
-    return *lock;
-}
+// The only one.  Never destroyed: threads may still spawn while the process exits.  Made by
+// the first call, which must not be at the same time as a fork.
+ForkLock& fork_lock();
 
 }  // namespace forkfd

@@ -6,13 +6,17 @@
 
 #include <cstdint>
 
+#include "core/counters.h"
 #include "core/raw_syscall.h"
+#include "core/trace.h"
 
 namespace forkfd {
 
 namespace {
 
 constexpr int kPPidfd = 3;  // P_PIDFD, Linux 5.4; missing from older libc headers
+// Children whose end sends another signal than SIGCHLD as well, or none (clone(2)).
+constexpr int kExited = WEXITED | __WALL;
 
 // PIDFD_GET_INFO tells the exit status even of a child that somebody else reaped
 // (PIDFD_INFO_EXIT, Linux 6.15; linux/pidfd.h).
@@ -32,6 +36,18 @@ ExitInfo status_after_the_fact(int pidfd) noexcept {
     const int s = info.exit_code;
     if (WIFEXITED(s)) return {true, CLD_EXITED, WEXITSTATUS(s), false, {}};
     return {true, WCOREDUMP(s) ? CLD_DUMPED : CLD_KILLED, WTERMSIG(s), false, {}};
+}
+
+void tell_end(const ExitInfo& end, pid_t pid) noexcept {
+    count(counters().reaped);
+    if (!trace::on(trace::kExec)) return;
+    trace::Line line("exec", "reaped");
+    if (pid > 0) line.field("child", pid);
+    if (end.known) line.field(end.code == CLD_EXITED ? "code" : "signal", end.status);
+    if (end.has_usage) {
+        const auto us = [](const timeval& t) { return t.tv_sec * 1000000LL + t.tv_usec; };
+        line.field("cpu_us", us(end.usage.ru_utime) + us(end.usage.ru_stime));
+    }
 }
 
 }  // namespace
@@ -55,21 +71,24 @@ std::optional<ExitInfo> reap(int pidfd) noexcept {
     // libc's waitid() has no rusage; the kernel's has.
     siginfo_t info = {};
     ExitInfo result = {true, 0, 0, true, {}};
-    const long rc = raw::call(SYS_waitid, kPPidfd, pidfd, raw::addr(&info), WEXITED | WNOHANG,
+    const long rc = raw::call(SYS_waitid, kPPidfd, pidfd, raw::addr(&info), kExited | WNOHANG,
                               raw::addr(&result.usage));
     if (rc == -ECHILD) {
         if (wait_readable(pidfd, 0) != 1) return std::nullopt;
-        return status_after_the_fact(pidfd);
+        const ExitInfo late = status_after_the_fact(pidfd);
+        tell_end(late, 0);
+        return late;
     }
     if (rc < 0 || info.si_pid == 0) return std::nullopt;
     result.code = info.si_code;
     result.status = info.si_status;
+    tell_end(result, info.si_pid);
     return result;
 }
 
 void reap_failed(pid_t pid) noexcept {
     siginfo_t info;
-    while (raw::call(SYS_waitid, P_PID, pid, raw::addr(&info), WEXITED, 0) == -EINTR) {}
+    while (raw::call(SYS_waitid, P_PID, pid, raw::addr(&info), kExited, 0) == -EINTR) {}
 }
 
 }  // namespace forkfd

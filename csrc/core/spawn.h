@@ -23,7 +23,4 @@ struct SpawnResult {
 SpawnResult spawn(const SpawnPlan& plan, Environment environment,
                   const std::vector<int>& sources);
 
-// Test-only: demand one back end; std::nullopt chooses again.
-void force_backend(std::optional<Backend> backend) noexcept;
-
 }  // namespace forkfd

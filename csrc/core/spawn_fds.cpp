@@ -65,10 +65,39 @@ int SpawnFds::source_for(const FdAction& action, int planned) {
             return planned;
         case Kind::inherit_if_open:
             return ::fcntl(action.target, F_GETFD) < 0 ? -1 : action.target;
+        case Kind::as_exec_leaves: {
+            const int flags = ::fcntl(action.target, F_GETFD);
+            return flags < 0 || (flags & FD_CLOEXEC) != 0 ? -1 : action.target;
+        }
         case Kind::null_device: return open_null();
         case Kind::pipe_to_child:
         case Kind::pipe_from_child: return open_pipe(action);
         default: return -1;
+    }
+}
+
+// A number that stays what it is may be above the limit: it was opened before that.
+int SpawnFds::highest_made() const {
+    int highest = 2;
+    for (const FdWant& w : wants_)
+        if (w.target != w.source) highest = std::max(highest, w.target);
+    for (const ChildOpen& o : opens_) highest = std::max(highest, o.target);
+    return highest;
+}
+
+void SpawnFds::take_as_they_come(const std::vector<FileAction>& actions) {
+    opens_are_steps_ = true;
+    for (const FileAction& action : actions) {
+        int from = action.from;
+        if (action.kind == FdStep::Kind::open) {
+            from = static_cast<int>(opens_.size());
+            opens_.push_back({action.to, action.path.c_str(), action.flags, action.mode});
+        } else {
+            scratch_floor_ = std::max(scratch_floor_, from);
+        }
+        if (action.kind != FdStep::Kind::close_from)
+            scratch_floor_ = std::max(scratch_floor_, action.to);
+        steps_.push_back({action.kind, from, action.to});
     }
 }
 
@@ -77,7 +106,6 @@ SpawnFds::SpawnFds(const SpawnPlan& plan, const std::vector<int>& sources,
     std::map<int, int> source_of;
     std::vector<const FdAction*> shared;
     std::size_t next = 0;
-    if (!plan.fds.empty()) demand_below_limit(plan.fds.back().target);
     for (const FdAction& action : plan.fds) {
         const int planned = action.kind == Kind::descriptor && !sources.empty()
                                 ? sources.at(next++) : action.source;
@@ -109,10 +137,12 @@ SpawnFds::SpawnFds(const SpawnPlan& plan, const std::vector<int>& sources,
     }
     for (const ChildOpen& o : opens_) targets_.push_back(o.target);
     std::sort(targets_.begin(), targets_.end());
+    if (const int made = highest_made(); made > 2) demand_below_limit(made);
     highest = std::max(highest_source, targets_.empty() ? 0 : targets_.back());
     hole_first_ = static_cast<unsigned>(highest_source) + 1;
     scratch_floor_ = highest;
     steps_ = plan_fds(wants_);
+    if (!plan.file_actions.empty()) take_as_they_come(plan.file_actions);
 
     if (plan.close_others) {
         unsigned from = 0;
@@ -137,6 +167,7 @@ void SpawnFds::fill(ChildArgs& a) const noexcept {
     a.n_targets = targets_.size();
     a.opens = opens_.data();
     a.n_opens = opens_.size();
+    a.opens_are_steps = opens_are_steps_;
 }
 
 std::string SpawnFds::describe(int target) const {

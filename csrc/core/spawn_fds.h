@@ -17,6 +17,7 @@ struct PipeEnd {
 
 class SpawnFds {
   public:
+    SpawnFds() = default;
     // `sources` replaces the sources of the `descriptor` actions, in their order; empty: as
     // planned.  SysError names the descriptor that is not open.
     SpawnFds(const SpawnPlan& plan, const std::vector<int>& sources,
@@ -30,6 +31,8 @@ class SpawnFds {
     int source_for(const FdAction& action, int planned);
     int open_null();
     int open_pipe(const FdAction& action);
+    int highest_made() const;
+    void take_as_they_come(const std::vector<FileAction>& actions);
 
     std::vector<UniqueFd> child_ends_;  // closed when the child has its own
     std::vector<PipeEnd> our_ends_;
@@ -39,6 +42,7 @@ class SpawnFds {
     std::vector<FdRange> gaps_;
     std::vector<int> targets_;
     std::vector<ChildOpen> opens_;
+    bool opens_are_steps_ = false;
     unsigned hole_first_ = 0;
     int scratch_floor_ = 0;
 };

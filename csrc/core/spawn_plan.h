@@ -23,10 +23,20 @@ struct FdAction {
         open,             // `path`, opened by the child
         same_as,          // whatever the child's `source` is
         closed,
+        as_exec_leaves,   // our own `target`, unless it is closed or close-on-exec
     };
     int target;
     Kind kind;
     int source = -1;
+    std::string path;
+    int flags = 0;
+    unsigned mode = 0;
+};
+
+// posix_spawn's: executed in the order given, instead of a map.
+struct FileAction {
+    FdStep::Kind kind;  // dup, keep, close, close_from or open
+    int from, to;
     std::string path;
     int flags = 0;
     unsigned mode = 0;
@@ -41,9 +51,11 @@ struct SpawnPlan {
     std::vector<std::string> candidates;  // programs to try in turn
     std::optional<int> exec_fd;           // or the program as a descriptor
     std::string program;                  // for messages
+    bool every_candidate = false;         // whatever the error of one, try the next
     std::optional<std::vector<std::string>> env;  // "NAME=value"; none: environ at the call
 
     std::vector<FdAction> fds;  // ascending targets, each once
+    std::vector<FileAction> file_actions;  // with no fds and close_others false
     bool close_others = true;
     std::optional<std::vector<std::string>> listen_names;  // targets 3, 4, ...
 
@@ -69,6 +81,7 @@ struct SpawnPlan {
     std::optional<std::uint64_t> bounding, permitted, inheritable, ambient;
     std::string cwd;
     std::optional<int> cwd_fd;
+    bool cwd_before_credentials = false;
     bool no_new_privs = false;
     int death_signal = 0;
     bool death_with_process = true;  // not with the thread that spawned
@@ -81,6 +94,7 @@ struct SpawnPlan {
     std::string seccomp;  // array of struct sock_filter
     std::optional<KernelSigset> signal_mask;
     KernelSigset default_signals = 0, ignore_signals = 0;
+    bool wants_pidfd = true;
 
     // A CLONE_VM child that changes its credentials clears the parent's dumpable flag.
     bool changes_credentials() const noexcept {

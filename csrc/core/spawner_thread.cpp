@@ -40,8 +40,9 @@ struct Queue {
     }
 };
 
+std::atomic<Queue*> current{nullptr};
+
 Queue& queue() {
-    static std::atomic<Queue*> current{nullptr};
     Queue* seen = current.load();
     while (seen == nullptr || seen->owner != ::getpid()) {  // none yet, or left by a fork
         fault::point(Stage::helper_thread, "spawner thread");
@@ -63,6 +64,8 @@ Queue& queue() {
 }
 
 }  // namespace
+
+void forget_spawner_thread() noexcept { current = nullptr; }
 
 SpawnResult on_spawner_thread(const std::function<SpawnResult()>& work) {
     Task task(work);

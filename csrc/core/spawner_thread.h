@@ -12,4 +12,7 @@ namespace forkfd {
 // Runs `work` there and returns, or throws, what it did.
 SpawnResult on_spawner_thread(const std::function<SpawnResult()>& work);
 
+// In the child of a fork, where the pid may be the parent's: of another pid namespace.
+void forget_spawner_thread() noexcept;
+
 }  // namespace forkfd

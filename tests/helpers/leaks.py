@@ -116,7 +116,8 @@ def _children() -> dict[int, str]:
                 status = Path(f"/proc/{pid}/status").read_text()
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            held[int(pid)] = f"{_field(status, 'Name')}, {_field(status, 'State')}"
+            state = "zombie" if _field(status, "State").startswith("Z") else "alive"
+            held[int(pid)] = f"{_field(status, 'Name')}, {state}"
     return held
 
 

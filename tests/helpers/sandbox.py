@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 
+CLOSE_RANGE = 436  # on every architecture
+
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06
 _NUMBER, _SECOND_ARGUMENT = 0, 24  # offsets in struct seccomp_data (little endian)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+from collections.abc import Callable
 
 import pytest
 
@@ -15,3 +17,13 @@ def tool(name: str, package: str) -> str:
     if os.environ.get("CI"):
         pytest.fail(f"{name} is missing: .ci/install-servers installs it")
     pytest.skip(f"no {name} (Debian's {package})")
+
+
+def required(feature: str, use: Callable[[], object]) -> None:
+    """Use a feature of the kernel, or skip and name it."""
+    try:
+        use()
+    except OSError as error:
+        if error.errno not in (errno.ENOPROTOOPT, errno.ENOSYS, errno.EINVAL):
+            raise
+        pytest.skip(f"this kernel has no {feature}: {error}")

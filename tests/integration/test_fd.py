@@ -18,12 +18,11 @@ from pathlib import Path
 
 import pytest
 from children import Children
-from sandbox import refuse, refuse_command
+from sandbox import CLOSE_RANGE, refuse, refuse_command
 
 import pyforkfd as ff
 from pyforkfd import _core
 
-CLOSE_RANGE = 436
 FCNTL, KCMP = {"x86_64": (72, 312), "aarch64": (25, 272)}[platform.machine()]
 F_DUPFD_QUERY = 1027
 
@@ -397,8 +396,8 @@ def test_the_fork_lock_in_a_forked_child(other_fd: int) -> None:
     held.wait()
     pid = os.fork()
     if pid == 0:
-        _core.lock_fork_lock()
-        _core.unlock_fork_lock()
+        _core.lock_fork_lock(True)
+        _core.unlock_fork_lock(True)
         os._exit(7)
     leave.set()
     thread.join()

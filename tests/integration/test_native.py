@@ -20,6 +20,7 @@ LANES: dict[str, list[tuple[str, str]]] = {
     "clang": [("clang++", "clang")],
     "asan": [("g++", "g++")],
     "tsan": [("g++", "g++")],
+    "fuzz": [("clang++", "clang")],
     "aarch64": [("aarch64-linux-gnu-g++", "g++-aarch64-linux-gnu"), EMULATOR],
     "musl": [],
 }

@@ -9,7 +9,9 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "core/features.h"
 #include "core/probe.h"
+#include "core/raw_syscall.h"
 #include "support.h"
 
 using namespace support;
@@ -330,6 +332,32 @@ TEST(a_program_is_executed_by_descriptor) {
         } catch (const forkfd::SysError& error) {
             if (!emulated() || error.err() != ENOSYS) throw;
             throw check::Skip("qemu before 9.0 has no execveat");
+        }
+    });
+}
+
+TEST(features_are_what_the_calls_answer) {
+    CHECK_EQ(exit_code(spawn(plan_of_true())), 0);  // which learns
+    std::map<std::string, int> here;
+    for (const forkfd::Feature& feature : forkfd::probe_features(-1)) {
+        CHECK(feature.err >= 0);
+        CHECK(here.emplace(feature.name, feature.err).second);
+    }
+    CHECK_EQ(here.count("clone_into_cgroup"), 0U);
+    CHECK_EQ(here.at("clone3"), forkfd::refusals().clone3.load());
+    CHECK_EQ(here.at("shared_memory") == 0, forkfd::memory_is_shared());
+    CHECK_EQ(here.at("pidfd_open") == 0, forkfd::has_pidfd_open());
+    CHECK_EQ(here.at("pidfs") == 0, forkfd::has_pidfs());
+    const long rc = forkfd::raw::call(forkfd::raw::nr_close_range, ~0U, ~0U, 0);
+    CHECK_EQ(here.at("close_range"), -rc);
+    if (emulated()) return;  // its calls are not ours to refuse
+    without({forkfd::raw::nr_clone3, forkfd::raw::nr_close_range}, [&] {
+        for (const forkfd::Feature& feature : forkfd::probe_features(some_cgroup())) {
+            const std::string name = feature.name;
+            const bool refused = name == "clone3" || name == "clone_clear_sighand" ||
+                                 name == "clone_into_cgroup" ||
+                                 name.compare(0, 11, "close_range") == 0;
+            CHECK_EQ(feature.err, refused ? ENOSYS : here.at(name));
         }
     });
 }

@@ -12,6 +12,7 @@
 #include "check.h"
 #include "core/pidfd.h"
 #include "core/spawn.h"
+#include "core/spawn_attempt.h"
 
 namespace forkfd {
 inline std::ostream& operator<<(std::ostream& out, Backend b) { return out << backend_name(b); }

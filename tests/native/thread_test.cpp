@@ -9,13 +9,13 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
-#include <exception>
 #include <fstream>
-#include <mutex>
+#include <shared_mutex>
 #include <thread>
 
 #include "core/fork_lock.h"
 #include "support.h"
+#include "threads.h"
 
 using namespace support;
 using Kind = FdAction::Kind;
@@ -23,47 +23,10 @@ using forkfd::UniqueFd;
 
 namespace {
 
-// Threads whose first failure is thrown by join().
-class Threads {
-  public:
-    template <class Body>
-    void start(Body body) {
-        threads_.emplace_back([this, body] {
-            try {
-                body();
-            } catch (...) {
-                const std::lock_guard<std::mutex> lock(mutex_);
-                if (!failure_) failure_ = std::current_exception();
-            }
-        });
-    }
-    void join() {
-        for (std::thread& t : threads_) t.join();
-        threads_.clear();
-        if (failure_) std::rethrow_exception(failure_);
-    }
-    ~Threads() {
-        for (std::thread& t : threads_) t.join();
-    }
-
-  private:
-    std::mutex mutex_;
-    std::exception_ptr failure_;
-    std::vector<std::thread> threads_;
+struct Exclusive {
+    Exclusive() { CHECK(forkfd::fork_lock().try_lock_for(std::chrono::milliseconds(10000))); }
+    ~Exclusive() { forkfd::fork_lock().unlock(); }
 };
-
-std::string first_word_after(const std::string& path, const std::string& mark) {
-    std::ifstream in(path);
-    std::string text((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
-    const std::size_t at = text.find(mark);
-    return at == std::string::npos ? "" : text.substr(at + mark.size(), 1);
-}
-
-// Until the thread sleeps in the kernel.
-void wait_until_asleep(pid_t tid) {
-    const std::string path = "/proc/self/task/" + std::to_string(tid) + "/stat";
-    while (first_word_after(path, ") ") != "S") std::this_thread::yield();
-}
 
 pid_t this_tid() { return static_cast<pid_t>(::syscall(SYS_gettid)); }
 
@@ -128,7 +91,7 @@ TEST(the_fork_lock_keeps_out_spawns_that_let_descriptors_through) {
     std::atomic<pid_t> tid{0};
     const UniqueFd file(::open("/dev/null", O_RDONLY | O_CLOEXEC));
     {
-        const std::lock_guard<std::shared_mutex> exclusive(forkfd::fork_lock());
+        const Exclusive exclusive;
         CHECK_EQ(::fcntl(file.get(), F_SETFD, 0), 0);  // inheritable for a moment
         const int number = file.get();
         threads.start([&tid, number] {
@@ -147,7 +110,7 @@ TEST(the_fork_lock_keeps_out_spawns_that_let_descriptors_through) {
 }
 
 TEST(spawns_that_let_descriptors_through_share_the_fork_lock) {
-    const std::shared_lock<std::shared_mutex> shared(forkfd::fork_lock());
+    const std::shared_lock<forkfd::ForkLock> shared(forkfd::fork_lock());
     Threads threads;
     threads.start([] {
         SpawnPlan plan = plan_of_true();

@@ -1,6 +1,11 @@
-// Nothing between clone and exec allocates: in no back end, at no stage.
+// Nothing between clone and exec allocates: in no back end, at no stage.  Nor does what
+// pthread_atfork runs in the child.
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <cerrno>
 
+#include "core/epoll_set.h"
 #include "core/raw_syscall.h"
 #include "support.h"
 #include "trap.h"
@@ -55,6 +60,18 @@ TEST(a_child_that_fails_does_not_allocate_at_any_stage) {
             CHECK_EQ(error.err(), ENOTNAM);
         }
     });
+}
+
+TEST(a_forked_child_makes_its_epolls_anew_without_allocating) {
+    forkfd::EpollSet set;
+    set.add(some_terminal(), EPOLLIN);
+    trap::arm();
+    const pid_t pid = ::fork();
+    if (pid == 0) ::_exit(0);
+    int status = 0;
+    ::waitpid(pid, &status, 0);
+    demand_silence("fork");
+    CHECK_EQ(status, 0);
 }
 
 int main(int argc, char** argv) {

@@ -8,10 +8,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import pyforkfd as ff
+from pyforkfd import doctor
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -84,6 +86,10 @@ def test_every_public_name_has_a_docstring() -> None:
                 attributes.add(target.id)
     for name in ff.__all__:
         thing = getattr(ff, name)
+        if inspect.ismodule(thing):
+            for inner in thing.__all__:
+                assert inspect.getdoc(getattr(thing, inner)), f"{name}.{inner}"
+            continue
         if not inspect.isclass(thing) and not inspect.isfunction(thing):
             assert name in attributes, name
             continue
@@ -106,3 +112,28 @@ def test_figures_of_the_readme_are_those_of_the_last_run() -> None:
     assert quoted
     for line in quoted:
         assert tuple(line.replace("|", " ").split()) in measured, line
+
+
+def test_the_table_of_descriptors_is_the_doctors() -> None:
+    page = (ROOT / "docs/descriptors.md").read_text()
+    command = [sys.executable, "-I", "-m", "pyforkfd", "doctor", "--markdown"]
+    made = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    _, _, rest = page.partition("<!-- made by the doctor -->\n\n")
+    assert rest.partition("\n<!-- end -->")[0] == made
+
+
+def test_every_problem_and_verdict_is_explained() -> None:
+    page = (ROOT / "docs/doctor.md").read_text()
+    explained = set(re.findall(r"^\| `([a-z-]+)` \|", page, re.M))
+    source = (ROOT / "pyforkfd/doctor/_examine.py").read_text()
+    problems = set(re.findall(r'name="([a-z-]+)",', source))
+    assert explained == problems | set(get_args(doctor.Verdict))
+    for name in problems:
+        assert f"``{name}``" in (inspect.getdoc(doctor.Problem) or ""), name
+
+
+def test_every_name_of_the_doctor_has_a_docstring() -> None:
+    for name in doctor.__all__:
+        thing = getattr(doctor, name)
+        if inspect.isclass(thing) or inspect.isfunction(thing):
+            assert inspect.getdoc(thing), name

@@ -84,3 +84,32 @@ def test_every_function_of_the_fence_is_marked() -> None:
     assert defined
     for head in defined:
         assert re.search(r"FORKFD_CHILD|FORKFD_INLINE", head), head
+
+
+# What the library for LD_PRELOAD calls: nothing that allocates, locks or prints.  dlsym is
+# called when it is loaded, strtol, strtok_r and strcpy when it reads its settings.
+PRELOAD_CALLS = set(
+    """__errno_location access atoi dlsym environ fcntl fstat getenv getpid pthread_sigmask
+    readlink sigaddset sigemptyset sigismember sigpending sigtimedwait strchr strcmp strcpy
+    strcspn strlen strncmp strrchr strstr strtok_r strtol syscall memcmp memcpy
+    forkfd_born_by_vfork forkfd_vfork_failed _GLOBAL_OFFSET_TABLE_ __stack_chk_fail
+    __isoc23_strtol""".split()
+)
+
+
+def test_the_preloaded_library_knows_libc_alone(tmp_path: Path) -> None:
+    files = sorted((CSRC / "preload").glob("*.[ch]"))
+    own: set[str] = set()
+    wanted: set[str] = set()
+    for file in files:
+        for name in includes(file):
+            assert name == "preload.h" or re.fullmatch(r"(sys/)?\w+\.h", name), (file.name, name)
+            assert not re.search("Python|pybind", name)
+        if file.suffix == ".c":
+            out = tmp_path / file.with_suffix(".o").name
+            subprocess.run([tool("cc", "gcc"), "-O2", "-fPIC", "-c", "-o", out, file], check=True)
+            listed = subprocess.run(["nm", out], check=True, capture_output=True, text=True).stdout
+            wanted |= set(re.findall(r"^ +[Uw] (\w+)", listed, re.M))
+            own |= set(re.findall(r"^[0-9a-f]+ [A-Z] (\w+)", listed, re.M))
+    assert "fork" in own and "vfork" in own
+    assert wanted - own - PRELOAD_CALLS == set()

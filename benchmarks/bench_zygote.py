@@ -1,0 +1,215 @@
+"""What does a Python worker cost: from a zygote, forkserver, spawn; and a bare fork in C?
+
+    python benchmarks/bench_zygote.py [--quick] [MEGABYTES ...]
+
+For each size of the parent (0 and 4096 MB) all ways take turns in one process, so that all see
+the same weather.  Then the memory of 8 workers that have numpy, if it is installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing
+import multiprocessing.connection
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from ways import compile_c
+
+import pyforkfd as ff
+from pyforkfd.zygote import Zygote, get_context
+
+MEGABYTES = (0, 4096)
+ROUNDS, QUICK_ROUNDS = 200, 20
+LIMIT, ZYGOTE, CONTEXT = "C fork", "zygote.spawn", "zygote context"
+FORKSERVER, SPAWN = "forkserver", "spawn"
+WORKERS = 8
+
+Way: TypeAlias = Callable[[], tuple[int, int]]
+"""Nanoseconds from the start until the worker's first line, and until it is reaped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Medians over all rounds, in microseconds."""
+
+    megabytes: int
+    way: str
+    rounds: int
+    first_us: float
+    exit_us: float
+
+
+def stamp(fd: int) -> None:
+    """The worker: says when it is there."""
+    os.write(fd, b"%d" % time.monotonic_ns())
+
+
+def stamp_on(connection: multiprocessing.connection.Connection) -> None:
+    """The same for multiprocessing, over what it has."""
+    connection.send_bytes(b"%d" % time.monotonic_ns())
+
+
+def through_spawn(zygote: Zygote) -> Way:
+    def way() -> tuple[int, int]:
+        begin = time.monotonic_ns()
+        with zygote.spawn("bench_zygote:stamp", args=(3,), fds={3: ff.PIPE}) as worker:
+            first = int(worker.pipes[3].read())
+        return first - begin, time.monotonic_ns() - begin
+
+    return way
+
+
+def through_context(context: multiprocessing.context.BaseContext) -> Way:
+    def way() -> tuple[int, int]:
+        ours, theirs = context.Pipe(duplex=False)
+        begin = time.monotonic_ns()
+        process = context.Process(target=stamp_on, args=(theirs,))  # type: ignore[attr-defined]
+        process.start()
+        first = int(ours.recv_bytes())
+        process.join()
+        end = time.monotonic_ns()
+        process.close()
+        ours.close()
+        theirs.close()
+        return first - begin, end - begin
+
+    return way
+
+
+class Limit:
+    """The C program that forks itself."""
+
+    def __init__(self, megabytes: int, directory: str) -> None:
+        program = Path(directory) / "fork"
+        compile_c("fork.c", program)
+        self._process = subprocess.Popen(
+            [program, str(megabytes)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        )
+
+    def __call__(self) -> tuple[int, int]:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(b"x")
+        first, end = self._process.stdout.readline().split()
+        return int(first), int(end)
+
+    def close(self) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+
+
+def memory_of(pid: int, field: str) -> int:
+    """Kilobytes, from smaps_rollup."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1])
+    raise LookupError(field)
+
+
+def measure(megabytes: int, rounds: int) -> list[Cost]:
+    """All ways, in turn, from a parent of this size."""
+    ballast = bytearray(os.urandom(1 << 20)) * megabytes
+    stock = multiprocessing.get_context("forkserver")
+    stock.set_forkserver_preload(["bench_zygote"])
+    with tempfile.TemporaryDirectory() as directory, Zygote(preload=["bench_zygote"]) as zygote:
+        zygote.start()
+        assert zygote.pid is not None
+        limit = Limit(memory_of(zygote.pid, "Rss") >> 10, directory)
+        ways: dict[str, Way] = {
+            LIMIT: limit,
+            ZYGOTE: through_spawn(zygote),
+            CONTEXT: through_context(get_context(zygote)),
+            FORKSERVER: through_context(stock),
+            SPAWN: through_context(multiprocessing.get_context("spawn")),
+        }
+        taken: dict[str, list[tuple[int, int]]] = {name: [] for name in ways}
+        for way in ways.values():
+            way()  # starts its server
+        for _ in range(rounds):
+            for name, way in random.sample(list(ways.items()), len(ways)):
+                if name != SPAWN or len(taken[SPAWN]) < rounds // 4 + 1:
+                    taken[name].append(way())
+        limit.close()
+    del ballast
+    return [
+        Cost(
+            megabytes,
+            name,
+            len(times),
+            statistics.median(first for first, _ in times) / 1e3,
+            statistics.median(end for _, end in times) / 1e3,
+        )
+        for name, times in taken.items()
+    ]
+
+
+def hold(ready: int, stop: int) -> None:
+    """The worker whose memory is looked at: it has used the library a little."""
+    import numpy
+
+    numpy.arange(1000).sum()
+    os.write(ready, b".")
+    os.read(stop, 1)
+
+
+def measure_memory() -> dict[str, int]:
+    """Kilobytes of proportional memory (PSS) of 8 workers, and of the zygote."""
+    env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    found = {}
+    with Zygote(preload=["bench_zygote", "numpy"], env=env) as zygote:
+        fds = {3: ff.PIPE, 4: ff.PIPE_TO_CHILD}
+        workers = [zygote.spawn("bench_zygote:hold", args=(3, 4), fds=fds) for _ in range(WORKERS)]
+        for worker in workers:
+            worker.pipes[3].read(1)
+        assert zygote.pid is not None
+        found["zygote's workers"] = sum(memory_of(w.pid, "Pss") for w in workers)
+        found["and the zygote"] = memory_of(zygote.pid, "Pss")
+        for worker in workers:
+            worker.__exit__(None, None, None)
+    code = "import sys; sys.path[:] = sys.argv[1:]; import bench_zygote; bench_zygote.hold(3, 4)"
+    command = ff.Command([sys.executable, "-c", code, *sys.path], env=env, fds=fds)
+    workers = [command.spawn() for _ in range(WORKERS)]
+    for worker in workers:
+        worker.pipes[3].read(1)
+    found["spawned"] = sum(memory_of(w.pid, "Pss") for w in workers)
+    for worker in workers:
+        worker.__exit__(None, None, None)
+    return found
+
+
+def report(costs: list[Cost]) -> None:
+    print("| parent | way | first line, µs | until reaped, µs | of the zygote's |")
+    print("| --- | --- | --- | --- | --- |")
+    ours = {cost.megabytes: cost for cost in costs if cost.way == ZYGOTE}
+    for cost in costs:
+        ratio = cost.first_us / ours[cost.megabytes].first_us
+        print(
+            f"| {cost.megabytes} MB | {cost.way} | {cost.first_us:.0f} | {cost.exit_us:.0f} "
+            f"| {ratio:.2f} |"
+        )
+
+
+def main() -> None:
+    rounds = QUICK_ROUNDS if "--quick" in sys.argv else ROUNDS
+    sizes = [int(arg) for arg in sys.argv[1:] if arg.isdigit()] or MEGABYTES
+    report([cost for megabytes in sizes for cost in measure(megabytes, rounds)])
+    if importlib.util.find_spec("numpy") is None:
+        print("no numpy: the memory of workers was not measured")
+        return
+    for what, kilobytes in measure_memory().items():
+        print(f"{WORKERS} workers, PSS, {what}: {kilobytes / 1024:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

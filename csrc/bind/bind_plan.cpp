@@ -1,0 +1,147 @@
+#include "bind/bindings.h"
+
+#include <pybind11/native_enum.h>
+#include <pybind11/stl.h>
+
+#include "core/become.h"
+
+namespace py = pybind11;
+using forkfd::FdAction;
+using forkfd::FdStep;
+using forkfd::SpawnPlan;
+
+namespace {
+
+#define FORKFD_PLAN_FIELDS(X)                                                                  \
+    X(argv) X(candidates) X(exec_fd) X(program) X(env) X(close_others) X(listen_names)         \
+    X(new_session) X(process_group) X(controlling_terminal) X(controlling_terminal_path)       \
+    X(foreground_terminal) X(foreground_terminal_path) X(umask) X(nice) X(affinity)            \
+    X(scheduler_policy) X(scheduler_priority) X(chroot) X(groups) X(gid) X(uid) X(user_name)   \
+    X(group_name) X(bounding) X(permitted) X(inheritable) X(ambient) X(cwd) X(cwd_fd)          \
+    X(no_new_privs) X(death_signal) X(death_with_process) X(namespaces) X(cgroup_path)         \
+    X(cgroup_fd) X(seccomp) X(signal_mask) X(default_signals) X(ignore_signals) X(wants_pidfd)
+
+// Strings of a plan are bytes: paths need not be UTF-8.
+py::object plain(const std::string& s) { return py::bytes(s); }
+py::object plain(const std::vector<std::string>& all) {
+    py::list list;
+    for (const std::string& s : all) list.append(py::bytes(s));
+    return list;
+}
+template <class T>
+py::object plain(const T& value) { return py::cast(value); }
+template <class T>
+py::object plain(const std::optional<T>& value) {
+    return value ? plain(*value) : py::object(py::none());
+}
+
+// What differs from a fresh plan, by name, and the lists: short, for it is sent to zygotes.
+py::tuple state_of(const SpawnPlan& plan) {
+    static const SpawnPlan fresh;
+    py::dict fields;
+    py::list fds, limits;
+#define FORKFD_X(name) if (plan.name != fresh.name) fields[#name] = plain(plan.name);
+    FORKFD_PLAN_FIELDS(FORKFD_X)
+#undef FORKFD_X
+    for (const FdAction& a : plan.fds)
+        fds.append(py::make_tuple(a.target, static_cast<int>(a.kind), a.source,
+                                  py::bytes(a.path), a.flags, a.mode));
+    for (const forkfd::ChildLimit& l : plan.limits)
+        limits.append(py::make_tuple(l.resource, l.limit.soft, l.limit.hard));
+    return py::make_tuple(fields, fds, limits);
+}
+
+SpawnPlan plan_of(const py::tuple& state) {
+    SpawnPlan plan;
+    const auto fields = state[0].cast<py::dict>();
+#define FORKFD_X(name) \
+    if (fields.contains(#name)) plan.name = fields[#name].cast<decltype(SpawnPlan::name)>();
+    FORKFD_PLAN_FIELDS(FORKFD_X)
+#undef FORKFD_X
+    for (const py::handle item : state[1]) {
+        const auto t = item.cast<py::tuple>();
+        plan.fds.push_back({t[0].cast<int>(), static_cast<FdAction::Kind>(t[1].cast<int>()),
+                            t[2].cast<int>(), t[3].cast<std::string>(), t[4].cast<int>(),
+                            t[5].cast<unsigned>()});
+    }
+    for (const py::handle item : state[2]) {
+        const auto t = item.cast<py::tuple>();
+        plan.limits.push_back({t[0].cast<int>(), {t[1].cast<std::uint64_t>(),
+                                                  t[2].cast<std::uint64_t>()}});
+    }
+    return plan;
+}
+
+void become(const SpawnPlan& plan, const std::vector<int>& sources, int parent_pid,
+            int parent_pidfd, int report_fd) {
+    const py::gil_scoped_release release;
+    forkfd::become(plan, sources, {parent_pid, parent_pidfd, false}, report_fd);
+}
+
+py::tuple failed(const SpawnPlan& plan, const std::vector<int>& sources, int stage, int index) {
+    if (stage < 0 || stage >= static_cast<int>(forkfd::Stage::count))
+        throw py::value_error("failed: no such stage");
+    const auto s = static_cast<forkfd::Stage>(stage);
+    return py::make_tuple(forkfd::stage_name(s), forkfd::failed_on(plan, sources, s, index),
+                          forkfd::stage_text(s));
+}
+
+}  // namespace
+
+void bind_plan(py::module_& m) {
+    using Kind = FdAction::Kind;
+    py::native_enum<Kind>(m, "FdKind", "enum.IntEnum")
+        .value("DESCRIPTOR", Kind::descriptor)
+        .value("INHERIT_IF_OPEN", Kind::inherit_if_open)
+        .value("NULL_DEVICE", Kind::null_device)
+        .value("PIPE_TO_CHILD", Kind::pipe_to_child)
+        .value("PIPE_FROM_CHILD", Kind::pipe_from_child)
+        .value("OPEN", Kind::open)
+        .value("SAME_AS", Kind::same_as)
+        .value("CLOSED", Kind::closed)
+        .value("AS_EXEC_LEAVES", Kind::as_exec_leaves)
+        .finalize();
+    py::native_enum<FdStep::Kind>(m, "FdStep", "enum.IntEnum")
+        .value("DUP", FdStep::Kind::dup)
+        .value("KEEP", FdStep::Kind::keep)
+        .value("CLOSE", FdStep::Kind::close)
+        .value("CLOSE_FROM", FdStep::Kind::close_from)
+        .value("OPEN", FdStep::Kind::open)
+        .finalize();
+    py::class_<SpawnPlan>(m, "SpawnPlan")
+        .def(py::init<>())
+#define FORKFD_X(name) .def_readwrite(#name, &SpawnPlan::name)
+        FORKFD_PLAN_FIELDS(FORKFD_X)
+#undef FORKFD_X
+        .def("add_fd", [](SpawnPlan& p, int target, Kind kind, int source,
+                          const std::string& path, int flags, unsigned mode) {
+            p.fds.push_back({target, kind, source, path, flags, mode});
+        }, py::arg("target"), py::arg("kind"), py::arg("source") = -1, py::arg("path") = "",
+           py::arg("flags") = 0, py::arg("mode") = 0)
+        .def("add_file_action", [](SpawnPlan& p, FdStep::Kind kind, int from, int to,
+                                   const std::string& path, int flags, unsigned mode) {
+            p.file_actions.push_back({kind, from, to, path, flags, mode});
+        }, py::arg("kind"), py::arg("from_"), py::arg("to"), py::arg("path") = "",
+           py::arg("flags") = 0, py::arg("mode") = 0)
+        .def("inherit_standard_fds", [](SpawnPlan& p) {
+            for (int target = 0; target <= 2; ++target)
+                p.fds.push_back({target, Kind::inherit_if_open, -1, {}, 0, 0});
+        })
+        .def("clear_fds", [](SpawnPlan& p) { p.fds.clear(); })
+        .def("add_limit", [](SpawnPlan& p, int resource, std::uint64_t soft, std::uint64_t hard) {
+            p.limits.push_back({resource, {soft, hard}});
+        }, py::arg("resource"), py::arg("soft"), py::arg("hard"))
+        .def("add_uid_map", [](SpawnPlan& p, unsigned in, unsigned out, unsigned n) {
+            p.uid_map.push_back({in, out, n});
+        }, py::arg("inside"), py::arg("outside"), py::arg("count"))
+        .def("add_gid_map", [](SpawnPlan& p, unsigned in, unsigned out, unsigned n) {
+            p.gid_map.push_back({in, out, n});
+        }, py::arg("inside"), py::arg("outside"), py::arg("count"))
+        .def("state", &state_of, "All but the id maps, as plain values; for from_state().")
+        .def_static("from_state", &plan_of, py::arg("state"));
+    m.def("become", &become, py::arg("plan"), py::arg("sources"), py::arg("parent_pid"),
+          py::arg("parent_pidfd"), py::arg("report_fd"),
+          "Apply the plan to this process; a failure at a stage writes a Report and ends it.");
+    m.def("failed", &failed, py::arg("plan"), py::arg("sources"), py::arg("stage"),
+          py::arg("index"), "(stage, subject, text) of a Report.");
+}

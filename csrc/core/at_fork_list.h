@@ -1,0 +1,106 @@
+// An ordered list of at-fork handlers: who runs when, and nothing else.  No fork, no
+// lock, no thread: it can be tested without any of them, and its owners guard it.
+//
+// before runs last in, first out, what comes after first in, first out, as
+// pthread_atfork(3) has it.  `order` sorts before the time of registration: a handler of a
+// lower order is as if registered earlier.
+//
+// A fork is a Round.  Who takes part is settled when it begins: a handler added later,
+// also by a handler that runs, waits for the next one, so that nobody's after comes
+// without its before.  One that is removed is not called any more, at once.
+//
+// Copy on write: a change makes a new vector, a round keeps its own.  So a round
+// allocates nothing, and frees only what was removed while it lasted.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <utility>
+#include <vector>
+
+namespace forkfd {
+
+template <class Handler>
+class AtForkList {
+  public:
+    struct Entry {
+        Entry(int id, int order, Handler handler)
+            : id(id), order(order), handler(std::move(handler)) {}
+        const int id;
+        const int order;
+        Handler handler;
+        std::atomic<bool> removed{false};
+    };
+    using Entries = std::vector<std::shared_ptr<Entry>>;
+
+    class Round {
+      public:
+        Round() = default;
+        explicit Round(std::shared_ptr<const Entries> entries)
+            : entries_(std::move(entries)), first_(entries_->size()) {}
+
+        // call(entry) for each, last to first, while it returns true.  False: one did not,
+        // and then it and those not reached are not called afterwards either.
+        template <class Call>
+        bool before(Call&& call) {
+            while (first_ > 0) {
+                Entry& entry = *(*entries_)[first_ - 1];
+                if (!entry.removed.load(std::memory_order_acquire) && !call(entry)) return false;
+                --first_;
+            }
+            return true;
+        }
+
+        // call(entry) for each that was reached, first to last.
+        template <class Call>
+        void after(Call&& call) {
+            if (!entries_) return;
+            for (std::size_t i = first_; i < entries_->size(); ++i) {
+                Entry& entry = *(*entries_)[i];
+                if (!entry.removed.load(std::memory_order_acquire)) call(entry);
+            }
+        }
+
+        // All take part in what comes after, for a round that began without a before.
+        void reach_all() noexcept { first_ = 0; }
+
+      private:
+        std::shared_ptr<const Entries> entries_;
+        std::size_t first_ = 0;  // of those reached
+    };
+
+    int add(Handler handler, int order = 0) {
+        const int id = ++last_id_;
+        auto entry = std::make_shared<Entry>(id, order, std::move(handler));
+        auto changed = std::make_shared<Entries>(*entries_);
+        const auto later = std::find_if(changed->begin(), changed->end(),
+                                        [order](const auto& e) { return e->order > order; });
+        changed->insert(later, std::move(entry));
+        entries_ = std::move(changed);
+        return id;
+    }
+
+    // False if there is none of that id, any more.
+    bool remove(int id) {
+        const auto found = std::find_if(entries_->begin(), entries_->end(),
+                                        [id](const auto& e) { return e->id == id; });
+        if (found == entries_->end()) return false;
+        auto changed = std::make_shared<Entries>();
+        changed->reserve(entries_->size() - 1);
+        for (const auto& entry : *entries_)
+            if (entry != *found) changed->push_back(entry);
+        (*found)->removed.store(true, std::memory_order_release);
+        entries_ = std::move(changed);
+        return true;
+    }
+
+    Round begin() const { return Round(entries_); }
+    std::shared_ptr<const Entries> entries() const { return entries_; }
+
+  private:
+    std::shared_ptr<const Entries> entries_ = std::make_shared<Entries>();
+    int last_id_ = 0;
+};
+
+}  // namespace forkfd

@@ -1,0 +1,46 @@
+#include "core/child_actions.h"
+
+#include <fcntl.h>
+
+#include "core/atfork.h"
+#include "core/descriptor.h"
+#include "core/raw_syscall.h"
+
+namespace forkfd {
+
+ChildActions::ChildActions(std::vector<int> close, std::vector<int> cloexec,
+                           const std::vector<std::pair<int, int>>& redirect, int order)
+    : close_(std::move(close)), cloexec_(std::move(cloexec)) {
+    std::vector<int> numbers;
+    for (const auto& [number, source] : redirect) {
+        demand_below_limit(number);
+        numbers.push_back(number);
+    }
+    for (const auto& [number, source] : redirect)
+        redirect_.push_back({number, duplicate_beside(source, numbers)});
+    id_ = add_native({nullptr, nullptr,
+                      [](void* self) noexcept { static_cast<ChildActions*>(self)->run(); }, this},
+                     order);
+}
+
+void ChildActions::unregister() {
+    const int id = id_.exchange(0);
+    if (id == 0) return;
+    remove_native(id);
+    redirect_.clear();
+}
+
+void ChildActions::run() noexcept {
+    const int saved = errno;
+    const auto start = Timing::Clock::now();
+    bool failed = false;
+    for (const Redirect& r : redirect_)
+        if (replace(r.number, r.source.get(), false) != 0) failed = true;
+    // A number that is not open is closed, and not inherited: nothing is wrong.
+    for (const int fd : close_) raw::call(SYS_close, fd);
+    for (const int fd : cloexec_) raw::call(SYS_fcntl, fd, F_SETFD, FD_CLOEXEC);
+    timing_.add(Timing::Clock::now() - start, failed);
+    errno = saved;
+}
+
+}  // namespace forkfd

@@ -1,0 +1,88 @@
+/* One line for each descriptor that was stopped, in one write. */
+#include "preload.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+struct Line {
+    char text[1024];
+    size_t length;
+};
+
+/* Cuts what is too long, and lets no name begin a line of its own. */
+static void add(struct Line *line, const char *text) {
+    for (; *text != '\0' && line->length < sizeof line->text - 1; ++text)
+        line->text[line->length++] = (unsigned char)*text < ' ' || *text == 127 ? '?' : *text;
+}
+
+static void add_number(struct Line *line, int number) {
+    char digits[12];
+    char *at = digits + sizeof digits;
+    *--at = '\0';
+    do *--at = (char)('0' + number % 10);
+    while ((number /= 10) != 0);
+    add(line, at);
+}
+
+static void add_target(struct Line *line, int number) {
+    struct Line path = {.length = 0};
+    char target[256];
+    add(&path, "/proc/thread-self/fd/");
+    add_number(&path, number);
+    path.text[path.length] = '\0';
+    const long length = syscall(SYS_readlinkat, AT_FDCWD, path.text, target, sizeof target - 1);
+    if (length < 0) return;
+    target[length] = '\0';
+    add(line, " (");
+    add(line, target);
+    add(line, ")");
+}
+
+/* A pipe whose reader is gone must not kill a program that has nothing to do with it. */
+static void write_line(int log, const struct Line *line) {
+    sigset_t pipe_signal, mask, pending;
+    sigemptyset(&pipe_signal);
+    sigaddset(&pipe_signal, SIGPIPE);
+    sigemptyset(&pending);
+    sigpending(&pending);
+    pthread_sigmask(SIG_BLOCK, &pipe_signal, &mask);
+    if (syscall(SYS_write, log, line->text, line->length) < 0 && errno == EPIPE &&
+        !sigismember(&pending, SIGPIPE)) {
+        const struct timespec now = {0, 0};
+        sigtimedwait(&pipe_signal, NULL, &now);
+    }
+    pthread_sigmask(SIG_SETMASK, &mask, NULL);
+}
+
+void report(const struct Stopped *stopped, const char *how, const char *command,
+            const char *unless) {
+    static const struct Stopped none;
+    if (memcmp(stopped, &none, sizeof none) == 0) return;
+    int log = settings.log_fd;
+    if (settings.log_path != NULL)
+        /* O_NONBLOCK: a FIFO that nobody reads is not waited for. */
+        log = (int)syscall(SYS_openat, AT_FDCWD, settings.log_path,
+                           O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0666);
+    if (log < 0) return;
+    for (int number = FIRST; number < NUMBERS; ++number) {
+        if ((stopped->bits[number / 8] >> number % 8 & 1) == 0) continue;
+        struct Line line = {.length = 0};
+        add(&line, "pid ");
+        add_number(&line, getpid());
+        add(&line, ": descriptor ");
+        add_number(&line, number);
+        add_target(&line, number);
+        add(&line, settings.stop ? " would have leaked to " : " leaked to ");
+        add(&line, how);
+        add(&line, command);
+        add(&line, unless);
+        line.text[line.length++] = '\n';
+        write_line(log, &line);
+    }
+    if (settings.log_path != NULL) syscall(SYS_close, log);
+}

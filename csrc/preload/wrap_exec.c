@@ -1,0 +1,144 @@
+/* exec in all its forms, by which a process becomes another program. */
+#include "preload.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define REAL(name) ((__typeof__(&name))find_real(REAL_##name))
+
+extern char **environ;
+EXPORT int execveat(int, const char *, char *const[], char *const[], int);
+EXPORT int forkfd_preload_exec(const char *, char *const[], char *const[]);
+/* Under names of their own, for headers promise that the first argument is not NULL. */
+EXPORT int list_execl(const char *, const char *, ...) __asm__("execl");
+EXPORT int list_execlp(const char *, const char *, ...) __asm__("execlp");
+EXPORT int list_execle(const char *, const char *, ...) __asm__("execle");
+
+/* command: what will run, or NULL where exec is going to fail. */
+static void before(const char *command, char *const argv[], char *const envp[], int executed) {
+    const int err = errno;
+    const struct Program program = {argv, envp, executed, false};
+    const bool in_place = !was_born();
+    struct Stopped stopped;
+    if (in_place) mark_own();
+    if (command != NULL) {
+        settle(&program, in_place, &stopped);
+        report(&stopped, "", command, "");
+    }
+    errno = err;
+}
+
+/* Programs try one directory of PATH after the other: only one of them is worth a line. */
+static const char *if_executable(const char *path) {
+    const int err = errno;
+    const bool found = access(path, X_OK) == 0;
+    errno = err;
+    return found ? path : NULL;
+}
+
+/* What execvp(3) will find. */
+static const char *search(const char *file, char *path, size_t size) {
+    if (strchr(file, '/') != NULL) return if_executable(file);
+    const char *at = NULL;
+    for (char **entry = environ; entry != NULL && *entry != NULL; ++entry)
+        if (strncmp(*entry, "PATH=", 5) == 0) at = *entry + 5;
+    if (at == NULL) at = "/bin:/usr/bin";
+    for (;; ++at) {
+        const size_t length = strcspn(at, ":"), rest = strlen(file) + 1;
+        if (length + 1 + rest <= size) {
+            memcpy(path, at, length);
+            path[length] = '/';
+            memcpy(path + length + (length != 0), file, rest);
+            if (if_executable(path) != NULL) return path;
+        }
+        at += length;
+        if (*at == '\0') return NULL;
+    }
+}
+
+static void before_search(const char *file, char *const argv[], char *const envp[]) {
+    char path[1024];
+    before(search(file, path, sizeof path), argv, envp, -1);
+}
+
+EXPORT int execve(const char *path, char *const argv[], char *const envp[]) {
+    before(if_executable(path), argv, envp, -1);
+    return REAL(execve)(path, argv, envp);
+}
+
+EXPORT int execv(const char *path, char *const argv[]) {
+    before(if_executable(path), argv, environ, -1);
+    return REAL(execv)(path, argv);
+}
+
+EXPORT int execvp(const char *file, char *const argv[]) {
+    before_search(file, argv, environ);
+    return REAL(execvp)(file, argv);
+}
+
+EXPORT int execvpe(const char *file, char *const argv[], char *const envp[]) {
+    before_search(file, argv, envp);
+    return REAL(execvpe)(file, argv, envp);
+}
+
+/* The interpreter of a script opens /dev/fd/N, or a path below it: N is passed. */
+EXPORT int fexecve(int program, char *const argv[], char *const envp[]) {
+    before("a descriptor's program", argv, envp, program);
+    return REAL(fexecve)(program, argv, envp);
+}
+
+EXPORT int execveat(int folder, const char *path, char *const argv[], char *const envp[],
+                    int flags) {
+    before(*path != '\0' ? path : "a descriptor's program", argv, envp, folder);
+    if (REAL(execveat) == NULL)
+        return (int)syscall(SYS_execveat, folder, path, argv, envp, flags);
+    return REAL(execveat)(folder, path, argv, envp, flags);
+}
+
+/* Declares argv with what follows first, and leaves the list behind its end. */
+#define COLLECT(first, list, argv)                                                            \
+    va_list list;                                                                             \
+    size_t count = 1;                                                                         \
+    va_start(list, first);                                                                    \
+    if (first != NULL)                                                                        \
+        for (++count; va_arg(list, char *) != NULL; ++count) {}                               \
+    va_end(list);                                                                             \
+    char *argv[count];                                                                        \
+    argv[0] = (char *)first;                                                                  \
+    va_start(list, first);                                                                    \
+    for (size_t i = 1; i < count; ++i) argv[i] = va_arg(list, char *)
+
+int list_execl(const char *path, const char *first, ...) {
+    COLLECT(first, list, argv);
+    va_end(list);
+    before(if_executable(path), argv, environ, -1);
+    return REAL(execv)(path, argv);
+}
+
+int list_execlp(const char *file, const char *first, ...) {
+    COLLECT(first, list, argv);
+    va_end(list);
+    before_search(file, argv, environ);
+    return REAL(execvp)(file, argv);
+}
+
+int list_execle(const char *path, const char *first, ...) {
+    COLLECT(first, list, argv);
+    char *const *envp = va_arg(list, char *const *);
+    va_end(list);
+    before(if_executable(path), argv, envp, -1);
+    return REAL(execve)(path, argv, envp);
+}
+
+/* For `python -m pyforkfd run`, which loads the library and whose first program is to get no
+ * more than a child would. */
+EXPORT int forkfd_preload_exec(const char *path, char *const argv[], char *const envp[]) {
+    born(false);
+    before(path, argv, envp, -1);
+    return REAL(execve)(path, argv, envp);
+}

@@ -1,0 +1,97 @@
+/* fork and its kin: what every child is born with. */
+#include "preload.h"
+
+#include <errno.h>
+#include <pty.h>
+#include <sched.h>
+#include <stdarg.h>
+#include <unistd.h>
+
+#define REAL(name) ((__typeof__(&name))find_real(REAL_##name))
+
+EXPORT pid_t _Fork(void);
+
+/* The process that was marked when it was born.  A child on its parent's memory must not
+ * write the first, which is its parent's; the second is that of the thread that waits for
+ * it, and no process ever takes it for its own pid. */
+static pid_t born_as;
+static __thread pid_t born_as_guest __attribute__((tls_model("initial-exec")));
+
+void born(bool in_shared_memory) {
+    const int err = errno;
+    mark_all();
+    if (in_shared_memory) born_as_guest = getpid();
+    else born_as = getpid();
+    errno = err;
+}
+
+bool was_born(void) {
+    const pid_t pid = getpid();
+    return born_as == pid || born_as_guest == pid;
+}
+
+EXPORT pid_t fork(void) {
+    const pid_t pid = REAL(fork)();
+    if (pid == 0) born(false);
+    return pid;
+}
+
+EXPORT pid_t _Fork(void) {
+    if (REAL(_Fork) == NULL) {
+        errno = ENOSYS;
+        return -1;
+    }
+    const pid_t pid = REAL(_Fork)();
+    if (pid == 0) born(false);
+    return pid;
+}
+
+/* Inside libc these fork without us. */
+EXPORT int forkpty(int *terminal, char *name, const struct termios *modes,
+                   const struct winsize *size) {
+    if (REAL(forkpty) == NULL) {
+        errno = ENOSYS;
+        return -1;
+    }
+    const pid_t pid = REAL(forkpty)(terminal, name, modes, size);
+    if (pid == 0) born(false);
+    return pid;
+}
+
+EXPORT int daemon(int keep_directory, int keep_streams) {
+    const int rc = REAL(daemon)(keep_directory, keep_streams);
+    if (rc == 0) born(false);
+    return rc;
+}
+
+struct Start {
+    int (*function)(void *);
+    void *argument;
+    bool in_shared_memory;
+};
+
+static int start(void *block) {
+    const struct Start *it = block;
+    born(it->in_shared_memory);
+    return it->function(it->argument);
+}
+
+EXPORT int clone(int (*function)(void *), void *stack, int flags, void *argument, ...) {
+    va_list more;
+    va_start(more, argument); /* as libc does: what was not given is read and not used */
+    void *parent_tid = va_arg(more, void *);
+    void *tls = va_arg(more, void *);
+    void *child_tid = va_arg(more, void *);
+    va_end(more);
+    if (function == NULL || stack == NULL || (flags & CLONE_FILES) != 0)
+        return REAL(clone)(function, stack, flags, argument, parent_tid, tls, child_tid);
+    /* On the child's stack, since ours may be gone before it has started. */
+    struct Start *block = (struct Start *)(((uintptr_t)stack - sizeof *block) & ~(uintptr_t)15);
+    *block = (struct Start){function, argument, (flags & CLONE_VM) != 0};
+    return REAL(clone)(start, block, flags, block, parent_tid, tls, child_tid);
+}
+
+/* The names that old programs know them by. */
+__asm__(".globl __fork, __clone\n"
+        ".set __fork, fork\n"
+        ".set __clone, clone\n");

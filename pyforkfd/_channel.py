@@ -1,0 +1,504 @@
+"""A connection that carries whole messages with descriptors."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import stat
+import struct
+import threading
+import time
+import weakref
+from collections.abc import AsyncIterator, Iterable, Iterator
+from types import TracebackType
+
+from . import _core
+from ._errors import ChannelError
+from ._fd import Fd
+from ._listeners import FILE_KINDS, describe_socket, open_kind, unix_listener
+from ._passing import Buffer, Credentials, Received, peer_credentials, peer_pidfd
+from ._types import HasFileno, StrPath
+
+_IN, _OUT = select.POLLIN, select.POLLOUT
+_MAX_MESSAGE = 65536
+_MAX_FDS = 253
+_channels: weakref.WeakSet[FdChannel] = weakref.WeakSet()
+
+
+def _new_locks() -> None:
+    for channel in list(_channels):
+        channel._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_new_locks)
+
+
+class FdChannel:
+    """A UNIX SOCK_SEQPACKET connection: a message and its descriptors arrive in one piece.
+
+    Made by :meth:`pair` and :meth:`connect`, accepted from a :class:`ChannelListener`, or
+    adopted: ``FdChannel(3)`` in a child that was given one.  It has a ``fileno()``, so
+    ``spawn(..., fds={3: channel})`` passes it on.  Both ends may send, receive and share
+    their end with other processes; each message goes to one receiver.
+
+    Any other program may be at the other end: there is no header.  Only more than 253
+    descriptors go in several messages, see :func:`send_fds`; ``max_fds`` above that lets
+    them in, and the two ends should then not be shared by several senders.
+
+    Safe to use from many threads, and on asyncio (the ``_async`` methods), also both at once;
+    O_NONBLOCK of the socket, which is shared with other processes, is neither needed nor
+    changed.  Do not close it while another thread uses it.
+    """
+
+    __slots__ = ("__weakref__", "_fd", "_incoming", "_lock", "_unsent")
+
+    def __init__(
+        self, fd: int, *, max_message: int = _MAX_MESSAGE, max_fds: int = _MAX_FDS
+    ) -> None:
+        """Adopt a descriptor, once it has proved to be a connected SOCK_SEQPACKET socket.
+
+        Args:
+            fd: taken (made close-on-exec) on success, left as it was on an error.
+            max_message: the longest message that may come, in bytes; a longer one is an
+                error.  What may be sent is for the other end, and SO_SNDBUF, to say.
+            max_fds: the most descriptors that may come with one.
+
+        Raises:
+            ChannelError: it is no such socket; the message says what it is.
+        """
+        if max_message < 1 or max_fds < 0:
+            raise ValueError("FdChannel: max_message is at least 1, and max_fds 0")
+        _demand_connection(fd)
+        self._incoming = _core.ChannelReceiving(max_message, max_fds)
+        self._unsent: _core.ChannelSending | None = None  # of a transfer that was begun
+        self._lock = threading.Lock()  # held for moments, never while waiting for the peer
+        self._fd = Fd(fd)
+        _channels.add(self)
+
+    @classmethod
+    def pair(
+        cls, *, max_message: int = _MAX_MESSAGE, max_fds: int = _MAX_FDS
+    ) -> tuple[FdChannel, FdChannel]:
+        """Two channels connected to one another, socketpair(2); one of them for a child.
+
+        Raises:
+            OSError: as socketpair(2) says.
+        """
+        ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ends[0], ends[1]:
+            one = _adopt(ends[0], max_message, max_fds)
+            try:
+                return one, _adopt(ends[1], max_message, max_fds)
+            except BaseException:
+                one.close()
+                raise
+
+    @classmethod
+    def connect(
+        cls,
+        address: StrPath,
+        *,
+        timeout: float | None = None,
+        max_message: int = _MAX_MESSAGE,
+        max_fds: int = _MAX_FDS,
+    ) -> FdChannel:
+        """Connect to a :class:`ChannelListener`, or to whoever listens there.
+
+        Args:
+            address: a path, or ``@name`` in the abstract namespace.
+            timeout: seconds to wait while the listener's backlog is full; None: without end.
+            max_message: see :class:`FdChannel`.
+            max_fds: see :class:`FdChannel`.
+
+        Raises:
+            TimeoutError: the backlog was full for that long.
+            OSError: as connect(2) says; it names the address.
+        """
+        name = os.fsdecode(address)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            try:
+                _connect(sock, _raw_address(address), timeout)
+            except BlockingIOError:
+                raise TimeoutError(f"connect {name}: backlog full for {timeout} s") from None
+            except OSError as error:
+                if error.errno is None:  # a path too long
+                    raise
+                raise OSError(error.errno, f"connect {name}: {error.strerror}") from None
+            return _adopt(sock, max_message, max_fds)
+
+    @classmethod
+    def listen(
+        cls, address: StrPath, *, backlog: int = 4096, mode: int | None = None
+    ) -> ChannelListener:
+        """Listen for channels.
+
+        Args:
+            address: a path, or ``@name`` in the abstract namespace.  A path whose listener
+                is gone is replaced; closing does not remove it.
+            backlog: connections that may wait.
+            mode: permissions of a path, as :func:`bind` has it.
+
+        Raises:
+            ValueError: a mode for what is no path.
+            OSError: as bind(2) says; it names the address.
+        """
+        name = os.fsdecode(address)
+        try:
+            return ChannelListener(_listening(name, backlog, mode))
+        except OSError as error:
+            if error.errno is None:
+                raise
+            raise OSError(error.errno, f"listen {name}: {error.strerror}") from None
+
+    def send(
+        self,
+        data: Buffer | Iterable[Buffer],
+        fds: Iterable[int | HasFileno] = (),
+        *,
+        timeout: float | None = None,
+    ) -> None:
+        """Send one message.
+
+        Args:
+            data: bytes-like, or an iterable of such.  It may be empty if there are
+                descriptors.
+            fds: borrowed; they may be closed after the return.
+            timeout: seconds to wait while the receiver's buffer is full; None: without end.
+
+        Raises:
+            ValueError: the message is empty, which would read as the end; or the channel is
+                closed.
+            TimeoutError: the buffer was full for that long.  Nothing was sent; only of more
+                than 253 descriptors a part may have gone: the rest goes before the next
+                message, so that this one arrives as well.
+            BrokenPipeError: the other end is closed.
+            OSError: EMSGSIZE, longer than SO_SNDBUF allows; and as :func:`send_fds`.
+        """
+        sending = self._sending(data, fds)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            while not self._advance_out(sending):
+                if not _wait(self._fd.fileno(), _OUT, deadline):
+                    raise TimeoutError(f"send: no room within {timeout} s")
+        finally:
+            self._leave(sending)
+
+    async def send_async(
+        self, data: Buffer | Iterable[Buffer], fds: Iterable[int | HasFileno] = ()
+    ) -> None:
+        """As :meth:`send`, on the running loop.  Cancelled, it is as after a TimeoutError."""
+        sending = self._sending(data, fds)
+        try:
+            while not self._advance_out(sending):
+                await _ready(self._fd.fileno(), writable=True)
+        finally:
+            self._leave(sending)
+
+    def recv(self, *, timeout: float | None = None) -> Received:
+        """Receive one message with its descriptors, which are owned and close-on-exec.
+
+        Args:
+            timeout: seconds to wait for it; None: without end; 0: what is there.
+
+        Raises:
+            EOFError: the other end is closed, and everything it sent was received.
+            TimeoutError: nothing came in time.  Nothing is lost.
+            PassingError: a message was too long or had too many descriptors, or
+                RLIMIT_NOFILE was reached; what came is closed, the next recv() has the next.
+            ConnectionResetError: the other end was closed before it received all we sent.
+            ValueError: the channel is closed.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (message := self._advance_in()) is None:
+            if not _wait(self._fd.fileno(), _IN, deadline):
+                raise TimeoutError(f"recv: no message within {timeout} s")
+        return message
+
+    async def recv_async(self) -> Received:
+        """As :meth:`recv`, on the running loop.  Cancelled, it has taken no message."""
+        while (message := self._advance_in()) is None:
+            await _ready(self._fd.fileno(), writable=False)
+        return message
+
+    def __iter__(self) -> Iterator[Received]:
+        """Messages until the other end is closed."""
+        while True:
+            try:
+                message = self.recv()
+            except EOFError:
+                return
+            yield message
+
+    async def __aiter__(self) -> AsyncIterator[Received]:
+        """Messages until the other end is closed."""
+        while True:
+            try:
+                message = await self.recv_async()
+            except EOFError:
+                return
+            yield message
+
+    def peer_credentials(self) -> Credentials:
+        """See :func:`peer_credentials`; of a pair, its maker."""
+        return peer_credentials(self._fd)
+
+    def peer_pidfd(self, *, by_pid: bool = False) -> Fd:
+        """See :func:`peer_pidfd`."""
+        return peer_pidfd(self._fd, by_pid=by_pid)
+
+    def fileno(self) -> int:
+        """The descriptor's number; it stays this object's.
+
+        Raises:
+            ValueError: it is closed or detached.
+        """
+        return self._fd.fileno()
+
+    def detach(self) -> int:
+        """Give the descriptor away: the caller owns it, and the channel is as if closed."""
+        return self._fd.detach()
+
+    def close(self) -> None:
+        """Close our end; the other reads what was sent, then the end.  Once is enough."""
+        self._fd.close()
+        self._unsent = None
+
+    @property
+    def closed(self) -> bool:
+        """It is closed, or detached."""
+        return self._fd.closed
+
+    def __enter__(self) -> FdChannel:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<FdChannel {'closed' if self.closed else self.fileno()}>"
+
+    def _sending(
+        self, data: Buffer | Iterable[Buffer], fds: Iterable[int | HasFileno]
+    ) -> _core.ChannelSending:
+        self._fd.fileno()
+        return _core.ChannelSending(data, fds)
+
+    def _advance_out(self, sending: _core.ChannelSending) -> bool:
+        with self._lock:
+            number = self._fd.fileno()
+            if self._unsent is not None and self._unsent is not sending:
+                if not self._unsent.advance(number):
+                    return False
+                self._unsent = None
+            try:
+                done = sending.advance(number)
+            except BaseException:
+                self._unsent = None
+                raise
+            # Nothing may come between the messages of a transfer.
+            self._unsent = sending if sending.begun else None
+            return done
+
+    def _leave(self, sending: _core.ChannelSending) -> None:
+        with self._lock:
+            if self._unsent is sending:
+                sending.keep()
+
+    def _advance_in(self) -> Received | None:
+        with self._lock:
+            message = self._incoming.advance(self._fd.fileno())
+        if message is not None and not message.data and not message.fds:
+            message.close()
+            raise EOFError("the other end of the channel is closed")
+        return message
+
+
+class ChannelListener:
+    """A listening SOCK_SEQPACKET socket, of which each connection is a :class:`FdChannel`.
+
+    Made by :meth:`FdChannel.listen`, or around a listener that was passed to us:
+    ``ChannelListener(listener_from_fd(3, type=socket.SOCK_SEQPACKET))``.  It has a
+    ``fileno()``; as a context manager it closes at the end, and leaves a path where it is.
+    """
+
+    __slots__ = ("_sock",)
+
+    def __init__(self, sock: socket.socket) -> None:
+        """Take a listener.
+
+        Args:
+            sock: taken.  It is made non-blocking, since whoever shares it may be the first
+                to accept; that holds for those as well.
+        """
+        sock.setblocking(False)
+        self._sock = sock
+
+    def accept(
+        self,
+        *,
+        timeout: float | None = None,
+        max_message: int = _MAX_MESSAGE,
+        max_fds: int = _MAX_FDS,
+    ) -> FdChannel:
+        """Wait for a connection.
+
+        Args:
+            timeout: seconds; None: without end.
+            max_message: see :class:`FdChannel`.
+            max_fds: see :class:`FdChannel`.
+
+        Raises:
+            TimeoutError: none came in time.
+            OSError: as accept(2) says.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (sock := self._accept()) is None:
+            if not _wait(self._sock.fileno(), _IN, deadline):
+                raise TimeoutError(f"accept: no connection within {timeout} s")
+        with sock:
+            return _adopt(sock, max_message, max_fds)
+
+    async def accept_async(
+        self, *, max_message: int = _MAX_MESSAGE, max_fds: int = _MAX_FDS
+    ) -> FdChannel:
+        """As :meth:`accept`, on the running loop.  Cancelled, it has taken no connection."""
+        while (sock := self._accept()) is None:
+            await _ready(self._sock.fileno(), writable=False)
+        with sock:
+            return _adopt(sock, max_message, max_fds)
+
+    def fileno(self) -> int:
+        """The descriptor's number; it stays this object's.  -1 once closed."""
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        """Close it; a path stays, and :meth:`FdChannel.listen` replaces it."""
+        self._sock.close()
+
+    def __enter__(self) -> ChannelListener:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<ChannelListener {self.fileno()} {self._sock.getsockname()!r}>"
+
+    def _accept(self) -> socket.socket | None:
+        try:
+            return self._sock.accept()[0]
+        except BlockingIOError:
+            return None
+
+
+def _adopt(sock: socket.socket, max_message: int, max_fds: int) -> FdChannel:
+    channel = FdChannel(sock.fileno(), max_message=max_message, max_fds=max_fds)
+    sock.detach()
+    return channel
+
+
+def _demand_connection(fd: int) -> None:
+    kind = open_kind(fd, ChannelError)
+    if kind != stat.S_IFSOCK:
+        raise ChannelError(errno.ENOTSOCK, fd, f"is {FILE_KINDS[kind]}, not a socket")
+    found = socket.socket(fileno=fd)
+    try:
+        what = describe_socket(found)
+        if (found.family, found.type) != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
+            raise ChannelError(errno.EPROTOTYPE, fd, f"is {what}, not a Unix seqpacket socket")
+        if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise ChannelError(errno.EINVAL, fd, f"is {what} but listens: accept() from it")
+        try:
+            found.getpeername()
+        except OSError:
+            raise ChannelError(errno.ENOTCONN, fd, f"is {what} but not connected") from None
+        found.set_inheritable(False)
+    finally:
+        found.detach()
+
+
+def _connect(sock: socket.socket, address: bytes, timeout: float | None) -> None:
+    """connect(2); BlockingIOError when the time is up."""
+    # A non-blocking one does not wait for the backlog at all, and says EAGAIN: unix(7).
+    sock.setblocking(timeout != 0)
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        if deadline is not None:
+            left = max(deadline - time.monotonic(), 1e-6)  # 0 would be without end
+            _set_send_timeout(sock, left)
+        sock.connect(address)
+        try:
+            sock.getpeername()
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                raise
+            continue  # a signal came; socket.connect() takes that for success
+        break
+    _set_send_timeout(sock, 0)
+    sock.setblocking(True)
+
+
+def _set_send_timeout(sock: socket.socket, seconds: float) -> None:
+    whole = min(int(seconds), 2**31)
+    value = struct.pack("@ll", whole, int((seconds - int(seconds)) * 1e6))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+
+
+def _listening(address: str, backlog: int, mode: int | None) -> socket.socket:
+    if not address.startswith("@"):
+        return unix_listener(address, mode, backlog, socket.SOCK_SEQPACKET)
+    if mode is not None:
+        raise ValueError(f"listen {address}: only a path has a mode")
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        made.bind(_raw_address(address))
+        made.listen(backlog)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _raw_address(address: StrPath) -> bytes:
+    raw = os.fsencode(address)
+    return b"\0" + raw[1:] if raw.startswith(b"@") else raw
+
+
+def _wait(fd: int, events: int, deadline: float | None) -> bool:
+    left = None if deadline is None else max(0.0, deadline - time.monotonic())
+    return _core.wait_ready(fd, events, left)
+
+
+async def _ready(fd: int, *, writable: bool) -> None:
+    """Wait on the running loop.  Nothing is taken from the socket, so it may be cancelled."""
+    import asyncio  # here: a third of what importing us would cost
+
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    # A number of its own, since a loop knows one of a kind per number and many may wait.
+    number = os.dup(fd)
+    try:
+        (loop.add_writer if writable else loop.add_reader)(number, wake)
+        try:
+            await ready
+        finally:
+            (loop.remove_writer if writable else loop.remove_reader)(number)
+    finally:
+        os.close(number)

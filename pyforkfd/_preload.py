@@ -1,0 +1,176 @@
+"""The library for LD_PRELOAD, and `python -m pyforkfd run`, which starts a program under it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from ._executable import obstacle
+
+if TYPE_CHECKING:
+    import argparse
+
+_REFUSED, _CANNOT_EXECUTE, _NOT_FOUND = 125, 126, 127  # as env(1) and its kin exit
+
+
+def preload_library() -> Path:
+    """Where ``libforkfd_preload.so`` is, for LD_PRELOAD; see docs/preload.md.
+
+    Raises:
+        FileNotFoundError: the package was installed without it.
+    """
+    path = Path(__file__).with_name("libforkfd_preload.so")
+    if not path.exists():
+        raise FileNotFoundError(errno.ENOENT, "not installed with pyforkfd", str(path))
+    return path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what ``run`` takes."""
+    parser.add_argument(
+        "--close-others",
+        action="store_true",
+        help="let no descriptor above 2 through to another program by accident; "
+        "without it, leaks are logged and let through",
+    )
+    parser.add_argument(
+        "--keep",
+        metavar="3,7,NAME",
+        action="append",
+        default=[],
+        help="descriptors that are passed on, by number, or by the name of an environment "
+        "variable that lists them",
+    )
+    parser.add_argument(
+        "--log",
+        metavar="FILE",
+        help="a file that gets one line for each leak, or the number of a descriptor",
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="start the program even where it, or the library in it, cannot be watched",
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Become the program.  Returns an exit code only where that fails."""
+    command: list[str] = args.command
+    try:
+        if not command:
+            raise _Refused("no command: run [options] -- CMD ...")
+        if not args.close_others and args.log is None:
+            raise _Refused("neither --close-others nor --log: there is nothing to do")
+        path = _find(command[0])
+        reason = _why_not(path)
+        if reason and not args.force:
+            raise _Refused(f"{reason} (--force starts it all the same)")
+        if reason:
+            print(f"pyforkfd run: {reason}", file=sys.stderr)
+        settings = {
+            b"FORKFD_CLOSE_OTHERS": b"1" if args.close_others else b"0",
+            b"FORKFD_KEEP": _kept(args.keep),
+            b"FORKFD_LOG": _log(args.log),
+        }
+        _execute(path, command, settings)
+    except _Refused as refusal:
+        print(f"pyforkfd run: {refusal}", file=sys.stderr)
+        return refusal.code
+    except OSError as error:
+        print(f"pyforkfd run: {error.filename or command[0]}: {error.strerror}", file=sys.stderr)
+        return _NOT_FOUND if error.errno == errno.ENOENT else _CANNOT_EXECUTE
+
+
+class _Refused(Exception):
+    def __init__(self, text: str, code: int = _REFUSED) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def _find(name: str) -> str:
+    """As execvp(3) does: the first of PATH that can be executed."""
+    if "/" in name:
+        return name
+    for folder in os.get_exec_path():
+        path = os.path.join(folder, name)
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    raise _Refused(f"{name}: not found in PATH", _NOT_FOUND)
+
+
+def _why_not(path: str) -> str | None:
+    library = preload_library()
+    if re.search(r"[\s:]", str(library)):
+        return f"{library}: LD_PRELOAD cannot name a path with a space or a colon"
+    try:
+        return obstacle(path, library)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        return f"{error.filename}: cannot be read to see whether it loads libraries"
+
+
+def _kept(lists: Sequence[str]) -> bytes:
+    words = [word for item in lists for word in re.split(r"[,\s]+", item) if word]
+    for word in words:
+        if not re.fullmatch(r"[0-9]+|[A-Za-z_][A-Za-z0-9_]*", word, re.ASCII):
+            raise _Refused(f"--keep {word}: neither a descriptor nor the name of a variable")
+    numbers = {word for word in words if word.isdigit()}
+    # What the library has room for, csrc/preload/preload.h.
+    if len(numbers) > 60 or len(words) - len(numbers) > 16:
+        raise _Refused("--keep: more than 60 descriptors or 16 variables")
+    return ",".join(words).encode()
+
+
+def _log(name: str | None) -> bytes:
+    if name is None:
+        return b""
+    if name.isdigit():
+        try:
+            os.set_inheritable(int(name), True)
+        except (OSError, OverflowError):
+            raise _Refused(f"--log {name}: descriptor {name} is not open") from None
+        return name.encode()
+    path = os.path.abspath(name)  # whatever directory a child is in
+    with open(path, "ab"):
+        return os.fsencode(path)
+
+
+def _execute(path: str, command: Sequence[str], settings: dict[bytes, bytes]) -> NoReturn:
+    import ctypes
+
+    env = dict(os.environb)
+    # Python sets it for itself in the C locale (PEP 538); the program did not ask for it.
+    started_with = Path("/proc/self/environ").read_bytes().split(b"\0")
+    if not any(entry.startswith(b"LC_CTYPE=") for entry in started_with):
+        env.pop(b"LC_CTYPE", None)
+    env |= settings
+    library = os.fsencode(preload_library())
+    # Behind those of others: a sanitizer insists on being the first.
+    others = [word for word in re.split(rb"[ :]+", env.get(b"LD_PRELOAD", b"")) if word]
+    env[b"LD_PRELOAD"] = b":".join([*(word for word in others if word != library), library])
+
+    os.environb.update(settings)  # what the library reads when it is loaded here
+    # Marks what we hold ourselves by the same rule, logs it, and executes.
+    loaded = ctypes.CDLL(os.fsdecode(library), use_errno=True)
+    arguments = [os.fsencode(word) for word in command]
+    entries = [name + b"=" + value for name, value in env.items()]
+    argv = (ctypes.c_char_p * (len(arguments) + 1))(*arguments)
+    envp = (ctypes.c_char_p * (len(entries) + 1))(*entries)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Python ignores them for itself, and exec would hand that on.
+    ignored = {name: signal.signal(name, signal.SIG_DFL) for name in _PYTHON_IGNORES}
+    loaded.forkfd_preload_exec(os.fsencode(path), argv, envp)
+    for name, handler in ignored.items():
+        signal.signal(name, handler)
+    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
+
+
+_PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)

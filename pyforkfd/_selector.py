@@ -1,0 +1,262 @@
+"""A selector on an epoll of its own in every process, also after a fork."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import sys
+import weakref
+from collections.abc import Iterator, Mapping
+from selectors import EVENT_READ, EVENT_WRITE, BaseSelector, SelectorKey
+from typing import Any, TypeVar
+
+from . import _core
+from ._types import HasFileno
+
+_T = TypeVar("_T")
+_IN, _OUT = select.EPOLLIN, select.EPOLLOUT
+_EPOLL = {
+    EVENT_READ: _IN,
+    EVENT_WRITE: _OUT,
+    EVENT_READ | EVENT_WRITE: _IN | _OUT,
+}
+_new_key = tuple.__new__  # half the time of SelectorKey()
+_LOST = {errno.EBADF, errno.ENOENT}  # its number is closed, or another file
+
+
+class ForkSafeSelector(BaseSelector):
+    """Like :class:`selectors.EpollSelector`, but parent and child never disturb each other.
+
+    In the child of any fork(2) of the process, a C library's too, a new epoll instance takes
+    the old one's number and watches what was registered, before any other code runs there:
+    what either process registers, unregisters or closes from then on, the other does not
+    notice.  vfork(2) and spawns end in an exec, which closes the epoll (it is close-on-exec).
+
+    A file that was closed before it was unregistered stays in the kernel's set as long as
+    anybody has it open, such as a child that was forked meanwhile.  Where that is found, by an
+    unregister() that the kernel refuses or by its events, the instance is made anew without
+    it.  An edge-triggered selector then reports once more what is ready.
+
+    select() waits with the GIL released, goes on after a signal whose handler does not raise
+    (PEP 475), and may run while other threads register and unregister.  Anything else that
+    :class:`selectors.BaseSelector` says holds.
+
+    Args:
+        edge: EPOLLET: readiness is reported when it changes, so read or write until EAGAIN.
+        exclusive: EPOLLEXCLUSIVE: of several epolls that watch one listener, each in its own
+            process, not all are woken for one connection.
+
+    Raises:
+        OSError: no epoll could be made: EMFILE, ENFILE, ENOMEM, epoll_create1(2).
+    """
+
+    def __init__(self, *, edge: bool = False, exclusive: bool = False) -> None:
+        self._more = (select.EPOLLET if edge else 0) | (select.EPOLLEXCLUSIVE if exclusive else 0)
+        # What the kernel watches is always in here, so that no event is without its key:
+        # a key comes before its registration and goes after it.
+        self._keys: dict[int, SelectorKey] = {}
+        self._map: _Keys | None = _Keys(self)
+        self._set = _core.EpollSet()
+        self._add, self._drop, self._wait = self._set.add, self._set.remove, self._set.wait
+        _alive.add(self)
+
+    def fileno(self) -> int:
+        """The epoll's number, the same in all processes; borrowed.
+
+        Raises:
+            ValueError: the selector is closed.
+        """
+        self._demand_open()
+        return self._set.fileno()
+
+    @property
+    def rebuilds(self) -> int:
+        """How often the instance was made anew, for forks and for closed files, here and before."""
+        return self._set.rebuilds()
+
+    def register(self, fileobj: int | HasFileno, events: int, data: Any = None) -> SelectorKey:
+        """Watch a descriptor.
+
+        Args:
+            fileobj: borrowed; unregister it before it is closed.
+            events: EVENT_READ, EVENT_WRITE or both.
+            data: anything; comes back in the key.
+
+        Raises:
+            ValueError: events or fileobj are invalid, or the selector is closed.
+            KeyError: the number is registered already.
+            OSError: epoll_ctl(2) refuses it: EBADF, EPERM (a regular file), ENOSPC.
+        """
+        try:
+            wanted = _EPOLL[events]
+        except (KeyError, TypeError):
+            raise ValueError(f"Invalid events: {events!r}") from None
+        number = fileobj if isinstance(fileobj, int) and fileobj >= 0 else self._number(fileobj)
+        if number in self._keys:
+            raise KeyError(f"{fileobj!r} (FD {number}) is already registered")
+        key = self._keys[number] = _new_key(SelectorKey, (fileobj, number, events, data))
+        try:
+            self._add(number, wanted | self._more)
+        except BaseException:
+            self._keys.pop(number, None)
+            self._demand_open()
+            raise
+        return key
+
+    def unregister(self, fileobj: int | HasFileno) -> SelectorKey:
+        """Watch it no longer, whether its number is still open, closed or another file.
+
+        Raises:
+            KeyError: it is not registered.
+            ValueError: it has no number, and is not registered.
+        """
+        number = fileobj if isinstance(fileobj, int) and fileobj >= 0 else self._number(fileobj)
+        if number not in self._keys:
+            raise KeyError(f"{fileobj!r} is not registered")
+        try:
+            self._drop(number)
+        except OSError as error:
+            # Removed nevertheless, from the kernel's set too; BaseSelector wants no error.
+            if error.errno not in _LOST:
+                raise
+        return self._keys.pop(number)
+
+    def modify(self, fileobj: int | HasFileno, events: int, data: Any = None) -> SelectorKey:
+        """Watch for other events, or change the data.
+
+        Raises:
+            KeyError: it is not registered.
+            ValueError: events are invalid.
+            OSError: epoll_ctl(2) refuses it, as it does (ENOENT, EBADF) where the number was
+                closed since; it is then no longer registered.
+        """
+        try:
+            wanted = _EPOLL[events]
+        except (KeyError, TypeError):
+            raise ValueError(f"Invalid events: {events!r}") from None
+        number = self._number(fileobj)
+        try:
+            key = self._keys[number]
+        except KeyError:
+            raise KeyError(f"{fileobj!r} is not registered") from None
+        if events != key.events:
+            try:
+                self._set.modify(number, wanted | self._more)
+            except BaseException:
+                self.unregister(number)
+                raise
+        elif data == key.data:
+            return key
+        key = self._keys[number] = SelectorKey(key.fileobj, number, events, data)
+        return key
+
+    def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
+        """Wait until something is ready.
+
+        Args:
+            timeout: seconds; None waits as long as it takes, 0 and less do not wait.
+
+        Raises:
+            ValueError: the selector is closed.
+            OSError: in the child of a fork, no new instance could be made (EMFILE, ENOMEM);
+                the parent's is not used instead.
+        """
+        keys = self._keys
+        try:
+            found = self._wait(timeout, len(keys) or 1)
+        except OSError:
+            self._demand_open()
+            raise
+        ready = []
+        for number, happened in found:
+            key = keys.get(number)
+            if key is not None:
+                # An error or a hang-up is for whoever waits, reader or writer.
+                events = EVENT_WRITE if happened & ~_IN else 0
+                if happened & ~_OUT:
+                    events |= EVENT_READ
+                ready.append((key, events & key.events))
+        return ready
+
+    def close(self) -> None:
+        """Close the epoll; what is registered stays open.  Once closed, do nothing."""
+        self._set.close()
+        self._keys.clear()
+        self._map = None
+
+    def get_map(self) -> Mapping[int | HasFileno, SelectorKey]:
+        """What is registered, by file object or number; a view.  None once closed."""
+        return self._map  # type: ignore[return-value]  # as BaseSelector has it
+
+    def _number(self, fileobj: int | HasFileno) -> int:
+        try:
+            number = fileobj if isinstance(fileobj, int) else int(fileobj.fileno())
+        except (AttributeError, TypeError, ValueError):
+            number = -1
+        if number >= 0:
+            return number
+        for key in self._keys.values():  # closed since
+            if key.fileobj is fileobj:
+                return key.fd
+        raise ValueError(f"Invalid file object: {fileobj!r}")
+
+    def _demand_open(self) -> None:
+        if self._map is None:
+            raise ValueError("the selector is closed")
+
+    def _settle(self) -> None:
+        """In a child: end what another thread was in the middle of."""
+        watched = {number: events for number, events, *_ in self._set.registrations()}
+        for number, key in list(self._keys.items()):
+            if number not in watched:
+                del self._keys[number]
+            elif watched[number] != (wanted := _EPOLL[key.events] | self._more):
+                try:
+                    self._set.modify(number, wanted)
+                except OSError:
+                    self.unregister(number)  # closed since, as modify() does
+
+
+class _Keys(Mapping[int | HasFileno, SelectorKey]):
+    __slots__ = ("_selector",)
+
+    def __init__(self, selector: ForkSafeSelector) -> None:
+        self._selector = selector
+
+    def __len__(self) -> int:
+        return len(self._selector._keys)
+
+    def __getitem__(self, fileobj: int | HasFileno) -> SelectorKey:
+        key = self.get(fileobj)
+        if key is None:
+            raise KeyError(f"{fileobj!r} is not registered")
+        return key
+
+    def get(self, fileobj: int | HasFileno, default: _T | None = None) -> SelectorKey | _T | None:  # type: ignore[override]  # the overloads say the same
+        """Without an exception where there is none; asyncio asks often."""
+        selector = self._selector
+        return selector._keys.get(selector._number(fileobj), default)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._selector._keys)
+
+
+_alive: weakref.WeakSet[ForkSafeSelector] = weakref.WeakSet()
+
+
+_others = True  # whether other threads ran Python when this one forked
+
+
+def _before_fork() -> None:
+    global _others
+    _others = len(sys._current_frames()) > 1
+
+
+def _settle_all() -> None:
+    if _others:  # what this thread is in the middle of, it goes on with
+        for selector in list(_alive):
+            selector._settle()
+
+
+os.register_at_fork(before=_before_fork, after_in_child=_settle_all)

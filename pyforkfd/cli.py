@@ -1,0 +1,77 @@
+"""The command line: ``pyforkfd COMMAND ...``, or ``python -m pyforkfd COMMAND ...``.
+
+Each command is a module that is imported when it is asked for, and has two functions:
+``add_arguments(parser)``, and ``main(args)``, which returns the exit code.  What follows
+``--`` is not parsed: it is the list ``args.command``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from . import __version__
+
+# name -> (module, help)
+_COMMANDS: dict[str, tuple[str, str]] = {
+    "doctor": (
+        "pyforkfd.doctor._command",
+        "what this kernel and Python do with descriptors; what those of a process are",
+    ),
+    "run": (
+        "pyforkfd._preload",
+        "execute the program after -- and stop descriptors from leaking to its children",
+    ),
+}
+_ERROR = 2  # as argparse has it for bad usage; 1 is an answer
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: arguments without the program's name; None: those of the process.
+
+    Returns:
+        The exit code: that of the command, or 2 for bad usage and errors, which are one
+        line on standard error.
+
+    Raises:
+        SystemExit: by argparse: bad usage, ``--help``, ``--version``.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    command: list[str] = []
+    if "--" in words:
+        at = words.index("--")
+        words, command = words[:at], words[at + 1 :]
+
+    parser = argparse.ArgumentParser(
+        prog="pyforkfd", description="fork, exec and file descriptors done right"
+    )
+    parser.add_argument("--version", action="version", version=f"pyforkfd {__version__}")
+    commands = parser.add_subparsers(dest="name", metavar="COMMAND", required=True)
+    chosen = next((word for word in words if word in _COMMANDS), None)
+    module = None
+    for name, (where, text) in _COMMANDS.items():
+        below = commands.add_parser(name, help=text, description=text)
+        if name == chosen:
+            module = importlib.import_module(where)
+            module.add_arguments(below)
+    args = parser.parse_args(words)
+    args.command = command
+    assert module is not None, "argparse wants a command"
+    try:
+        code: int = module.main(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `pyforkfd ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for the flush at exit
+        return _ERROR
+    except KeyboardInterrupt:
+        return 130
+    except (OSError, ValueError) as error:
+        print(f"pyforkfd {args.name}: {error}", file=sys.stderr)
+        return _ERROR
+    return code

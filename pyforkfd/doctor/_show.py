@@ -1,0 +1,77 @@
+"""Tables for people: by rich on a terminal, where it is installed; else aligned text."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+_GAP = "  "
+_LEAST = 12  # characters below which a column is not made narrower
+_STYLES = {
+    "confirmed": "green",
+    "contradicted": "bold red",
+    "unproven": "bold red",
+    "impossible": "yellow",
+    "yes": "green",
+    "no": "yellow",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """What is shown: a title, names of columns, and as many cells in each row."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def show(table: Table) -> None:
+    """Print to standard output."""
+    if not sys.stdout.isatty():
+        print(plain(table), end="\n\n")
+        return
+    try:
+        import rich.console
+        import rich.table
+        import rich.text
+    except ImportError:
+        width = shutil.get_terminal_size().columns
+        print(plain(table, width=width), end="\n\n")
+        return
+    made = rich.table.Table(title=table.title, title_justify="left", title_style="bold")
+    for column in table.columns:
+        made.add_column(column, overflow="fold")
+    for row in table.rows:
+        made.add_row(*(rich.text.Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+    rich.console.Console().print(made)
+
+
+def plain(table: Table, *, width: int | None = None) -> str:
+    """Aligned columns; cells are wrapped to the width, if one is given."""
+    lines: list[Sequence[str]] = [table.columns, *table.rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
+    while width is not None and sum(widths) + len(_GAP) * (len(widths) - 1) > width:
+        widest = widths.index(max(widths))
+        if widths[widest] <= _LEAST:
+            break
+        widths[widest] -= 1
+    text = [table.title]
+    for line in lines:
+        cells = [textwrap.wrap(cell, size) or [""] for cell, size in zip(line, widths, strict=True)]
+        for i in range(max(map(len, cells))):
+            parts = [
+                (cell[i] if i < len(cell) else "").ljust(size)
+                for cell, size in zip(cells, widths, strict=True)
+            ]
+            text.append(_GAP.join(parts).rstrip())
+    return "\n".join(text)
+
+
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table for a page of documentation."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,146 @@
+"""A worker on its way, as the application sees it."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from typing import Any, Protocol
+
+from pyforkfd import _core
+from pyforkfd._errors import SpawnError, ThreadsError
+from pyforkfd._fd import Fd
+from pyforkfd._process import Process
+
+from ._errors import ZygoteError
+from ._messages import Kind, Report, receive
+from ._request import Request
+
+_PATIENCE = 10.0  # seconds for a birth that nobody waits for any more
+_A_MOMENT = 1.0  # between a killed zygote's last descriptor and its end
+
+
+class Gone(Exception):
+    """The zygote ended before it made the worker."""
+
+
+class Maker(Protocol):
+    """The zygote that the worker is asked of."""
+
+    process: Process
+
+    def last_born(self, serial: int) -> int:
+        """The pid that the kernel wrote for this request, or 0: of a zygote that has ended."""
+
+
+class Birth:
+    """What is known of the worker, from three sides.
+
+    The zygote tells its pid, the worker that it has started.  Either may be killed before it
+    has spoken: then their pidfds tell, and the page in which the kernel itself wrote the pid.
+    """
+
+    def __init__(self, maker: Maker, request: Request, serial: int, answers: Fd) -> None:
+        self._maker = maker
+        self._request = request
+        self._serial = serial
+        self._answers = answers
+        self._silent = False  # everybody who could answer has closed
+        self._started = False
+        self._error: Exception | None = None
+        self._none = False  # no worker was made, nor will be
+        self._pid = 0
+        self._pidfd: Fd | None = None
+
+    def wait(self) -> tuple[int, int]:
+        """Wait until the worker has started; pid and pidfd, which the caller owns."""
+        while self._pidfd is None or not self._started:
+            self._step(None)
+            if self._error is not None:
+                raise self._error
+        return self._pid, self._pidfd.detach()
+
+    def end(self) -> None:
+        """Nobody wants it any more: what was born, or still is, is killed and reaped."""
+        while self._pidfd is None and not self._none:
+            if not self._step(_PATIENCE):
+                return  # a stopped zygote
+        if self._pidfd is not None and not self._pidfd.closed:
+            with self._pidfd as pidfd:
+                try:
+                    signal.pidfd_send_signal(pidfd.fileno(), signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+                _reaped(pidfd.fileno())
+
+    def _step(self, timeout: float | None) -> bool:
+        """Wait for the next event; False: none came."""
+        poll = select.poll()
+        alive = self._maker.process if self._pidfd is None else self._pidfd
+        poll.register(alive, select.POLLIN)
+        if not self._silent:
+            poll.register(self._answers, select.POLLIN)
+        elif self._pidfd is None:
+            timeout = _A_MOMENT
+        ready = dict(poll.poll(None if timeout is None else timeout * 1000))
+        if not self._silent and self._answers.fileno() in ready:
+            self._hear()
+        elif ready:
+            if self._pidfd is None:
+                self._zygote_ended()
+            elif not self._started:
+                self._error = ZygoteError(
+                    f"the worker {self._pid} ended while it was born: "
+                    f"{_reaped(self._pidfd.fileno())}"
+                )
+                self._pidfd.close()
+        elif self._silent and self._pidfd is None:
+            self._none = True
+            self._error = ZygoteError("the zygote could not receive the worker's descriptors")
+        return bool(ready)
+
+    def _hear(self) -> None:
+        try:
+            answer = receive(self._answers)
+        except ConnectionResetError:
+            answer = None
+        if answer is None:
+            self._silent = True
+        elif isinstance(answer, Report):
+            stage, subject, text = _core.failed(
+                self._request.plan, self._request.sources, answer.stage, answer.index
+            )
+            self._error = SpawnError(self._request.name, stage, answer.errno, subject, text)
+        elif answer.kind is Kind.BORN:
+            self._pid = answer.body
+            (self._pidfd,) = answer.fds
+        elif answer.kind is Kind.STARTED:
+            self._started = True
+        else:
+            self._none = answer.kind is Kind.REFUSED
+            self._error = _error(self._request.name, *answer.body)
+
+    def _zygote_ended(self) -> None:
+        if (pid := self._maker.last_born(self._serial)) == 0:
+            self._none = True
+            self._error = Gone()
+        else:  # ours, and nobody has reaped it: the number means it
+            self._pid, self._pidfd = pid, Fd(os.pidfd_open(pid))
+
+
+def _reaped(pidfd: int) -> str:
+    _core.wait_pidfd(pidfd, None)
+    found = _core.reap(pidfd)
+    if found is None or not found[0]:
+        return "its status is lost"
+    _, code, status, _ = found
+    return f"exit code {status}" if code == 1 else f"killed by signal {status}"
+
+
+def _error(name: str, kind: str, detail: Any) -> Exception:
+    if kind == "stage":
+        stage, err, subject, text = detail
+        return SpawnError(name, stage, err, subject, text)
+    if kind == "threads":
+        return ThreadsError(detail)
+    return ZygoteError(*detail)

@@ -1,0 +1,208 @@
+"""The application's end of one zygote process."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyforkfd import _core
+from pyforkfd._channel import FdChannel
+from pyforkfd._fd import Fd
+from pyforkfd._process import Process
+from pyforkfd._spawn import spawn
+from pyforkfd._types import DEVNULL
+
+from ._birth import Birth, Gone
+from ._errors import ZygoteError
+from ._messages import SLOT, Kind, ProtocolError, Received, answer_pair, receive, send
+from ._request import Request, directory
+
+CHANNEL = 3  # the zygote's end, in the zygote
+_ROOT = str(Path(__file__).parents[2])
+_CODE = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from pyforkfd.zygote._serve import main; main()"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What makes one zygote like another."""
+
+    preload: tuple[str, ...]
+    setup: str | None
+    freeze_gc: bool
+    env: tuple[tuple[str, str], ...] | None
+
+
+class Link:
+    """A running zygote: its process, the channel, the page that both can write.
+
+    Attributes:
+        process: the zygote itself.
+        home: the directory it was started in, by device and inode.
+        held: descriptors that its code has opened, which every worker has: number -> what.
+        siblings: its workers are made our children by CLONE_PARENT.
+    """
+
+    def __init__(self, configuration: Configuration) -> None:
+        env = configuration.env
+        self._environment = _environment()
+        self.home = directory(".")
+        self.held: Mapping[int, str] = {}
+        self.siblings = True
+        self._serials = itertools.count(1)
+        self._lock = threading.Lock()
+        self._users = 1  # whoever has made it, until close(), and each birth
+        with contextlib.ExitStack() as undo, contextlib.ExitStack() as lent:
+            page = lent.enter_context(Fd(os.memfd_create("forkfd-zygote")))
+            os.ftruncate(page.fileno(), mmap.PAGESIZE)
+            self._slot = mmap.mmap(page.fileno(), mmap.PAGESIZE)
+            undo.callback(self._slot.close)
+            us = lent.enter_context(Fd(os.pidfd_open(os.getpid())))
+            self._channel, theirs = FdChannel.pair()
+            undo.callback(self._channel.close)
+            lent.enter_context(theirs)
+            self.process = _start(theirs, None if env is None else dict(env))
+            undo.callback(self.close)
+            theirs.close()  # or its end would not be seen
+            self._configure(configuration, [page.fileno(), us.fileno()])
+            undo.pop_all()
+
+    def _configure(self, configuration: Configuration, fds: list[int]) -> None:
+        body = {
+            "pid": os.getpid(),
+            "path": sys.path,
+            "argv": sys.argv,
+            "main": _main_module() if "__main__" in configuration.preload else None,
+            "preload": [name for name in configuration.preload if name != "__main__"],
+            "setup": configuration.setup,
+            "freeze_gc": configuration.freeze_gc,
+        }
+        try:
+            send(self._channel, Kind.CONFIGURE, body, fds)
+            answer = receive(self._channel)
+        except (BrokenPipeError, ConnectionResetError):
+            answer = None
+        except ProtocolError as error:
+            raise ZygoteError(f"the zygote is of another pyforkfd: {error}") from None
+        if not isinstance(answer, Received):
+            raise ZygoteError(f"the zygote ended before it was ready: {self.process.wait()}")
+        if answer.kind is Kind.FAILED:
+            raise ZygoteError(*answer.body)
+        self.held = answer.body["held"]
+        self.siblings = answer.body["why_not"] == ""
+        if not self.siblings:
+            _core.become_subreaper()
+
+    @property
+    def alive(self) -> bool:
+        """The zygote has not ended."""
+        return self.process.poll() is None
+
+    def close(self) -> None:
+        """End the zygote; its workers live on.  Births under way in other threads find out."""
+        self.process.kill()  # it has no state, and may be in the middle of anything
+        self.process.wait()
+        self._leave()
+
+    def abandon(self) -> None:
+        """In a forked child, whose only thread this is: close what is the parent's."""
+        self._lock, self._users = threading.Lock(), 1
+        self._leave()
+
+    @contextlib.contextmanager
+    def _used(self) -> Iterator[None]:
+        with self._lock:
+            if self._users == 0:
+                raise Gone
+            self._users += 1
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users:
+                return
+        self._channel.close()
+        self.process.close()
+        self._slot.close()
+
+    def birth(self, request: Request) -> tuple[int, int]:
+        """Have one worker made; returns when it is what was asked for.
+
+        Returns:
+            pid and pidfd, owned.
+
+        Raises:
+            Gone: the zygote has ended, and made no worker.
+            SpawnError, ThreadsError, ZygoteError: there is no worker, and why.
+        """
+        with self._used():
+            return self._birth(request)
+
+    def _birth(self, request: Request) -> tuple[int, int]:
+        serial = next(self._serials)
+        ours, theirs = answer_pair()
+        with ours:
+            with theirs:
+                body = {**request.body, "serial": serial}
+                try:
+                    send(self._channel, Kind.SPAWN, body, [theirs.fileno(), *request.fds])
+                except (BrokenPipeError, ConnectionResetError):
+                    raise Gone from None
+            born = Birth(self, request, serial, ours)
+            try:
+                return born.wait()
+            except BaseException:
+                born.end()
+                raise
+
+    def has_environment(self) -> bool:
+        """Our environment is still what it was when the zygote was started with it."""
+        return _environment() == self._environment
+
+    def last_born(self, serial: int) -> int:
+        """The pid that the kernel wrote for this request, or 0: of a zygote that has ended."""
+        written, pid = SLOT.unpack_from(self._slot)
+        return pid if written == serial else 0
+
+
+def _environment() -> object:
+    """os.environ to compare; its own comparison would decode every variable."""
+    raw: object = getattr(os.environ, "_data", None)
+    return dict(raw) if isinstance(raw, dict) else os.environ.copy()
+
+
+def _start(channel: FdChannel, env: Mapping[str, str] | None) -> Process:
+    if not sys.executable:
+        raise ZygoteError("there is no interpreter to start: sys.executable is empty")
+    flags: Sequence[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    # Its workers are children of the thread that starts it, and their parent-death signals
+    # watch that thread: so it must be one that lives as long as we do.
+    return spawn(
+        [sys.executable, *flags, "-c", _CODE, _ROOT],
+        fds={0: DEVNULL, CHANNEL: channel},
+        env=env,
+        default_signals=(),
+        parent_death_signal=signal.SIGKILL,
+    )
+
+
+def _main_module() -> dict[str, str]:
+    """Where the program's main module comes from, as multiprocessing finds it out."""
+    from multiprocessing.spawn import get_preparation_data
+
+    data = get_preparation_data("zygote")
+    return {key: data[key] for key in ("init_main_from_name", "init_main_from_path") if key in data}

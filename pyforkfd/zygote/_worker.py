@@ -1,0 +1,221 @@
+"""A worker, from its birth to its end: what runs in the clone of the zygote."""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import gc
+import importlib
+import io
+import mmap
+import os
+import pickle
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn, TextIO
+
+from pyforkfd import _core
+from pyforkfd._channel import FdChannel
+from pyforkfd._core import FdKind
+from pyforkfd._fd import Fd
+
+from ._messages import Kind, send
+
+_LISTEN = ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES")
+_NOT_BORN = 127
+
+
+@dataclass(frozen=True, slots=True)
+class Birthplace:
+    """The zygote as its worker finds it.
+
+    Attributes:
+        channel: to the application.
+        slot: the page shared with it.
+        application: its pidfd.
+        application_pid: its number.
+        held: what the preloaded code has opened: it stays open.
+        gc_enabled: what the preloaded code left it as.
+        siblings: workers are made by CLONE_PARENT.
+    """
+
+    channel: FdChannel
+    slot: mmap.mmap
+    application: Fd
+    application_pid: int
+    held: Mapping[int, str]
+    gc_enabled: bool
+    siblings: bool
+
+
+def work(place: Birthplace, body: dict[str, Any], reply: Fd, fds: list[Fd]) -> NoReturn:
+    """Become what was asked for, say so, call the function, and end."""
+    code = _NOT_BORN
+    try:
+        number = _become(place, body, reply, fds)
+        with Fd(number) as answers:
+            function, args, kwargs = _prepare(answers, body, place.gc_enabled)
+            code = 1  # whatever happens now, such as Ctrl-C, happens to a worker
+            send(answers, Kind.STARTED, None)
+        code = call(function, *args, **kwargs)
+    except _Stopped:
+        pass
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # nobody waits for us: the application has gone, or was interrupted
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+class _Stopped(Exception):
+    """The application was told why."""
+
+
+def _become(place: Birthplace, body: dict[str, Any], reply: Fd, fds: list[Fd]) -> int:
+    """Apply the plan; the number of the reply, the only descriptor that is not asked for."""
+    # From here on numbers mean other files, or none: no object may close one of them.
+    numbers = [fd.detach() for fd in fds]
+    answer: int = reply.detach()
+    place.channel.detach()
+    application = place.application.detach()
+    if (cwd := body["cwd"]) is not None:
+        os.fchdir(numbers[cwd])
+    fields, actions, limits = body["plan"]
+    highest = max([2, *place.held, *(action[0] for action in actions)])
+    number: int = fcntl.fcntl(answer, fcntl.F_DUPFD_CLOEXEC, highest + 1)
+    kept = [(fd, FdKind.INHERIT_IF_OPEN, -1, b"", 0, 0) for fd in (*place.held, number)]
+    plan = _core.SpawnPlan.from_state((fields, sorted([*actions, *kept]), limits))
+    plan.cgroup_path, plan.cgroup_fd = b"", None  # we were born there
+    for option, index in body["others"].items():
+        setattr(plan, option, numbers[index])
+    sources = numbers[: body["sources"]]
+    try:
+        _core.become(plan, sources, place.application_pid, application, number)
+    except _core.SysError as error:
+        with Fd(answer) as answers:
+            send(answers, Kind.FAILED, ("stage", error.args))
+        raise _Stopped from None
+    return number
+
+
+def _prepare(
+    answers: Fd, body: dict[str, Any], gc_enabled: bool
+) -> tuple[Callable[..., object], tuple[Any, ...], dict[str, Any]]:
+    """What a fresh interpreter would have; then the function and its arguments."""
+    _set_environment(body["env"], body.get("listen"))
+    _open_streams()
+    atexit._clear()  # what the zygote's code registered is for the zygote
+    if (util := sys.modules.get("multiprocessing.util")) is not None:
+        atexit.register(util._exit_function)  # each process's own: it empties its queues
+    reseed()
+    if gc_enabled:
+        gc.enable()
+    target = body["target"]
+    what = f"find {target}"
+    try:
+        function = resolve(target)
+        what = f"unpickle the arguments of {target}"
+        args, kwargs = pickle.loads(body["args"])
+    except BaseException:
+        send(answers, Kind.FAILED, ("zygote", (f"could not {what}", traceback.format_exc())))
+        raise _Stopped from None
+    return function, args, kwargs
+
+
+def resolve(target: str) -> Callable[..., object]:
+    """The function of ``package.module:name.of.function``."""
+    module, _, names = target.partition(":")
+    found: Any = importlib.import_module(module)
+    for name in names.split("."):
+        found = getattr(found, name)
+    function: Callable[..., object] = found
+    return function
+
+
+def _set_environment(env: dict[str, str] | None, listen: list[str] | None) -> None:
+    if env is not None:
+        os.environ.clear()
+        os.environ.update(env)
+    if listen is None:
+        return
+    for name in _LISTEN:
+        os.environ.pop(name, None)
+    os.environ["LISTEN_PID"] = str(os.getpid())
+    os.environ["LISTEN_FDS"] = str(len(listen))
+    os.environ["LISTEN_FDNAMES"] = ":".join(listen)
+    if (inode := _core.own_pidfd_inode()) is not None:
+        os.environ["LISTEN_PIDFDID"] = str(inode)
+
+
+def _open_streams() -> None:
+    """sys.stdin, stdout and stderr on what 0, 1 and 2 are now, as the interpreter has them."""
+    sys.stdin = sys.__stdin__ = _stream(0, sys.__stdin__)  # type: ignore[assignment, misc]
+    sys.stdout = sys.__stdout__ = _stream(1, sys.__stdout__)  # type: ignore[assignment, misc]
+    sys.stderr = sys.__stderr__ = _stream(2, sys.__stderr__)  # type: ignore[assignment, misc]
+
+
+def _stream(fd: int, old: TextIO | None) -> TextIO:
+    try:
+        raw = io.FileIO(fd, "r" if fd == 0 else "w", closefd=False)
+    except OSError:
+        return None  # type: ignore[return-value]  # as the interpreter has it: closed
+    raw.name = ("<stdin>", "<stdout>", "<stderr>")[fd]
+    unbuffered = fd == 2 or (isinstance(old, io.TextIOWrapper) and old.write_through)
+    return io.TextIOWrapper(
+        io.BufferedReader(raw) if fd == 0 else io.BufferedWriter(raw),
+        encoding=old.encoding if old is not None else None,
+        errors=old.errors if old is not None else None,
+        line_buffering=fd == 2 or raw.isatty(),
+        write_through=unbuffered and fd != 2,
+    )
+
+
+def reseed() -> None:
+    """No two workers may draw the same numbers; :mod:`random` sees to it by itself."""
+    if (numpy := sys.modules.get("numpy.random")) is not None:
+        numpy.seed()
+    if (ssl := sys.modules.get("ssl")) is not None:
+        ssl.RAND_add(os.urandom(32), 32.0)
+
+
+def call(function: Callable[..., object], *args: Any, **kwargs: Any) -> int:
+    """Call the worker's function and do what ends a process; its exit code."""
+    try:
+        function(*args, **kwargs)
+        code = 0
+    except SystemExit as stop:
+        code = _exit_code(stop)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]  # waits for what is no daemon
+        atexit._run_exitfuncs()
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    return code if flush() else code or 120
+
+
+def _exit_code(stop: SystemExit) -> int:
+    if stop.code is None:
+        return 0
+    if isinstance(stop.code, int):
+        return stop.code & 0xFF
+    print(stop.code, file=sys.stderr)
+    return 1
+
+
+def flush() -> bool:
+    """Write what is buffered; False if it cannot be: Python then exits with 120."""
+    done = True
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            done = False
+    return done

@@ -1,0 +1,351 @@
+"""Zygote: the application's handle on a warmed interpreter that makes its workers."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pickle
+import threading
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from pyforkfd._process import Process
+from pyforkfd._spawn import Command, Namespace
+from pyforkfd._types import Capabilities, FdSource, HasFileno, Keep, Scheduler, StrPath
+
+from ._birth import Gone
+from ._errors import ZygoteError
+from ._link import Configuration, Link
+from ._request import request
+
+_zygotes: weakref.WeakSet[Zygote] = weakref.WeakSet()
+_shared: dict[Configuration, Zygote] = {}
+_shared_lock = threading.Lock()
+
+
+class Zygote:
+    """A small process that has imported what workers need, and clones itself for each.
+
+    It starts at the first use, or at :meth:`start`; runs with one thread; ends with us, or at
+    :meth:`close`.  If it has died, the next use starts another.  Workers are our own
+    children, and live on without it.  Safe to use from many threads; in a forked child it is
+    as if it had not started yet.  As a context manager it closes at the end.
+
+    Attributes:
+        generation: how many zygotes have been started.
+    """
+
+    generation: int
+
+    def __init__(
+        self,
+        *,
+        preload: Iterable[str] = (),
+        setup: str | None = None,
+        freeze_gc: bool = True,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        """Describe a zygote; nothing is started yet.
+
+        Args:
+            preload: modules to import, in this order; ``"__main__"`` is the program's main
+                module, imported as ``__mp_main__`` like in multiprocessing's children.
+            setup: a function, as ``"package.module:function"``, called after the imports.
+                It must leave no thread behind.
+            freeze_gc: gc.freeze() before the first worker, so that its collector does not
+                write to, and thereby copy, what was imported.
+            env: the whole environment of the zygote, and of its workers unless they have
+                their own; None is ours.  What libraries read at import goes here, such as
+                ``OPENBLAS_NUM_THREADS``.
+        """
+        if isinstance(preload, str):
+            raise TypeError(f"preload: a sequence of names is wanted, not {preload!r}")
+        if setup is not None:
+            _demand_target(setup, "setup")
+        self._configuration = Configuration(
+            preload=tuple(preload),
+            setup=setup,
+            freeze_gc=freeze_gc,
+            env=None if env is None else tuple(sorted(env.items())),
+        )
+        self.generation = 0
+        self._forget()
+        _zygotes.add(self)
+
+    def _forget(self) -> None:
+        self._lock = threading.Lock()
+        self._link: Link | None = None
+        self._end: weakref.finalize[[Link, int], Zygote] | None = None
+
+    @classmethod
+    def shared(
+        cls,
+        *,
+        preload: Iterable[str] = (),
+        setup: str | None = None,
+        freeze_gc: bool = True,
+        env: Mapping[str, str] | None = None,
+    ) -> Zygote:
+        """The zygote of this configuration that the whole process uses; made at first."""
+        made = cls(preload=preload, setup=setup, freeze_gc=freeze_gc, env=env)
+        with _shared_lock:
+            return _shared.setdefault(made._configuration, made)
+
+    def start(self) -> None:
+        """Start it now, if it does not run, and wait until everything is imported.
+
+        Raises:
+            ZygoteError: an import or the setup failed; its traceback is in the message.
+            SpawnError: the interpreter could not be started.
+        """
+        self._running()
+
+    @property
+    def pid(self) -> int | None:
+        """The running zygote's number, None where none runs."""
+        link = self._link
+        return link.process.pid if link is not None and link.alive else None
+
+    def refork(self) -> None:
+        """Start a new zygote, from the code as it is now; its predecessor then ends.
+
+        Workers of the old one live on.  If the new one cannot be started the old one stays.
+
+        Raises:
+            ZygoteError, SpawnError: as :meth:`start`.
+        """
+        with self._lock:
+            fresh = Link(self._configuration)
+            old = self._replace(fresh)
+        if old is not None:
+            old.close()
+
+    def close(self) -> None:
+        """End the zygote and wait for that; its workers live on.  The next use starts anew."""
+        with self._lock:
+            old = self._replace(None)
+        if old is not None:
+            old.close()
+
+    def _replace(self, link: Link | None) -> Link | None:
+        old, self._link = self._link, link
+        if self._end is not None:
+            self._end.detach()
+            self._end = None
+        if link is not None:
+            self.generation += 1
+            self._end = weakref.finalize(self, _close, link, os.getpid())
+        return old
+
+    def _running(self) -> Link:
+        with self._lock:
+            if self._link is not None:
+                if self._link.alive:
+                    return self._link
+                old = self._replace(None)
+                assert old is not None
+                old.close()
+            link = Link(self._configuration)
+            self._replace(link)
+            return link
+
+    def spawn(
+        self,
+        target: str,
+        *,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: StrPath | int | HasFileno | None = None,
+        fds: Mapping[int, FdSource] | None = None,
+        listen: Mapping[str, int | HasFileno] | None = None,
+        new_session: bool = False,
+        process_group: int | None = None,
+        controlling_terminal: StrPath | int | HasFileno | None = None,
+        foreground: bool | int | HasFileno = False,
+        umask: int | None = None,
+        rlimits: Mapping[int, tuple[int, int]] | None = None,
+        nice: int | None = None,
+        cpu_affinity: Iterable[int] | None = None,
+        scheduler: Scheduler | None = None,
+        user: str | int | None = None,
+        group: str | int | Keep | None = None,
+        extra_groups: Iterable[str | int] | Keep | None = None,
+        capabilities: Capabilities | None = None,
+        no_new_privs: bool = False,
+        parent_death_signal: int | None = None,
+        chroot: StrPath | None = None,
+        namespaces: Iterable[Namespace] = (),
+        seccomp: bytes | None = None,
+        cgroup: StrPath | int | HasFileno | None = None,
+        signal_mask: Iterable[int] | None = None,
+        default_signals: Iterable[int] = (),
+        ignore_signals: Iterable[int] = (),
+    ) -> Process:
+        """Start a worker: a clone of the zygote, and our child, that calls one function.
+
+        Returns when the worker has all that was asked for, has found the function and is
+        about to call it.  The options are those of :class:`Command`, applied by the same
+        native code in the same order, and are all applied before the function's module is
+        imported (unless it was preloaded) and its arguments unpickled.  Differences:
+
+        - descriptors above 2 that ``fds`` names are close-on-exec, as all are in Python;
+          what the preloaded code has open stays open, with numbers from 64 up;
+        - signal handlers are those of the zygote, so Python's: ``default_signals`` names what
+          is to be reset;
+        - what is not said here is as in the zygote: umask, limits, nice value, affinity;
+          environment, directory, signal mask and standard streams are ours at the call.
+
+        The worker's process ends with the function: 0, or 1 after an exception, whose
+        traceback goes to its stderr; SystemExit has its code.  Then threads that are no
+        daemons are waited for, atexit functions that the worker registered are called (not
+        those of the zygote) and streams are flushed, 120 if they cannot be.
+
+        Args:
+            target: ``"package.module:function"``.
+            args: arguments, pickled.
+            kwargs: keyword arguments, pickled.
+            env: the whole environment; None is ours now, or the zygote's if it has its own.
+            cwd: as for Command; so are all that follow.
+            fds: see above.
+            listen: the same, with LISTEN_FDS and kin in the worker's environment.
+            new_session: setsid(2).
+            process_group: setpgid(2).
+            controlling_terminal: path or descriptor.
+            foreground: make its group the terminal's foreground group.
+            umask: file mode creation mask.
+            rlimits: resource -> (soft, hard).
+            nice: the nice value itself.
+            cpu_affinity: numbers of processors.
+            scheduler: policy and priority.
+            user: name or uid.
+            group: name or gid.
+            extra_groups: names or gids.
+            capabilities: capability sets.
+            no_new_privs: prctl PR_SET_NO_NEW_PRIVS.
+            parent_death_signal: sent to the worker when our *process* ends.
+            chroot: new root directory.
+            namespaces: new namespaces, without maps of ids.
+            seccomp: filter program; it must allow what Python does.
+            cgroup: directory in the cgroup v2 tree; the worker is born there.
+            signal_mask: exactly these are blocked; None: as in the calling thread.
+            default_signals: reset to default.
+            ignore_signals: ignored.
+
+        Returns:
+            The worker; the caller owns it, its pidfd and its pipes.
+
+        Raises:
+            SpawnError: an option could not be applied; nothing is left behind.
+            ThreadsError: the zygote has threads, and names them.
+            ZygoteError: the zygote could not be started; the function was not found, its
+                arguments could not be unpickled; or the worker was killed meanwhile.
+            ValueError: an option makes no sense; a target is open in the zygote's code.
+        """
+        _demand_target(target, "target")
+        command = Command(
+            (target,),
+            executable="/",
+            cwd=cwd,
+            new_session=new_session,
+            process_group=process_group,
+            controlling_terminal=controlling_terminal,
+            foreground=foreground,
+            umask=umask,
+            rlimits=rlimits,
+            nice=nice,
+            cpu_affinity=cpu_affinity,
+            scheduler=scheduler,
+            user=user,
+            group=group,
+            extra_groups=extra_groups,
+            capabilities=capabilities,
+            no_new_privs=no_new_privs,
+            parent_death_signal=parent_death_signal,
+            chroot=chroot,
+            namespaces=namespaces,
+            seccomp=seccomp,
+            cgroup=cgroup,
+            signal_mask=signal_mask,
+            default_signals=default_signals,
+            ignore_signals=ignore_signals,
+        )
+        body = {"target": target, "args": pickle.dumps((tuple(args), dict(kwargs or {})))}
+        return self._spawn(command, fds, listen, env, body)
+
+    def _spawn(
+        self,
+        command: Command,
+        fds: Mapping[int, FdSource] | None,
+        listen: Mapping[str, int | HasFileno] | None,
+        env: Mapping[str, str] | None,
+        body: dict[str, Any],
+    ) -> Process:
+        for _ in range(2):
+            link = self._running()
+            body["env"] = self._environment(link, env)
+            with request(command, fds, listen, link.held, link.home, body) as wanted:
+                try:
+                    pid, pidfd = link.birth(wanted)
+                except Gone:
+                    continue  # it died before it took ours: a fresh one may serve
+                return Process(
+                    command.args, pid, pidfd, "fork-like", wanted.take_ends(), wanted.writable
+                )
+        raise ZygoteError(f"the zygote was killed twice before it could start {command.args[0]!r}")
+
+    def _environment(self, link: Link, env: Mapping[str, str] | None) -> dict[str, str] | None:
+        """What the worker must be told: nothing where the zygote has it already."""
+        if env is None and self._configuration.env is None:
+            env = None if link.has_environment() else os.environ
+        return None if env is None else dict(env)
+
+    def _free_targets(self, count: int) -> list[int]:
+        """Numbers above 2 that a worker has free."""
+        held = self._running().held
+        return list(itertools.islice((n for n in itertools.count(3) if n not in held), count))
+
+    def __enter__(self) -> Zygote:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        pid = self.pid
+        state = "not running" if pid is None else f"pid {pid}"
+        return f"<Zygote {' '.join(self._configuration.preload)}: {state}>"
+
+
+def _demand_target(target: str, what: str) -> None:
+    module, colon, function = target.partition(":")
+    if not (colon and all(p.isidentifier() for p in (*module.split("."), *function.split(".")))):
+        raise ValueError(f"{what}: {target!r} is not 'package.module:function'")
+
+
+def _close(link: Link, owner: int) -> None:
+    if os.getpid() == owner:
+        link.close()
+
+
+def _after_fork_in_child() -> None:
+    """The zygotes of the parent are not ours: their workers would not be our children."""
+    global _shared_lock
+    _shared_lock = threading.Lock()
+    for zygote in list(_zygotes):
+        link = zygote._link
+        if zygote._end is not None:
+            zygote._end.detach()
+        zygote._forget()
+        if link is not None:
+            link.abandon()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

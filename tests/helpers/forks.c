@@ -1,0 +1,28 @@
+/* Forks in C, of which the interpreter is told nothing. The child says what is at a number. */
+#include <fcntl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static int look(int fd) {
+    int flags = fcntl(fd, F_GETFD);
+    return flags < 0 ? 2 : flags & FD_CLOEXEC ? 0 : 1;
+}
+
+static int exit_code(pid_t pid) {
+    int status;
+    while (waitpid(pid, &status, 0) < 0) {}
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+/* 0: open and close-on-exec, 1: open and inheritable, 2: closed */
+int fork_and_look(int fd) {
+    pid_t pid = fork();
+    if (pid == 0) _exit(look(fd));
+    return exit_code(pid);
+}
+
+int vfork_and_look(int fd) {
+    pid_t pid = vfork();
+    if (pid == 0) _exit(look(fd));
+    return exit_code(pid);
+}

@@ -1,0 +1,13 @@
+"""The interpreter's multiprocessing tests for forkserver: test.test_multiprocessing_forkserver.
+
+That is a module in 3.11 and a package later, and some distributions leave it out; what it does
+is this, without those tests that are of threads only (multiprocessing.dummy), and of no process.
+tests/peers/test_multiprocessing.py runs it.
+"""
+
+from test import _test_multiprocessing  # type: ignore[import-not-found]
+
+_test_multiprocessing.install_tests_in_module_dict(globals(), "forkserver")
+
+for _name in [name for name in globals() if name.startswith("WithThreads")]:
+    del globals()[_name]

@@ -1,0 +1,242 @@
+"""What workers of a zygote do in tests, and what a zygote may do at its start."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyforkfd as ff
+from pyforkfd import _core
+
+imported_in = os.getpid()
+kept: list[Any] = []
+
+
+def nothing() -> None:
+    """As little as can be."""
+
+
+def tell(fd: int, what: object) -> None:
+    os.write(fd, json.dumps(what).encode())
+
+
+def facts(fd: int) -> None:
+    """What the worker is; as tests/helpers/look.c has it where names agree."""
+    status = dict(
+        line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines()
+    )
+    tell(
+        fd,
+        {
+            "pid": os.getpid(),
+            "ppid": os.getppid(),
+            "sid": os.getsid(0),
+            "pgid": os.getpgid(0),
+            "imported_in": imported_in,
+            "fds": {row[0]: [row[6], row[7], row[3]] for row in _core.fd_table(0)},
+            "blocked": int(status["SigBlk"], 16),
+            "ignored": int(status["SigIgn"], 16),
+            "no_new_privs": int(status["NoNewPrivs"]),
+            "seccomp": int(status["Seccomp"]),
+            "capabilities": int(status["CapBnd"], 16),
+            "uid": os.getresuid(),
+            "gid": os.getresgid(),
+            "groups": os.getgroups(),
+            "umask": int(status["Umask"], 8),
+            "nice": os.getpriority(os.PRIO_PROCESS, 0),
+            "cpus": sorted(os.sched_getaffinity(0)),
+            "files": resource.getrlimit(resource.RLIMIT_NOFILE),
+            "cwd": os.getcwd(),
+            "env": dict(os.environ),
+            "cgroup": Path("/proc/self/cgroup").read_text(),
+            "argv": sys.argv,
+            "threads": threading.active_count(),
+            "gc": [gc.isenabled(), gc.get_freeze_count() > 0],
+        },
+    )
+
+
+def say(*words: str) -> None:
+    print(*words)
+
+
+def echo(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+
+
+def copy() -> None:
+    sys.stdout.write(sys.stdin.read())
+
+
+def leave(code: Any) -> None:
+    sys.exit(code)
+
+
+def fail(text: str) -> None:
+    raise ValueError(text)
+
+
+def die(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+def wait() -> None:
+    """Until somebody ends us."""
+    while True:
+        signal.pause()
+
+
+def draw(fd: int) -> None:
+    drawn: list[object] = [random.random(), os.getpid()]
+    if "numpy" in sys.modules:
+        drawn.append(float(sys.modules["numpy"].random.random()))
+    if "ssl" in sys.modules:
+        drawn.append(sys.modules["ssl"].RAND_bytes(8).hex())
+    tell(fd, drawn)
+
+
+def whole(fd: int) -> None:
+    """Threads, programs, signals: what a Python process can do."""
+    got: list[object] = []
+    threads = [threading.Thread(target=got.append, args=(n,)) for n in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    signal.signal(signal.SIGUSR1, lambda number, frame: got.append("signal"))
+    signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+    with ff.spawn(["true"]) as program:
+        program.wait()
+    got.append(program.returncode)
+    if (pid := os.fork()) == 0:
+        os._exit(3)
+    got.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    tell(fd, got[20:])
+
+
+def at_end(path: str) -> None:
+    """Register what is to happen after the function, from a thread that outlives it."""
+
+    def write(text: str) -> None:
+        with open(path, "a") as file:
+            file.write(text)
+
+    ready = threading.Event()
+
+    def late() -> None:
+        ready.wait()
+        write("thread ")
+
+    atexit.register(write, "atexit ")
+    threading.Thread(target=late).start()
+    threading.Timer(0.05, ready.set).start()
+    print("buffered", end="")
+
+
+def fill(queue: Any) -> None:
+    queue.put("from a worker")
+
+
+def listeners(fd: int) -> None:
+    tell(fd, [[x.fd, x.name] for x in ff.listen_fds()])
+
+
+def break_stdout() -> None:
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+    print("lost")
+
+
+# --- setups of a zygote
+
+
+def register_atexit() -> None:
+    atexit.register(os.write, 2, b"the zygote's atexit\n")
+
+
+def start_thread() -> None:
+    forever = threading.Event()
+    threading.Thread(target=forever.wait, name="forgotten pool", daemon=True).start()
+
+
+def open_files() -> None:
+    kept.append(open("/etc/hostname"))
+    os.environ["HELD"] = str(kept[0].fileno())
+
+
+def read_kept(fd: int) -> None:
+    tell(fd, [kept[0].read(), kept[0].fileno()])
+
+
+def fail_here() -> None:
+    raise RuntimeError("the setup does not want to")
+
+
+def stop_here() -> None:
+    sys.exit("the setup calls exit")
+
+
+def kill_here() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_before_birth() -> None:
+    os.register_at_fork(before=_killed)
+
+
+def die_after_birth() -> None:
+    os.register_at_fork(after_in_parent=_killed)
+
+
+def die_as_worker() -> None:
+    os.register_at_fork(after_in_child=_killed)
+
+
+def die_both() -> None:
+    os.register_at_fork(after_in_child=_killed, after_in_parent=_killed)
+
+
+def obey_faults() -> None:
+    """Each worker fails at the stage that a file names."""
+    path = Path(os.environ["FAULT"])
+
+    def inject() -> None:
+        if stage := path.read_text():
+            _core.inject_fault(stage, 71)
+
+    os.register_at_fork(after_in_child=inject)
+
+
+def stop_at_gate() -> None:
+    """Each worker waits at a FIFO before it becomes anything."""
+    path = os.environ["GATE"]
+    os.register_at_fork(after_in_child=lambda: open(path).close())
+
+
+def count_hooks() -> None:
+    os.register_at_fork(after_in_child=lambda: kept.append("child"))
+
+
+def tell_hooks(fd: int) -> None:
+    tell(fd, kept)
+
+
+def tell_module(fd: int, name: str) -> None:
+    tell(fd, sys.modules[name].__dict__.get("version"))
+
+
+def call(function: Callable[[], object]) -> None:
+    function()

@@ -1,0 +1,116 @@
+"""multiprocessing and concurrent.futures on a zygote, beside their own tests (tests/peers)."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
+from pathlib import Path
+
+import pytest
+import zygote_jobs
+
+from pyforkfd.zygote import Zygote, get_context
+from pyforkfd.zygote._context import ZygoteContext
+
+
+@pytest.fixture(scope="module")
+def context() -> Iterator[ZygoteContext]:
+    resource_tracker.ensure_running()  # multiprocessing's own, which lives as long as we do
+    with Zygote(preload=["zygote_jobs"]) as zygote:
+        zygote.start()
+        yield get_context(zygote)
+
+
+def test_a_process(context: ZygoteContext) -> None:
+    queue = context.Queue()
+    process = context.Process(target=zygote_jobs.fill, args=(queue,))
+    process.start()
+    assert queue.get(timeout=60) == "from a worker"
+    process.join()
+    assert process.exitcode == 0
+    process.close()
+    queue.close()
+    queue.join_thread()
+
+
+def test_how_a_process_ends(context: ZygoteContext) -> None:
+    failing = context.Process(target=zygote_jobs.leave, args=(7,))
+    failing.start()
+    killed = context.Process(target=zygote_jobs.wait)
+    killed.start()
+    killed.join(0.01)
+    assert killed.is_alive() and killed.exitcode is None
+    assert killed.pid is not None and os.waitpid(killed.pid, os.WNOHANG) == (0, 0)  # ours
+    killed.kill()
+    killed.join()
+    failing.join()
+    assert (failing.exitcode, killed.exitcode) == (7, -9)
+    failing.close()
+    killed.close()
+
+
+def test_a_pool(context: ZygoteContext) -> None:
+    with context.Pool(3) as pool:
+        assert pool.map(abs, range(-50, 0)) == list(range(50, 0, -1))
+    pool.join()
+
+
+def test_an_executor(context: ZygoteContext) -> None:
+    with ProcessPoolExecutor(2, mp_context=context) as pool:
+        assert list(pool.map(abs, range(-5, 0))) == [5, 4, 3, 2, 1]
+        with pytest.raises(ValueError, match="of a task"):
+            pool.submit(zygote_jobs.fail, "of a task").result()
+    with ProcessPoolExecutor(2, mp_context=context) as pool, pytest.raises(BrokenProcessPool):
+        pool.submit(zygote_jobs.die, 9).result()
+
+
+def test_it_goes_with_objects_that_hold_it(context: ZygoteContext) -> None:
+    assert isinstance(pickle.loads(pickle.dumps(context)), ZygoteContext)
+
+
+MAIN = """
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pyforkfd.zygote import get_context
+
+print("imported as", __name__, flush=True)
+
+def triple(n):
+    return 3 * n
+
+if __name__ == "__main__":
+    with ProcessPoolExecutor(2, mp_context=get_context()) as pool:
+        print(list(pool.map(triple, range(4))))
+"""
+
+
+def test_the_main_module_is_preloaded_once(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(MAIN)
+    command = [sys.executable, "-X", "dev", "-W", "error", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert sorted(done.stdout.splitlines()) == [
+        "[0, 3, 6, 9]",
+        "imported as __main__",
+        "imported as __mp_main__",
+    ]
+
+
+def test_a_main_module_without_a_guard(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(MAIN.replace('if __name__ == "__main__":', "if True:"))
+    done = subprocess.run(
+        [sys.executable, program], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 1
+    assert "ZygoteError: the zygote could not run" in done.stderr
+    assert "before the current process has finished its bootstrapping phase" in done.stderr.replace(
+        "\n", " "
+    ).replace("        ", "")

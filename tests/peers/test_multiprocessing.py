@@ -1,0 +1,41 @@
+"""CPython's own tests of multiprocessing and concurrent.futures, on a zygote."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+from suites import run_both
+
+ADAPTER = Path(__file__).parent / "adapters" / "zygote_context.py"
+FUTURES = "test.test_concurrent_futures"
+
+
+def test_multiprocessing_on_a_zygote(tmp_path: Path) -> None:
+    _, ours = run_both(["forkserver_suite"], adapter=ADAPTER, tmp_path=tmp_path, timeout=2400)
+    assert len(ours.passed) > 200
+    assert (ours.calls or 0) > 300
+
+
+def test_process_pools_on_a_zygote(tmp_path: Path) -> None:
+    if importlib.util.find_spec(FUTURES) is None:
+        pytest.skip(f"this Python has no {FUTURES}")
+    parts = ("as_completed", "deadlock", "init", "process_pool", "shutdown", "wait")
+    names = [f"{FUTURES}.test_{part}" for part in parts]
+    if sys.version_info < (3, 12):
+        names = [
+            f"{FUTURES}.ProcessPoolForkserver{kind}"
+            for kind in (
+                "AsCompletedTest",
+                "FailingInitializerTest",
+                "InitializerTest",
+                "ProcessPoolExecutorTest",
+                "ProcessPoolShutdownTest",
+                "WaitTest",
+            )
+        ]
+    _, ours = run_both(names, adapter=ADAPTER, tmp_path=tmp_path, timeout=2400)
+    assert any("Forkserver" in name for name in ours.passed)
+    assert (ours.calls or 0) > 50
