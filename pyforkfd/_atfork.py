@@ -170,6 +170,7 @@ def in_child(
     close: Iterable[int | HasFileno] = (),
     cloexec: Iterable[int | HasFileno] = (),
     redirect: Mapping[int, int | HasFileno] | None = None,
+    rebuild_epoll: Iterable[int | HasFileno] = (),
     name: str | None = None,
     order: int = 0,
 ) -> Registration:
@@ -177,8 +178,8 @@ def in_child(
 
     For every child of libc's fork(), which C libraries call too: with the GIL and without,
     by pthread_atfork(3), in system calls alone.  Nothing runs for vfork, posix_spawn and
-    our spawn.  First all is redirected, then closed, then marked.  A number that is not open
-    then is passed over.  Children of children do it again.
+    our spawn.  First all is redirected, then closed, then marked, and then epolls are made
+    anew.  A number that is not open then is passed over.  Children of children do it again.
 
     Nobody tells Python objects of the child: a socket whose descriptor was closed must not
     be closed there, but detached.
@@ -189,12 +190,25 @@ def in_child(
         cloexec: descriptors to mark FD_CLOEXEC in the child; as above.
         redirect: number to descriptor, as dup2 would; duplicated until unregistered, so
             they may be closed here.
+        rebuild_epoll: epolls, of select.epoll or of any library (borrowed), that the child
+            shall not share: under the number comes a new instance, close-on-exec as that one
+            was, which watches what the inherited one does, with the same events and data,
+            where the number is here and still that file (/proc/PID/fdinfo, proc(5); kcmp(2),
+            and where that is refused, files that share an inode, such as eventfds, are not
+            told apart).  It is read as the child begins, so a change that the parent makes
+            meanwhile may be in it; a disarmed EPOLLONESHOT entry hears of errors again.  One
+            of a registration may watch another.
+            Whatever fails, the child does not keep the parent's instance: without /proc, or a
+            free number (EMFILE), the new one watches nothing, and if none can be made the
+            number is closed; :func:`stats` counts it as a failure.  Taken down as above.
         name: for :func:`stats`.
         order: as with :func:`register`, among native handlers.
 
     Raises:
-        ValueError: nothing is asked for, a number is negative, or is redirected and closed.
-        OSError: EBADF, a source is not open or a number not below RLIMIT_NOFILE; EMFILE.
+        ValueError: nothing is asked for, a number is negative, or two of redirected, closed
+            and rebuilt.
+        OSError: EBADF, a source or an epoll is not open or a number not below
+            RLIMIT_NOFILE; EINVAL, it is no epoll; EMFILE.
     """
     closed = [as_fd(fd, "close") for fd in close]
     marked = [as_fd(fd, "cloexec") for fd in cloexec]
@@ -202,15 +216,26 @@ def in_child(
         (as_fd(number, "redirect"), as_fd(fd, "redirect"))
         for number, fd in (redirect or {}).items()
     ]
-    if not (closed or marked or moved):
+    rebuilt = list(dict.fromkeys(as_fd(fd, "rebuild_epoll") for fd in rebuild_epoll))
+    targets = [number for number, _ in moved]
+    if not (closed or marked or moved or rebuilt):
         raise ValueError("in_child: nothing is asked for")
-    for number, _ in moved:
-        if number in closed:
-            raise ValueError(f"in_child: {number} is both redirected and closed")
-    words = [("close", closed), ("cloexec", marked), ("redirect", [number for number, _ in moved])]
+    for one, first, other, second in (
+        ("redirected", targets, "closed", closed),
+        ("rebuilt", rebuilt, "closed", closed),
+        ("rebuilt", rebuilt, "redirected", targets),
+    ):
+        for number in set(first) & set(second):
+            raise ValueError(f"in_child: {number} is both {one} and {other}")
+    words = [
+        ("close", closed),
+        ("cloexec", marked),
+        ("redirect", targets),
+        ("rebuild", rebuilt),
+    ]
     what = ", ".join(f"{verb} {' '.join(map(str, fds))}" for verb, fds in words if fds)
     registration = Registration(name if name is not None else what, order)
-    actions = _core.ChildActions(closed, marked, moved, order)
+    actions = _core.ChildActions(closed, marked, moved, rebuilt, order)
     _actions[registration] = actions
 
     def undo() -> None:

@@ -60,8 +60,9 @@ class Sysmon:
         fd_growth: descriptors that may be gained per second; None: not watched.  Looked at
             once a second.
         bounds: gauge -> the highest value that is right: ``descriptors``, ``threads``,
-            ``children`` (started by us, and not yet reaped), and what other parts of the
-            package add.
+            ``children`` (started by us, and not yet reaped), and ``epoll_drift`` (registrations
+            of :class:`ForkSafeSelector` that differ from what the kernel watches, at least
+            so many).
         dump: borrowed descriptor, or object with one, to which the stacks of all threads are
             written as soon as the GIL or a loop exceeds its bound, by faulthandler, without
             the GIL, in a copy of the process, where nothing runs meanwhile.  It must stay open.
@@ -71,7 +72,7 @@ class Sysmon:
         restart_after_fork: start anew in the child of os.fork.
 
     Raises:
-        ValueError: a bound or time is not positive, or a gauge or signal does not exist.
+        ValueError: a time or rate is not positive, a bound is negative, or a gauge or signal does not exist.
     """
 
     def __init__(
@@ -102,8 +103,8 @@ class Sysmon:
         for gauge, bound in (bounds or {}).items():
             if gauge not in known:
                 raise ValueError(f"Sysmon: no gauge {gauge!r}; there are {', '.join(known)}")
-            if bound <= 0:
-                raise ValueError(f"Sysmon: bounds: {gauge}={bound} is not positive")
+            if bound < 0:
+                raise ValueError(f"Sysmon: bounds: {gauge}={bound} is negative")
         if dump_signal is not None and (
             not 1 <= dump_signal <= 64 or dump_signal in (signal.SIGKILL, signal.SIGSTOP)
         ):

@@ -110,8 +110,9 @@ void bind_fork(py::module_& m) {
         .def("end", &FdSection::end, unlocked);
     py::class_<ChildActions>(m, "ChildActions")
         .def(py::init<std::vector<int>, std::vector<int>,
-                      const std::vector<std::pair<int, int>>&, int>(),
-             py::arg("close"), py::arg("cloexec"), py::arg("redirect"), py::arg("order"), unlocked)
+                      const std::vector<std::pair<int, int>>&, const std::vector<int>&, int>(),
+             py::arg("close"), py::arg("cloexec"), py::arg("redirect"),
+             py::arg("rebuild_epoll"), py::arg("order"), unlocked)
         .def("unregister", &ChildActions::unregister, unlocked)
         .def("timing", [](const ChildActions& a) { return forkfd::bind::numbers(a.timing()); });
 }

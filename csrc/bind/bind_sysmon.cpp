@@ -78,6 +78,11 @@ void bind_sysmon(py::module_& m) {
             names.emplace_back(forkfd::gauge(i).name);
         return names;
     }, "What can be bounded, by number.");
+    m.def("read_gauge", [](int number) {
+        const forkfd::Gauge& gauge = forkfd::gauge(number);
+        return gauge.read(gauge.context);
+    }, py::arg("number"), py::pos_only(), py::call_guard<py::gil_scoped_release>(),
+       "-1: it cannot be known.");
     m.def("unused_signal", &forkfd::unused_signal);
     m.def("name_this_thread", &forkfd::name_this_thread, py::arg("name"));
     m.def("count_descriptors", &forkfd::count_descriptors);

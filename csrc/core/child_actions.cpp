@@ -9,8 +9,13 @@
 namespace forkfd {
 
 ChildActions::ChildActions(std::vector<int> close, std::vector<int> cloexec,
-                           const std::vector<std::pair<int, int>>& redirect, int order)
+                           const std::vector<std::pair<int, int>>& redirect,
+                           const std::vector<int>& rebuild, int order)
     : close_(std::move(close)), cloexec_(std::move(cloexec)) {
+    for (const int epfd : rebuild) {
+        demand_epoll(epfd);
+        rebuild_.push_back({epfd});
+    }
     std::vector<int> numbers;
     for (const auto& [number, source] : redirect) {
         demand_below_limit(number);
@@ -39,6 +44,8 @@ void ChildActions::run() noexcept {
     // A number that is not open is closed, and not inherited: nothing is wrong.
     for (const int fd : close_) raw::call(SYS_close, fd);
     for (const int fd : cloexec_) raw::call(SYS_fcntl, fd, F_SETFD, FD_CLOEXEC);
+    // Last, for it watches what is left.
+    if (!rebuild_epolls(rebuild_.data(), rebuild_.size())) failed = true;
     timing_.add(Timing::Clock::now() - start, failed);
     errno = saved;
 }

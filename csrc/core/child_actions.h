@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/epoll_rebuild.h"
 #include "core/timing.h"
 #include "core/unique_fd.h"
 
@@ -14,9 +15,11 @@ namespace forkfd {
 class ChildActions {
   public:
     // `redirect` is number and source; each source is duplicated, so the caller may close
-    // it.  Throws std::system_error; then nothing is registered.
+    // it.  `rebuild` are epolls, at numbers that nothing else is done to.  Throws
+    // std::system_error; then nothing is registered.
     ChildActions(std::vector<int> close, std::vector<int> cloexec,
-                 const std::vector<std::pair<int, int>>& redirect, int order);
+                 const std::vector<std::pair<int, int>>& redirect,
+                 const std::vector<int>& rebuild, int order);
     ChildActions(const ChildActions&) = delete;
     ChildActions& operator=(const ChildActions&) = delete;
     ~ChildActions() { unregister(); }
@@ -33,6 +36,7 @@ class ChildActions {
 
     const std::vector<int> close_, cloexec_;
     std::vector<Redirect> redirect_;
+    std::vector<EpollRebuild> rebuild_;
     Timing timing_;
     std::atomic<int> id_{0};  // 0: not registered
 };

@@ -8,70 +8,32 @@
 #include <system_error>
 #include <utility>
 
-#include "core/atfork.h"
 #include "core/descriptor.h"
 #include "core/epoll_view.h"
+#include "core/live_sets.h"
+#include "core/trace.h"
 
 namespace forkfd {
 
-// All sets of the process, for the fork; the list changes while none can happen.
-struct LiveSets {
-    EpollSet* first = nullptr;
-    int depth = 0;  // a handler may fork within a fork
-
-    LiveSets() {
-        add_native({[](void* sets) noexcept { static_cast<LiveSets*>(sets)->before(); },
-                    [](void* sets) noexcept { static_cast<LiveSets*>(sets)->in_parent(); },
-                    [](void* sets) noexcept { static_cast<LiveSets*>(sets)->in_child(); },
-                    this});
-    }
-
-    // No other thread is inside a change while the process forks; none needs the GIL, or the
-    // list, to get out of one.  If it is our own, a signal handler forks in the middle of it.
-    void before() noexcept {
-        if (depth++ != 0) return;
-        for (EpollSet* s = first; s != nullptr; s = s->next_)
-            if (!(s->torn_ = s->lock_.mine())) s->lock_.lock();
-    }
-
-    void in_parent() noexcept {
-        if (--depth != 0) return;
-        for (EpollSet* s = first; s != nullptr; s = s->next_)
-            if (!std::exchange(s->torn_, false)) s->lock_.unlock();
-    }
-
-    // Nothing here allocates or waits.  All instances are new before any is filled: one may
-    // watch another.
-    void in_child() noexcept {
-        for (EpollSet* s = first; s != nullptr; s = s->next_) s->renew();
-        for (EpollSet* s = first; s != nullptr; s = s->next_) {
-            if (s->torn_) s->broken_ = EDEADLK;
-            s->refill();
-            s->waiters_ = 0;  // they are not in this process
-        }
-        in_parent();
-    }
-
-    void insert(EpollSet* s) {
-        const NoForkNow still;
-        s->next_ = first;
-        if (first != nullptr) first->previous_ = s;
-        first = s;
-    }
-
-    void erase(EpollSet* s) {
-        const NoForkNow still;
-        (s->previous_ != nullptr ? s->previous_->next_ : first) = s->next_;
-        if (s->next_ != nullptr) s->next_->previous_ = s->previous_;
-    }
+// Of a change: its word in messages, and in the lines of FORKFD_DEBUG=epoll=1.
+struct EpollSet::Operation {
+    const char *verb, *stage;
 };
 
 namespace {
 
-// Never destroyed: threads may still fork while the process exits.
-LiveSets& live_sets() {
-    static LiveSets* const sets = new LiveSets;
-    return *sets;
+using Operation = EpollSet::Operation;
+constexpr Operation kAdd = {"register", "add"}, kModify = {"modify", "modify"},
+                    kRemove = {"unregister", "remove"}, kWait = {"wait", "wait"},
+                    kRenew = {"make anew", nullptr};  // refill() tells
+
+void tell(const Operation& what, int epoll, int number, std::uint32_t events, int err) noexcept {
+    if (!trace::on(trace::kEpoll) || what.stage == nullptr) return;
+    trace::Line line("epoll", what.stage);
+    line.field("epoll", epoll);
+    if (number >= 0) line.field("fd", number);
+    if (events != 0) line.field("events", events);
+    if (err != 0) line.field("errno", err);
 }
 
 // Why a number cannot be registered again; 0: it is still the file.
@@ -89,37 +51,55 @@ std::string name(const EpollRegistration& r) {
 
 void EpollSet::watch_forks() { live_sets(); }
 
-EpollSet::EpollSet() : fd_(::epoll_create1(EPOLL_CLOEXEC)), number_(fd_.get()) {
-    if (!fd_) throw_errno(errno, "make an epoll");
+EpollSet::EpollSet() : fd_(::epoll_create1(EPOLL_CLOEXEC)), number_(fd_.get()),
+                       belief_(EpollBelief::take()) {
+    if (!fd_) {
+        belief_.give_back();
+        throw_errno(errno, "make an epoll");
+    }
+    publish();
     live_sets().insert(this);
 }
 
-EpollSet::~EpollSet() { live_sets().erase(this); }
+EpollSet::~EpollSet() {
+    live_sets().erase(this);
+    belief_.give_back();
+}
+
+EpollSet::Change::Change(EpollSet& set) : lock_(set.lock_), set_(set) { set.belief_.begin(); }
+EpollSet::Change::~Change() { set_.publish(); }
+
+void EpollSet::publish() noexcept {
+    belief_.end(broken_ == 0 ? fd_.get() : -1, registrations_.size(), mark_);
+}
 
 void EpollSet::add(int number, std::uint32_t events) {
-    const std::lock_guard<SetLock> lock(lock_);
-    demand_open("register", number);
+    const Change change(*this);
+    demand_open(kAdd, number);
     struct stat s;
-    if (::fstat(number, &s) != 0) fail(errno, "register", number);
+    if (::fstat(number, &s) != 0) fail(errno, kAdd, number);
     if (++count_ == 0) ++count_;
     const std::uint64_t data = std::uint64_t{count_} << 32 | static_cast<std::uint32_t>(number);
     const EpollRegistration made = {number, events, data, s.st_dev, s.st_ino};
     const auto [place, is_new] = registrations_.try_emplace(number, made);
     if (const int err = control(EPOLL_CTL_ADD, made); err != 0) {
         if (is_new) registrations_.erase(place);
-        fail(err, "register", number);
+        fail(err, kAdd, number);
     }
+    tell(kAdd, number_, number, events, 0);
+    mark_ ^= data;
     if (is_new) return;
+    mark_ ^= place->second.data;
     // The number is another file than the one that was registered: that has lost its name.
     place->second = made;
     suspect();
 }
 
 void EpollSet::modify(int number, std::uint32_t events) {
-    const std::lock_guard<SetLock> lock(lock_);
-    demand_open("modify", number);
+    const Change change(*this);
+    demand_open(kModify, number);
     const auto found = registrations_.find(number);
-    if (found == registrations_.end()) fail(ENOENT, "modify", number);
+    if (found == registrations_.end()) fail(ENOENT, kModify, number);
     EpollRegistration& r = found->second;
     EpollRegistration wanted = r;
     wanted.events = events;
@@ -132,23 +112,26 @@ void EpollSet::modify(int number, std::uint32_t events) {
         if (err == 0 && (err = control(EPOLL_CTL_ADD, wanted)) != 0)
             r.err = control(EPOLL_CTL_ADD, r);
     }
-    if (err != 0) fail(err, "modify", number);
+    if (err != 0) fail(err, kModify, number);
+    tell(kModify, number_, number, events, 0);
     wanted.err = 0;
     r = wanted;
 }
 
 void EpollSet::remove(int number) {
-    const std::lock_guard<SetLock> lock(lock_);
-    demand_open("unregister", number);
+    const Change change(*this);
+    demand_open(kRemove, number);
     const auto found = registrations_.find(number);
-    if (found == registrations_.end()) fail(ENOENT, "unregister", number);
+    if (found == registrations_.end()) fail(ENOENT, kRemove, number);
+    mark_ ^= found->second.data;
     const int err = control(EPOLL_CTL_DEL, found->second);
     if (err == 0) {
+        tell(kRemove, number_, number, 0, 0);
         registrations_.erase(found);
         return;
     }
     try {
-        fail(err, "unregister", number);
+        fail(err, kRemove, number);
     } catch (const std::system_error&) {
         registrations_.erase(found);
         // The kernel drops a file when its last descriptor is closed, anybody's.
@@ -161,7 +144,7 @@ int EpollSet::wait(epoll_event* ready, int size, int timeout_ms) {
     int epfd;
     {
         const std::lock_guard<SetLock> lock(lock_);
-        demand_open("wait", -1);
+        demand_open(kWait, -1);
         if (suspect_) repair();
         epfd = fd_.get();
         ++waiters_;
@@ -171,7 +154,10 @@ int EpollSet::wait(epoll_event* ready, int size, int timeout_ms) {
 
     const std::lock_guard<SetLock> lock(lock_);
     --waiters_;
-    if (found < 0) return -err;
+    if (found < 0) {
+        if (err != EINTR) tell(kWait, number_, -1, 0, err);
+        return -err;
+    }
     int known = 0;
     for (int i = 0; i < found; ++i) {
         const std::uint64_t data = ready[i].data.u64;
@@ -203,14 +189,16 @@ std::uint64_t EpollSet::rebuilds() const {
 }
 
 void EpollSet::close() {
-    const std::lock_guard<SetLock> lock(lock_);
+    const Change change(*this);
     fd_.reset();
     registrations_.clear();
+    mark_ = 0;
 }
 
 // What the kernel says is half of the story; the other half is what the number is now.
-void EpollSet::fail(int err, const char* verb, int number) const {
-    std::string what = "epoll " + std::to_string(number_) + ": " + verb;
+void EpollSet::fail(int err, const Operation& operation, int number) const {
+    tell(operation, number_, number, 0, err);
+    std::string what = "epoll " + std::to_string(number_) + ": " + operation.verb;
     if (number >= 0) what += " descriptor " + std::to_string(number);
     if (broken_ != 0) what += ", whose instance could not be made anew after a fork";
     const auto found = registrations_.find(number);
@@ -229,9 +217,9 @@ void EpollSet::fail(int err, const char* verb, int number) const {
     throw_errno(err, what);
 }
 
-void EpollSet::demand_open(const char* verb, int number) const {
-    if (broken_ != 0) fail(broken_, verb, number);
-    if (!fd_) fail(EBADF, verb, number);
+void EpollSet::demand_open(const Operation& operation, int number) const {
+    if (broken_ != 0) fail(broken_, operation, number);
+    if (!fd_) fail(EBADF, operation, number);
 }
 
 int EpollSet::control(int operation, const EpollRegistration& r) const noexcept {
@@ -254,9 +242,12 @@ void EpollSet::repair() {
         drifted = true;  // without /proc nobody knows
     }
     if (!drifted) return;
+    belief_.begin();
+    const std::uint64_t begun = trace::on(trace::kEpoll) ? trace::now_ns() : 0;
     renew();
-    refill();
-    demand_open("make anew", -1);
+    refill(begun);
+    publish();
+    demand_open(kRenew, -1);
 }
 
 // A thread that waits would stay with the old instance, so it is left to do this itself.
@@ -289,12 +280,20 @@ void EpollSet::renew() noexcept {
     ++rebuilds_;
 }
 
-void EpollSet::refill() noexcept {
-    if (!fd_ || broken_ != 0) return;
-    for (auto& [number, r] : registrations_) {
-        r.err = lost(r);
-        if (r.err == 0) r.err = control(EPOLL_CTL_ADD, r);
-    }
+void EpollSet::refill(std::uint64_t begun) noexcept {
+    if (fd_ && broken_ == 0)
+        for (auto& [number, r] : registrations_) {
+            r.err = lost(r);
+            if (r.err == 0) r.err = control(EPOLL_CTL_ADD, r);
+        }
+    if (!trace::on(trace::kEpoll) || (!fd_ && broken_ == 0)) return;
+    int entries = 0, left_out = 0;
+    for (const auto& [number, r] : registrations_)
+        ++(broken_ == 0 && r.err == 0 ? entries : left_out);
+    trace::Line line("epoll", "rebuilt");
+    line.field("epoll", number_).field("entries", entries).field("left_out", left_out);
+    if (broken_ != 0) line.field("errno", broken_);
+    line.duration(begun);
 }
 
 }  // namespace forkfd

@@ -13,6 +13,7 @@
 #include <mutex>
 #include <vector>
 
+#include "core/epoll_drift.h"
 #include "core/unique_fd.h"
 
 namespace forkfd {
@@ -67,6 +68,8 @@ class EpollSet {
     std::uint64_t rebuilds() const;  // how often the instance was made anew, here and before
     void close();                    // for good: an error of later calls is EBADF
 
+    struct Operation;
+
     // Sees to forks from now on; else the first EpollSet does.
     static void watch_forks();
 
@@ -74,18 +77,32 @@ class EpollSet {
     friend struct LiveSets;
     using Registrations = std::map<int, EpollRegistration>;
 
-    [[noreturn]] void fail(int err, const char* verb, int number) const;
-    void demand_open(const char* verb, int number) const;
+    // Holds the lock, and tells at its end what has come of it.
+    class Change {
+      public:
+        explicit Change(EpollSet& set);
+        ~Change();
+
+      private:
+        const std::lock_guard<SetLock> lock_;
+        EpollSet& set_;
+    };
+
+    [[noreturn]] void fail(int err, const Operation& operation, int number) const;
+    void demand_open(const Operation& operation, int number) const;
     int control(int operation, const EpollRegistration& r) const noexcept;
     void repair();
     void suspect();
     void renew() noexcept;
-    void refill() noexcept;
+    void refill(std::uint64_t begun) noexcept;  // trace::now_ns(), for its line
+    void publish() noexcept;
 
     mutable SetLock lock_;
     UniqueFd fd_;
     const int number_;  // what fd_ is, or was
     Registrations registrations_;
+    std::uint64_t mark_ = 0;  // exclusive or of their data
+    EpollBelief& belief_;
     std::uint32_t count_ = 0;
     std::uint64_t rebuilds_ = 0;
     int broken_ = 0;        // errno of a renewal that failed: fd_ is no epoll of ours

@@ -45,12 +45,16 @@ std::vector<EpollWatch> epoll_entries(int epfd) {
 
 std::optional<bool> watches_file(int epfd, int number, unsigned nth, int fd) {
     if (::fcntl(fd, F_GETFD) < 0) throw_errno(errno, "descriptor " + std::to_string(fd));
+    const long order = compare_watched(epfd, number, nth, fd);
+    if (order < 0) return std::nullopt;
+    return order == 0;
+}
+
+long compare_watched(int epfd, int number, unsigned nth, int fd) noexcept {
     const EpollSlot slot = {static_cast<std::uint32_t>(epfd),
                             static_cast<std::uint32_t>(number), nth};
     const pid_t self = own_tid();
-    const long order = raw::call(SYS_kcmp, self, self, kKcmpEpollTfd, fd, raw::addr(&slot));
-    if (order < 0) return std::nullopt;
-    return order == 0;
+    return raw::call(SYS_kcmp, self, self, kKcmpEpollTfd, fd, raw::addr(&slot));
 }
 
 std::optional<bool> is_parents(int fd) {

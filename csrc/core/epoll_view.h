@@ -16,6 +16,10 @@ std::vector<EpollWatch> epoll_entries(int epfd);
 // refused, or the entry has gone.  EBADF: fd is not open.
 std::optional<bool> watches_file(int epfd, int number, unsigned nth, int fd);
 
+// The same without a word: 0 it is, above 0 it is not, -ENOENT: there is no nth entry; else
+// what kcmp was refused with.
+long compare_watched(int epfd, int number, unsigned nth, int fd) noexcept;
+
 // Whether our parent has the same open file at the same number: kcmp(2).  None where it may
 // not be looked at (PTRACE_MODE_READ, ptrace(2)) or a sandbox refuses the call.
 std::optional<bool> is_parents(int fd);

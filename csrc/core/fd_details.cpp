@@ -26,9 +26,6 @@ bool is_terminal(unsigned major) {
            major == 188 || major == 204 || major == 229;
 }
 
-// The kernel's own devices, as in st_dev, from its internal number: 12 bits and 20 bits.
-std::uint64_t device_of(unsigned sdev) { return makedev(sdev >> 20, sdev & 0xfffff); }
-
 std::string kind_of(const FdRow& row) {
     const std::string& t = row.target;
     if (starts_with(t, "anon_inode:")) {
@@ -200,6 +197,8 @@ bool describe(FdRow& row, std::string fdinfo, bool own) {
     row.details = details_of(row, fdinfo, own);
     return true;
 }
+
+std::uint64_t device_of(unsigned sdev) noexcept { return makedev(sdev >> 20, sdev & 0xfffff); }
 
 std::vector<EpollWatch> epoll_watches(std::string fdinfo) {
     return read_lines<EpollDetails>(fdinfo).watches;

@@ -93,6 +93,9 @@ struct FdRow {
 // number was given to another in between.
 bool describe(FdRow& row, std::string fdinfo, bool own);
 
+// A device as in st_dev, from the kernel's internal number: 12 bits and 20 bits.
+std::uint64_t device_of(unsigned sdev) noexcept;
+
 // What the fdinfo of an epoll says that it watches, in the kernel's order.
 std::vector<EpollWatch> epoll_watches(std::string fdinfo);
 

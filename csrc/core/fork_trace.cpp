@@ -1,10 +1,10 @@
 #include "core/fork_trace.h"
 
-#include <pthread.h>
 #include <unistd.h>
 
-#include <system_error>
+#include <limits>
 
+#include "core/atfork.h"
 #include "core/counters.h"
 #include "core/trace.h"
 
@@ -37,8 +37,12 @@ void in_child() noexcept {
 }
 
 void watch_forks() {
-    static const int err = ::pthread_atfork(before, in_parent, in_child);
-    if (err != 0) throw std::system_error(err, std::generic_category(), "pthread_atfork");
+    // The first before a fork and the last after it, so that a duration holds all others.
+    static const int once = add_native({[](void*) noexcept { before(); },
+                                        [](void*) noexcept { in_parent(); },
+                                        [](void*) noexcept { in_child(); }, nullptr},
+                                       std::numeric_limits<int>::max());
+    (void)once;
 }
 
 }  // namespace forkfd::fork_trace

@@ -8,7 +8,7 @@ void before() noexcept;
 void in_parent() noexcept;
 void in_child() noexcept;
 
-// Binds them to pthread_atfork(3), once: forks by C libraries are seen too.
+// Adds them to the native handlers (atfork.h), once: forks by C libraries are seen too.
 void watch_forks();  // std::system_error
 
 }  // namespace forkfd::fork_trace

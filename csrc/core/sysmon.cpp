@@ -82,7 +82,7 @@ void Sysmon::run() noexcept {
     for (const std::uint64_t bound : {s.gil_stall, s.loop_stall})
         if (bound != 0) patience = std::min(patience, bound / 2);
     const bool gauges = s.fd_growth > 0 || *std::max_element(s.gauge_bounds.begin(),
-                                                             s.gauge_bounds.end()) > 0;
+                                                             s.gauge_bounds.end()) >= 0;
     std::uint64_t last = trace::now_ns(), sleep = s.interval;
     const std::uint64_t soon = 2 * s.interval;  // before a summary: a healthy process reads so
     std::uint64_t look = gauges ? last : kNever, question = patience == kNever ? kNever : last;
@@ -172,7 +172,7 @@ void Sysmon::look_at_gauges(std::uint64_t now) noexcept {
     }
     for (int i = 0; i < gauge_count(); ++i) {
         const auto at = static_cast<std::size_t>(i);
-        if (settings_.gauge_bounds[at] == 0) continue;
+        if (settings_.gauge_bounds[at] == kNoBound) continue;
         const std::int64_t value = gauge(i).read(gauge(i).context);
         const bool beyond = value > settings_.gauge_bounds[at];
         if (beyond && !beyond_[at]) tell({SysmonEvent::Kind::gauge, i, value, 0});

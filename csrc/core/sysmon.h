@@ -26,11 +26,18 @@
 
 namespace forkfd {
 
+constexpr std::int64_t kNoBound = -1;
+constexpr std::array<std::int64_t, kMaxGauges> no_bounds() {
+    std::array<std::int64_t, kMaxGauges> bounds = {};
+    for (std::int64_t& bound : bounds) bound = kNoBound;
+    return bounds;
+}
+
 struct SysmonSettings {  // nanoseconds; 0: not wanted
     std::uint64_t interval = 20000000;
     std::uint64_t gil_stall = 0, loop_stall = 0, summary = 0;
     double fd_growth = 0;  // descriptors per second
-    std::array<std::int64_t, kMaxGauges> gauge_bounds = {};  // 0: none
+    std::array<std::int64_t, kMaxGauges> gauge_bounds = no_bounds();
     int dump_signal = 0;   // its handler dumps stacks (dump.h)
 };
 

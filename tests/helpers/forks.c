@@ -1,5 +1,7 @@
 /* Forks in C, of which the interpreter is told nothing. The child says what is at a number. */
+#include <errno.h>
 #include <fcntl.h>
+#include <sys/epoll.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -24,5 +26,12 @@ int fork_and_look(int fd) {
 int vfork_and_look(int fd) {
     pid_t pid = vfork();
     if (pid == 0) _exit(look(fd));
+    return exit_code(pid);
+}
+
+/* Takes a number out of an epoll, in the child: 0 it could. */
+int fork_and_unwatch(int epfd, int fd) {
+    pid_t pid = fork();
+    if (pid == 0) _exit(epoll_ctl(epfd, EPOLL_CTL_DEL, fd, 0) == 0 ? 0 : errno);
     return exit_code(pid);
 }

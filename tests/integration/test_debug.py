@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import select
+import selectors
 import subprocess
 import sys
 import threading
@@ -11,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from children import Children
+from forked import in_child
 from lines import parse_all
 
 import pyforkfd as ff
@@ -72,6 +76,33 @@ def test_the_life_of_a_child(children: Children, log: Path) -> None:
     assert lines[3]["code"] == "7"
     times = [float(line["t"]) for line in lines]
     assert times == sorted(times)
+
+
+def test_an_epoll_and_its_forks(log: Path) -> None:
+    reader, writer = os.pipe()
+    ff.debug(f"epoll=1,file={log}")
+    with ff.ForkSafeSelector() as selector:
+        selector.register(reader, selectors.EVENT_READ)
+        selector.modify(reader, selectors.EVENT_WRITE)
+        child = in_child(lambda: (os.getpid(), selector.unregister(reader) and None))[0]
+        os.close(reader)
+        selector.unregister(reader)
+        number = selector.fileno()
+    ff.debug("")
+    os.close(writer)
+    lines = parse_all(log.read_text())
+    seen = [(line["pid"], line["stage"], line.get("fd"), line.get("errno")) for line in lines]
+    me, fd = str(os.getpid()), str(reader)
+    assert seen == [
+        (me, "add", fd, None),
+        (me, "modify", fd, None),
+        (str(child), "rebuilt", None, None),
+        (str(child), "remove", fd, None),
+        (me, "remove", fd, str(errno.EBADF)),
+    ]
+    assert {(line["event"], line["epoll"]) for line in lines} == {("epoll", str(number))}
+    assert (lines[2]["entries"], lines[2]["left_out"]) == ("1", "0")
+    assert int(lines[2]["us"]) >= 0 and int(lines[0]["events"]) == select.EPOLLIN
 
 
 def test_a_start_that_fails(log: Path) -> None:

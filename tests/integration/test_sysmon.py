@@ -7,6 +7,7 @@ import ctypes
 import os
 import queue
 import select
+import selectors
 import struct
 import subprocess
 import sys
@@ -16,10 +17,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from forked import holding
 from leaks import gone
 from lines import parse_all
 
 import pyforkfd as ff
+from pyforkfd import _core
 
 Event = TypeVar("Event", ff.FdGrowth, ff.GilStalled, ff.LoopStalled, ff.BoundExceeded)
 WITH_GIL = ctypes.PyDLL(None)  # its functions keep the GIL
@@ -200,6 +203,36 @@ def test_a_gauge_above_its_bound_is_told() -> None:
     assert str(event) == f"children: {event.value} is more than 2"
 
 
+def test_an_epoll_that_drifts_is_told(pipe: tuple[int, int]) -> None:
+    """A descriptor is closed here while a child still has the open file."""
+    events = Events()
+    gauge = _core.gauges().index("epoll_drift")
+    with ff.ForkSafeSelector() as selector:
+        one, other = os.pipe()
+        selector.register(pipe[0], selectors.EVENT_READ)
+        selector.register(one, selectors.EVENT_READ)
+        with holding():
+            assert _core.read_gauge(gauge) == 0
+            os.close(one)
+            assert [drift.kind for drift in ff.audit(selector)] == ["closed"]
+            with ff.Sysmon(events, bounds={"epoll_drift": 0}):
+                event = events.wait_for(ff.BoundExceeded)
+            selector.unregister(one)
+            assert ff.audit(selector) == []
+            assert _core.read_gauge(gauge) == 0
+        os.close(other)
+        # And one that the kernel has forgotten, and one that it was told of by somebody else.
+        selector.register(one := os.eventfd(0), selectors.EVENT_READ)
+        os.close(one)
+        assert _core.read_gauge(gauge) == 1
+        selector.unregister(one)
+        with select.epoll.fromfd(os.dup(selector.fileno())) as raw:
+            raw.register(pipe[1], select.EPOLLOUT)
+        assert _core.read_gauge(gauge) == 1
+    assert _core.read_gauge(gauge) == 0
+    assert (event.gauge, event.value, event.bound) == ("epoll_drift", 1, 0)
+
+
 def test_what_a_callback_raises_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     raised: queue.SimpleQueue[object] = queue.SimpleQueue()
     monkeypatch.setattr(sys, "unraisablehook", lambda args: raised.put(args.exc_value))
@@ -245,8 +278,8 @@ def test_what_cannot_be_asked_for() -> None:
             ff.Sysmon(summary=value)
     with pytest.raises(ValueError, match="no gauge 'colour'; there are descriptors, threads"):
         ff.Sysmon(bounds={"colour": 1})
-    with pytest.raises(ValueError, match="threads=0"):
-        ff.Sysmon(bounds={"threads": 0})
+    with pytest.raises(ValueError, match="threads=-1"):
+        ff.Sysmon(bounds={"threads": -1})
     with pytest.raises(ValueError, match="signal"), ff.Sysmon(dump=2, dump_signal=9):
         pass
 

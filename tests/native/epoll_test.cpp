@@ -5,12 +5,17 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <csignal>
 #include <map>
+#include <string>
 #include <system_error>
+#include <vector>
 
+#include "core/child_actions.h"
+#include "core/epoll_rebuild.h"
 #include "core/epoll_set.h"
 #include "core/epoll_view.h"
 #include "support.h"
@@ -163,6 +168,70 @@ TEST(a_signal_handler_may_fork_in_the_middle_of_a_change) {
     CHECK_EQ(failed.load(), 0);
     CHECK_EQ(shared.load(), 0);
     CHECK(agree(set));
+}
+
+TEST(lines_of_fdinfo_come_in_any_parts) {
+    const std::string text =
+        "pos:\t0\nflags:\t02000002\n" + std::string(500, 'x') +
+        "\ntfd:        5 events: 1000001c data:  badcafe00000005  pos:0 ino:437dfe sdev:800003\n"
+        "tfd:        6 events:       19 data:\n"
+        "tfd: 2147483647 events: ffffffff data: ffffffffffffffff  pos:-9223372036854775808 "
+        "ino:ffffffffffffffff sdev:ffffffff\n"
+        "tfd:        7 events:       19 data:                7  pos:0 ino:1 sdev:f";  // cut off
+    for (std::size_t size = 1; size <= text.size(); ++size) {
+        forkfd::WatchLines lines;
+        std::vector<forkfd::EpollWatch> seen;
+        for (std::size_t at = 0; at < text.size(); at += size)
+            lines.add(text.data() + at, std::min(size, text.size() - at),
+                      [&](const forkfd::EpollWatch& watch) { seen.push_back(watch); });
+        CHECK_EQ(seen.size(), 2U);
+        CHECK_EQ(seen[0].number, 5);
+        CHECK_EQ(seen[0].events, 0x1000001cU);
+        CHECK_EQ(seen[0].data, 0x0badcafe00000005U);
+        CHECK_EQ(seen[0].inode, 0x437dfeU);
+        CHECK_EQ(seen[0].device, forkfd::device_of(0x800003));
+        CHECK_EQ(seen[1].number, 2147483647);
+        CHECK_EQ(seen[1].data, ~std::uint64_t{0});
+    }
+}
+
+TEST(anybodys_epoll_is_made_anew_in_a_child) {
+    if (emulated()) throw check::Skip("qemu's user mode hands on an fdinfo of its own");
+    const UniqueFd inner(::epoll_create1(EPOLL_CLOEXEC)), outer(::epoll_create1(0));
+    const Pipe pipe;
+    const UniqueFd first(::eventfd(1, EFD_CLOEXEC)), gone(::eventfd(1, EFD_CLOEXEC));
+    const auto watch = [](int epfd, int number) {
+        epoll_event event = {};
+        event.events = EPOLLIN;
+        event.data.u64 = std::uint64_t{7} << 32 | static_cast<unsigned>(number);
+        CHECK_EQ(::epoll_ctl(epfd, EPOLL_CTL_ADD, number, &event), 0);
+    };
+    watch(inner.get(), pipe.reader.get());
+    watch(inner.get(), first.get());
+    watch(inner.get(), gone.get());
+    watch(outer.get(), inner.get());
+    // gone's number is another eventfd in the child: the same inode, another file.
+    const UniqueFd other(::eventfd(0, EFD_CLOEXEC));
+    forkfd::ChildActions actions({}, {}, {{gone.get(), other.get()}}, {inner.get(), outer.get()}, 0);
+    const int said = in_child_of_fork([&] {
+        if (forkfd::is_parents(inner.get()).value_or(true)) return 1;
+        if (::fcntl(inner.get(), F_GETFD) != FD_CLOEXEC || ::fcntl(outer.get(), F_GETFD) != 0)
+            return 2;
+        const auto entries = forkfd::epoll_entries(inner.get());
+        if (entries.size() != 2) return 3;
+        for (const forkfd::EpollWatch& w : entries)
+            if (w.data >> 32 != 7 || w.number == gone.get()) return 4;
+        // The outer one watches the new inner one: it hears of what only that is told.
+        epoll_event ready[4];
+        if (::epoll_wait(outer.get(), ready, 4, 0) != 1) return 5;
+        for (const int fd : {pipe.reader.get(), first.get()})
+            if (::epoll_ctl(inner.get(), EPOLL_CTL_DEL, fd, nullptr) != 0) return 6;
+        return ::epoll_wait(outer.get(), ready, 4, 0) == 0 ? 0 : 7;
+    });
+    CHECK_EQ(said, 0);
+    epoll_event ready[4];
+    CHECK_EQ(::epoll_wait(inner.get(), ready, 4, 0), 2);
+    CHECK_EQ(actions.timing().failures.load(), 0U);
 }
 
 int main(int argc, char** argv) {

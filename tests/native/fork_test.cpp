@@ -388,7 +388,7 @@ TEST(what_children_do_to_their_descriptors) {
     const std::string wanted = identity(memory.get());
     UniqueFd source = some_memory("source");
     const std::string moved = identity(source.get());
-    ChildActions actions({40, 49}, {41, 49}, {{42, source.get()}, {43, 40}}, 0);
+    ChildActions actions({40, 49}, {41, 49}, {{42, source.get()}, {43, 40}}, {}, 0);
     source.reset();
     const auto seen = [&] {
         return in_child_of_fork([&] {
