@@ -72,7 +72,8 @@ class Sysmon:
         restart_after_fork: start anew in the child of os.fork.
 
     Raises:
-        ValueError: a time or rate is not positive, a bound is negative, or a gauge or signal does not exist.
+        ValueError: a time or rate is not positive, a bound is negative, or a gauge or signal
+            does not exist.
     """
 
     def __init__(

@@ -244,6 +244,7 @@ sleeper.wait()
     for line in lines:
         assert int(line["descriptors"]) >= 3
         assert int(line["gil_ms"]) >= 0
+        assert line["epoll_drift"] == "0"
     # Some of them: others are of before and after.
     seen = {tuple(line[name] for name in ("pid", *SUMMARY)) for line in lines}
     assert (parent, "3", "1", "1", "0", "1") in seen

@@ -57,7 +57,7 @@ def test_neither_disturbs_the_other(epoll: select.epoll, pair: Pair) -> None:
         assert in_child(epoll.close) is None
     assert epoll.poll(0) == [(number, select.EPOLLIN)]  # once, as EPOLLET has it
     in_child(lambda: epoll.unregister(number))
-    assert ff.epoll_entries(epoll) == [], "without it they share"
+    assert ff.epoll_entries(epoll) == (), "without it they share"
 
 
 def test_of_a_fork_in_c(library: ctypes.CDLL, epoll: select.epoll, pair: Pair) -> None:
