@@ -64,6 +64,7 @@ BIND = [
     "bind_fork",
     "bind_fork_exec",
     "bind_passing",
+    "bind_peer",
     "bind_plan",
     "bind_process",
     "bind_spawn",
@@ -72,6 +73,7 @@ BIND = [
     "errors",
     "module",
     "passed_values",
+    "passing_arguments",
     "waiting",
 ]
 

@@ -33,6 +33,7 @@ ROUNDS, QUICK_ROUNDS = 200, 20
 LIMIT, ZYGOTE, CONTEXT = "C fork", "zygote.spawn", "zygote context"
 FORKSERVER, SPAWN = "forkserver", "spawn"
 WORKERS = 8
+PRELOAD = ["__main__", "bench_zygote"]
 
 Way: TypeAlias = Callable[[], tuple[int, int]]
 """Nanoseconds from the start until the worker's first line, and until it is reaped."""
@@ -121,8 +122,8 @@ def measure(megabytes: int, rounds: int) -> list[Cost]:
     """All ways, in turn, from a parent of this size."""
     ballast = bytearray(os.urandom(1 << 20)) * megabytes
     stock = multiprocessing.get_context("forkserver")
-    stock.set_forkserver_preload(["bench_zygote"])
-    with tempfile.TemporaryDirectory() as directory, Zygote(preload=["bench_zygote"]) as zygote:
+    stock.set_forkserver_preload(PRELOAD)
+    with tempfile.TemporaryDirectory() as directory, Zygote(preload=PRELOAD) as zygote:
         zygote.start()
         assert zygote.pid is not None
         limit = Limit(memory_of(zygote.pid, "Rss") >> 10, directory)

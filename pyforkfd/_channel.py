@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
+import functools
 import os
 import select
 import socket
-import stat
-import struct
 import threading
 import time
 import weakref
@@ -15,10 +13,9 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from types import TracebackType
 
 from . import _core
-from ._errors import ChannelError
 from ._fd import Fd
-from ._listeners import FILE_KINDS, describe_socket, open_kind, unix_listener
 from ._passing import Buffer, Credentials, Received, peer_credentials, peer_pidfd
+from ._seqpacket import connect, demand_connection, listening, raw_address, ready, wait
 from ._types import HasFileno, StrPath
 
 _IN, _OUT = select.POLLIN, select.POLLOUT
@@ -32,7 +29,9 @@ def _new_locks() -> None:
         channel._lock = threading.Lock()
 
 
-os.register_at_fork(after_in_child=_new_locks)
+@functools.cache  # a hook that has nothing to do costs every fork page faults all the same
+def _watch_forks() -> None:
+    os.register_at_fork(after_in_child=_new_locks)
 
 
 class FdChannel:
@@ -47,9 +46,8 @@ class FdChannel:
     descriptors go in several messages, see :func:`send_fds`; ``max_fds`` above that lets
     them in, and the two ends should then not be shared by several senders.
 
-    Safe to use from many threads, and on asyncio (the ``_async`` methods), also both at once;
-    O_NONBLOCK of the socket, which is shared with other processes, is neither needed nor
-    changed.  Do not close it while another thread uses it.
+    Safe to use from many threads and on asyncio, also at once; O_NONBLOCK, which other
+    processes share, is left alone.  Do not close it while another thread uses it.
     """
 
     __slots__ = ("__weakref__", "_fd", "_incoming", "_lock", "_unsent")
@@ -70,11 +68,12 @@ class FdChannel:
         """
         if max_message < 1 or max_fds < 0:
             raise ValueError("FdChannel: max_message is at least 1, and max_fds 0")
-        _demand_connection(fd)
+        demand_connection(fd)
         self._incoming = _core.ChannelReceiving(max_message, max_fds)
         self._unsent: _core.ChannelSending | None = None  # of a transfer that was begun
         self._lock = threading.Lock()  # held for moments, never while waiting for the peer
         self._fd = Fd(fd)
+        _watch_forks()
         _channels.add(self)
 
     @classmethod
@@ -119,7 +118,7 @@ class FdChannel:
         name = os.fsdecode(address)
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
             try:
-                _connect(sock, _raw_address(address), timeout)
+                connect(sock, raw_address(address), timeout)
             except BlockingIOError:
                 raise TimeoutError(f"connect {name}: backlog full for {timeout} s") from None
             except OSError as error:
@@ -146,7 +145,7 @@ class FdChannel:
         """
         name = os.fsdecode(address)
         try:
-            return ChannelListener(_listening(name, backlog, mode))
+            return ChannelListener(listening(name, backlog, mode))
         except OSError as error:
             if error.errno is None:
                 raise
@@ -176,11 +175,11 @@ class FdChannel:
             BrokenPipeError: the other end is closed.
             OSError: EMSGSIZE, longer than SO_SNDBUF allows; and as :func:`send_fds`.
         """
-        sending = self._sending(data, fds)
+        sending = _core.ChannelSending(data, fds)
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             while not self._advance_out(sending):
-                if not _wait(self._fd.fileno(), _OUT, deadline):
+                if not wait(self._fd.fileno(), _OUT, deadline):
                     raise TimeoutError(f"send: no room within {timeout} s")
         finally:
             self._leave(sending)
@@ -189,10 +188,10 @@ class FdChannel:
         self, data: Buffer | Iterable[Buffer], fds: Iterable[int | HasFileno] = ()
     ) -> None:
         """As :meth:`send`, on the running loop.  Cancelled, it is as after a TimeoutError."""
-        sending = self._sending(data, fds)
+        sending = _core.ChannelSending(data, fds)
         try:
             while not self._advance_out(sending):
-                await _ready(self._fd.fileno(), writable=True)
+                await ready(self._fd.fileno(), writable=True)
         finally:
             self._leave(sending)
 
@@ -212,14 +211,14 @@ class FdChannel:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while (message := self._advance_in()) is None:
-            if not _wait(self._fd.fileno(), _IN, deadline):
+            if not wait(self._fd.fileno(), _IN, deadline):
                 raise TimeoutError(f"recv: no message within {timeout} s")
         return message
 
     async def recv_async(self) -> Received:
         """As :meth:`recv`, on the running loop.  Cancelled, it has taken no message."""
         while (message := self._advance_in()) is None:
-            await _ready(self._fd.fileno(), writable=False)
+            await ready(self._fd.fileno(), writable=False)
         return message
 
     def __iter__(self) -> Iterator[Received]:
@@ -283,12 +282,6 @@ class FdChannel:
 
     def __repr__(self) -> str:
         return f"<FdChannel {'closed' if self.closed else self.fileno()}>"
-
-    def _sending(
-        self, data: Buffer | Iterable[Buffer], fds: Iterable[int | HasFileno]
-    ) -> _core.ChannelSending:
-        self._fd.fileno()
-        return _core.ChannelSending(data, fds)
 
     def _advance_out(self, sending: _core.ChannelSending) -> bool:
         with self._lock:
@@ -360,7 +353,7 @@ class ChannelListener:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while (sock := self._accept()) is None:
-            if not _wait(self._sock.fileno(), _IN, deadline):
+            if not wait(self._sock.fileno(), _IN, deadline):
                 raise TimeoutError(f"accept: no connection within {timeout} s")
         with sock:
             return _adopt(sock, max_message, max_fds)
@@ -370,7 +363,7 @@ class ChannelListener:
     ) -> FdChannel:
         """As :meth:`accept`, on the running loop.  Cancelled, it has taken no connection."""
         while (sock := self._accept()) is None:
-            await _ready(self._sock.fileno(), writable=False)
+            await ready(self._sock.fileno(), writable=False)
         with sock:
             return _adopt(sock, max_message, max_fds)
 
@@ -407,98 +400,3 @@ def _adopt(sock: socket.socket, max_message: int, max_fds: int) -> FdChannel:
     channel = FdChannel(sock.fileno(), max_message=max_message, max_fds=max_fds)
     sock.detach()
     return channel
-
-
-def _demand_connection(fd: int) -> None:
-    kind = open_kind(fd, ChannelError)
-    if kind != stat.S_IFSOCK:
-        raise ChannelError(errno.ENOTSOCK, fd, f"is {FILE_KINDS[kind]}, not a socket")
-    found = socket.socket(fileno=fd)
-    try:
-        what = describe_socket(found)
-        if (found.family, found.type) != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
-            raise ChannelError(errno.EPROTOTYPE, fd, f"is {what}, not a Unix seqpacket socket")
-        if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            raise ChannelError(errno.EINVAL, fd, f"is {what} but listens: accept() from it")
-        try:
-            found.getpeername()
-        except OSError:
-            raise ChannelError(errno.ENOTCONN, fd, f"is {what} but not connected") from None
-        found.set_inheritable(False)
-    finally:
-        found.detach()
-
-
-def _connect(sock: socket.socket, address: bytes, timeout: float | None) -> None:
-    """connect(2); BlockingIOError when the time is up."""
-    # A non-blocking one does not wait for the backlog at all, and says EAGAIN: unix(7).
-    sock.setblocking(timeout != 0)
-    deadline = None if timeout is None else time.monotonic() + timeout
-    while True:
-        if deadline is not None:
-            left = max(deadline - time.monotonic(), 1e-6)  # 0 would be without end
-            _set_send_timeout(sock, left)
-        sock.connect(address)
-        try:
-            sock.getpeername()
-        except OSError as error:
-            if error.errno != errno.ENOTCONN:
-                raise
-            continue  # a signal came; socket.connect() takes that for success
-        break
-    _set_send_timeout(sock, 0)
-    sock.setblocking(True)
-
-
-def _set_send_timeout(sock: socket.socket, seconds: float) -> None:
-    whole = min(int(seconds), 2**31)
-    value = struct.pack("@ll", whole, int((seconds - int(seconds)) * 1e6))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
-
-
-def _listening(address: str, backlog: int, mode: int | None) -> socket.socket:
-    if not address.startswith("@"):
-        return unix_listener(address, mode, backlog, socket.SOCK_SEQPACKET)
-    if mode is not None:
-        raise ValueError(f"listen {address}: only a path has a mode")
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        made.bind(_raw_address(address))
-        made.listen(backlog)
-    except BaseException:
-        made.close()
-        raise
-    return made
-
-
-def _raw_address(address: StrPath) -> bytes:
-    raw = os.fsencode(address)
-    return b"\0" + raw[1:] if raw.startswith(b"@") else raw
-
-
-def _wait(fd: int, events: int, deadline: float | None) -> bool:
-    left = None if deadline is None else max(0.0, deadline - time.monotonic())
-    return _core.wait_ready(fd, events, left)
-
-
-async def _ready(fd: int, *, writable: bool) -> None:
-    """Wait on the running loop.  Nothing is taken from the socket, so it may be cancelled."""
-    import asyncio  # here: a third of what importing us would cost
-
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-
-    def wake() -> None:
-        if not ready.done():
-            ready.set_result(None)
-
-    # A number of its own, since a loop knows one of a kind per number and many may wait.
-    number = os.dup(fd)
-    try:
-        (loop.add_writer if writable else loop.add_reader)(number, wake)
-        try:
-            await ready
-        finally:
-            (loop.remove_writer if writable else loop.remove_reader)(number)
-    finally:
-        os.close(number)

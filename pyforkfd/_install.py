@@ -36,10 +36,17 @@ _SEAMS: tuple[tuple[Any, str, Any, Any], ...] = (
 )
 _lock = threading.Lock()
 _depth = 0
-# A child of fork(2) has only the thread that forked, which then does not hold it.
-os.register_at_fork(
-    before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
-)
+_forks_are_watched = False  # a hook that has nothing to do costs every fork page faults
+
+
+def _watch_forks() -> None:
+    """A child of fork(2) has only the thread that forked, which then does not hold the lock."""
+    global _forks_are_watched
+    if not _forks_are_watched:
+        os.register_at_fork(
+            before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+        )
+        _forks_are_watched = True
 
 
 def _demand(position: int, advice: str) -> None:
@@ -69,6 +76,7 @@ def install() -> None:
     with _lock:
         if _depth == 0:
             demand_known()
+            _watch_forks()
             _demand(2, "install() would undo that")
             for owner, name, _, ours in _SEAMS:
                 setattr(owner, name, ours)

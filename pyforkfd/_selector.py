@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import select
 import sys
@@ -59,6 +60,7 @@ class ForkSafeSelector(BaseSelector):
         self._map: _Keys | None = _Keys(self)
         self._set = _core.EpollSet()
         self._add, self._drop, self._wait = self._set.add, self._set.remove, self._set.wait
+        _watch_forks()
         _alive.add(self)
 
     def fileno(self) -> int:
@@ -259,4 +261,6 @@ def _settle_all() -> None:
             selector._settle()
 
 
-os.register_at_fork(before=_before_fork, after_in_child=_settle_all)
+@functools.cache  # a hook that has nothing to do costs every fork page faults all the same
+def _watch_forks() -> None:
+    os.register_at_fork(before=_before_fork, after_in_child=_settle_all)

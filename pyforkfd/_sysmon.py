@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import faulthandler
+import functools
 import os
 import signal
 import sys
@@ -157,6 +158,7 @@ class Sysmon:
                 self._unregister_dump()
                 raise
             self._monitor, self._helper = monitor, helper
+        _watch_forks()
         _running.add(self)
 
     def stop(self) -> None:
@@ -336,4 +338,8 @@ def _in_child() -> None:
 
 
 atexit.register(_at_exit)
-os.register_at_fork(after_in_child=_in_child)
+
+
+@functools.cache  # a hook that has nothing to do costs every fork page faults all the same
+def _watch_forks() -> None:
+    os.register_at_fork(after_in_child=_in_child)

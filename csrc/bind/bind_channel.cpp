@@ -3,6 +3,8 @@
 #include <memory>
 
 #include "bind/passed_values.h"
+#include "bind/passing_arguments.h"
+#include "bind/plain_call.h"
 
 namespace py = pybind11;
 using forkfd::Progress;

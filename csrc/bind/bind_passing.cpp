@@ -1,15 +1,13 @@
 #include "bind/bindings.h"
 
 #include <poll.h>
-#include <pybind11/stl.h>
 
 #include <memory>
-#include <new>
-#include <stdexcept>
 
 #include "bind/passed_values.h"
+#include "bind/passing_arguments.h"
+#include "bind/plain_call.h"
 #include "bind/waiting.h"
-#include "core/peer.h"
 
 namespace py = pybind11;
 using forkfd::Progress;
@@ -87,27 +85,6 @@ py::object recv_fds(py::handle sock, Py_ssize_t max_bytes, Py_ssize_t max_fds, i
     return received(receiving, buffer);
 }
 
-// What pybind11 does with exceptions, for functions that are called without it: its calls
-// take as long as the kernel's.
-template <class Body>
-PyObject* guarded(const Body& body) {
-    try {
-        return body().release().ptr();
-    } catch (py::error_already_set& error) {
-        error.restore();
-    } catch (const py::builtin_exception& error) {
-        error.set_error();
-    } catch (const std::system_error& error) {
-        const py::object args = py::make_tuple(error.code().value(), error.what());
-        PyErr_SetObject(PyExc_OSError, args.ptr());
-    } catch (const std::invalid_argument& error) {
-        PyErr_SetString(PyExc_ValueError, error.what());
-    } catch (const std::bad_alloc&) {
-        PyErr_NoMemory();
-    }
-    return nullptr;
-}
-
 int int_of(PyObject* value) {
     const long number = PyLong_AsLong(value);
     if (number == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
@@ -158,29 +135,11 @@ PyMethodDef methods[] = {
 
 void bind_passing(py::module_& m) {
     if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();
-    m.def("register_passing", &register_passing, py::arg("fd"), py::arg("received"),
-          py::arg("credentials"), py::arg("error"), py::arg("socket"), py::pos_only());
-    m.def("parse_control", [](const std::string& bytes) {
-        forkfd::Control control;
-        forkfd::parse_control(reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size(),
-                              control);
-        const int* const fds = control.fds.data();
-        return py::make_tuple(
-            std::vector<int>(fds, fds + control.count),
-            control.has_credentials ? credentials_object(control.credentials) : py::none(),
-            control.has_pidfd ? py::object(py::int_(control.pidfd)) : py::none(),
-            control.malformed);
-    }, py::arg("area"), py::pos_only(),
-          "Test-only: (descriptors, credentials, pidfd or -errno, malformed) of these bytes.");
-    m.def("wait_ready", [](int fd, short events, std::optional<double> timeout) {
-        return wait_ready(fd, events, Deadline(timeout));
-    }, py::arg("fd"), py::arg("events"), py::arg("timeout"), py::pos_only());
-    m.def("peer_credentials", [](int sock) {
-        return credentials_object(forkfd::peer_credentials(sock));
-    }, py::arg("sock"), py::pos_only());
-    m.def("peer_pidfd", [](int sock) { return owned_fd(forkfd::peer_pidfd(sock)); },
-          py::arg("sock"), py::pos_only());
-    m.def("pass_credentials", &forkfd::pass_credentials, py::arg("sock"), py::arg("on"),
-          py::pos_only());
-    m.def("pass_pidfd", &forkfd::pass_pidfd, py::arg("sock"), py::arg("on"), py::pos_only());
+    m.def("register_passing", [](py::type fd, py::type received, py::type credentials,
+                                 py::type error, py::type socket) {
+        register_values(std::move(fd), std::move(received), std::move(credentials),
+                        std::move(error));
+        register_socket(std::move(socket));
+    }, py::arg("fd"), py::arg("received"), py::arg("credentials"), py::arg("error"),
+          py::arg("socket"), py::pos_only());
 }

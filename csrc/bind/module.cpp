@@ -13,6 +13,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
     bind_fork(m);
     bind_fork_exec(m);
     bind_passing(m);
+    bind_peer(m);
     bind_plan(m);
     bind_process(m);
     bind_spawn(m);

@@ -212,7 +212,7 @@ Progress Receiving::advance(int sock, int flags) {
         if (last) size_ += std::min(static_cast<std::size_t>(bytes), into.iov_len);
 
         check_control(sock, room, control);
-        if (begun()) check_piece(room, last, control, static_cast<std::size_t>(bytes), before);
+        if (begun()) check_piece(room, control, static_cast<std::size_t>(bytes), before);
         if ((got & MSG_TRUNC) != 0 && (flags & MSG_TRUNC) == 0)
             lose(EMSGSIZE, "a message of " + std::to_string(bytes) +
                                " bytes came, there was room for " + std::to_string(into.iov_len));
@@ -261,11 +261,11 @@ bool Receiving::begin(int flags, const Control& control) {
     return true;
 }
 
-void Receiving::check_piece(unsigned room, bool last, const Control& control, std::size_t bytes,
+void Receiving::check_piece(unsigned room, const Control& control, std::size_t bytes,
                             std::size_t before) {
     const std::string so_far = "after " + std::to_string(before) + " of " + count_of(total_);
     if (control.count == 0 && bytes == 0) lose(ECONNRESET, so_far + " the sender was gone");
-    if (control.count != room || (flags & MSG_CTRUNC) != 0 || (!last && bytes != 1) ||
+    if (control.count != room || (flags & MSG_CTRUNC) != 0 ||
         !same_marker(fds.numbers[before], marker_.get()))
         lose(EPROTO, so_far + " another message came: send from one place at a time");
 }

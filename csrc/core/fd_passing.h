@@ -110,7 +110,7 @@ class Receiving {
   private:
     void check_control(int sock, unsigned room, const Control& control);
     bool begin(int flags, const Control& control);
-    void check_piece(unsigned room, bool last, const Control& control, std::size_t bytes,
+    void check_piece(unsigned room, const Control& control, std::size_t bytes,
                      std::size_t before);
     [[noreturn]] void lose(int err, const std::string& what);
 

@@ -143,7 +143,7 @@ def _default_context() -> ZygoteContext:
 
 def default_zygote() -> Zygote:
     """The one that the whole process shares."""
-    return Zygote.shared(preload=["__main__"])
+    return Zygote.shared(preload=["__main__", __name__])
 
 
 def run(payload: bytes, numbers: Sequence[int]) -> None:

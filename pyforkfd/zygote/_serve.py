@@ -135,6 +135,9 @@ def _steps(body: dict[str, Any]) -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"import {module}", functools.partial(importlib.import_module, module)
     if (setup := body["setup"]) is not None:
         yield f"run {setup}", lambda: resolve(setup)()
+    if "multiprocessing" in sys.modules:  # or each of its processes would import this
+        name = "pyforkfd.zygote._context"
+        yield f"import {name}", functools.partial(importlib.import_module, name)
 
 
 def _settle(*, freeze: bool) -> None:

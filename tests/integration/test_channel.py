@@ -404,7 +404,7 @@ def test_connecting_waits_for_the_backlog(address: str, timeout: float | None) -
         def accept_two() -> None:
             ready.wait()
             for _ in range(2):
-                made.append(listener.accept())
+                made.append(listener.accept(timeout=20))
 
         def handler(number: int, frame: object) -> None:
             runs.append(number)

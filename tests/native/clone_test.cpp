@@ -224,7 +224,7 @@ TEST(a_clone_becomes_what_a_plan_says_without_an_exec) {
 TEST(a_stage_that_fails_is_reported_and_ends_the_process) {
     demand_clone();
     int ends[2];
-    CHECK_EQ(::pipe2(ends, O_CLOEXEC), 0);
+    CHECK_EQ(::pipe2(ends, O_CLOEXEC | O_NONBLOCK), 0);
     const forkfd::UniqueFd reader(ends[0]), writer(ends[1]);
     forkfd::SpawnPlan plan;
     plan.cwd = "/nowhere";

@@ -135,6 +135,12 @@ namespace {
 std::atomic<int> forks{0}, shared{0}, failed{0};
 int number_of_set = -1;
 
+// Once: a fork may take longer than any interval, and then nothing else would ever run.
+void ask_for_a_signal() {
+    const itimerval soon = {{0, 0}, {0, 700}};
+    ::setitimer(ITIMER_REAL, &soon, nullptr);
+}
+
 void fork_here(int) {
     const int saved = errno;
     const pid_t pid = ::fork();
@@ -157,13 +163,13 @@ TEST(a_signal_handler_may_fork_in_the_middle_of_a_change) {
     action.sa_handler = fork_here;
     action.sa_flags = SA_RESTART;
     ::sigaction(SIGALRM, &action, &before);
-    const itimerval often = {{0, 700}, {0, 700}}, never = {};
-    ::setitimer(ITIMER_REAL, &often, nullptr);
-    while (forks < 100) {
-        set.add(pipe.reader.get(), EPOLLIN);
-        set.remove(pipe.reader.get());
+    for (int asked = 0; asked < 100; ++asked) {
+        ask_for_a_signal();
+        while (forks <= asked) {
+            set.add(pipe.reader.get(), EPOLLIN);
+            set.remove(pipe.reader.get());
+        }
     }
-    ::setitimer(ITIMER_REAL, &never, nullptr);
     ::sigaction(SIGALRM, &before, nullptr);
     CHECK_EQ(failed.load(), 0);
     CHECK_EQ(shared.load(), 0);

@@ -1,0 +1,36 @@
+#include "bind/bindings.h"
+
+#include <pybind11/stl.h>
+
+#include "bind/passed_values.h"
+#include "bind/waiting.h"
+#include "core/peer.h"
+
+namespace py = pybind11;
+
+// Who is at the other end of a socket; waiting for it; and what a test looks at.
+void bind_peer(py::module_& m) {
+    m.def("wait_ready", [](int fd, short events, std::optional<double> timeout) {
+        return wait_ready(fd, events, Deadline(timeout));
+    }, py::arg("fd"), py::arg("events"), py::arg("timeout"), py::pos_only());
+    m.def("peer_credentials", [](int sock) {
+        return credentials_object(forkfd::peer_credentials(sock));
+    }, py::arg("sock"), py::pos_only());
+    m.def("peer_pidfd", [](int sock) { return owned_fd(forkfd::peer_pidfd(sock)); },
+          py::arg("sock"), py::pos_only());
+    m.def("pass_credentials", &forkfd::pass_credentials, py::arg("sock"), py::arg("on"),
+          py::pos_only());
+    m.def("pass_pidfd", &forkfd::pass_pidfd, py::arg("sock"), py::arg("on"), py::pos_only());
+    m.def("parse_control", [](const std::string& bytes) {
+        forkfd::Control control;
+        forkfd::parse_control(reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size(),
+                              control);
+        const int* const fds = control.fds.data();
+        return py::make_tuple(
+            std::vector<int>(fds, fds + control.count),
+            control.has_credentials ? credentials_object(control.credentials) : py::none(),
+            control.has_pidfd ? py::object(py::int_(control.pidfd)) : py::none(),
+            control.malformed);
+    }, py::arg("area"), py::pos_only(),
+          "Test-only: (descriptors, credentials, pidfd or -errno, malformed) of these bytes.");
+}
