@@ -59,8 +59,9 @@ def clone(
     """Do what fork does, with any flags that make a process.
 
     For processes with one thread only: what other threads hold would stay held in the child.
-    libc's fork() is not called, so handlers of pthread_atfork(3) do not run; those of
-    :func:`os.register_at_fork` do.  The child has a thread id, a robust list and signal mask
+    libc's fork() is not called, so others' handlers of pthread_atfork(3) do not run; ours do
+    (:func:`atfork.in_child`, a :class:`ForkSafeSelector`), and those of
+    :func:`os.register_at_fork`.  The child has a thread id, a robust list and signal mask
     that are right, and may start threads.
 
     By clone3(2), else clone(2), which knows no CLEAR_SIGHAND and NEWTIME.

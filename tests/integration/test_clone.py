@@ -48,6 +48,23 @@ def run(body: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+def test_native_actions_run_as_for_a_fork() -> None:
+    said = run("""
+fd = os.eventfd(0)
+with ff.atfork.in_child(close=[fd]):
+    closed = child_of(lambda: os.path.exists(f"/proc/self/fd/{fd}")).wait().code
+kept = child_of(lambda: os.path.exists(f"/proc/self/fd/{fd}")).wait().code
+print(closed, kept, os.fstat(fd) is not None)
+with ff.atfork.in_child(close=[fd]):
+    try:
+        ff.clone(CloneFlag.NEWPID, cgroup="/")
+    except OSError:
+        os.fstat(fd)
+        print("a clone that failed leaves it")
+""")
+    assert said == ["0 1 True", "a clone that failed leaves it"]
+
+
 def test_the_child_is_a_whole_python() -> None:
     said = run("""
 parent = os.getpid()
