@@ -4,6 +4,7 @@
 
 #include <cerrno>
 #include <chrono>
+#include <memory>
 #include <optional>
 #include <pybind11/stl.h>
 
@@ -86,6 +87,13 @@ py::object fork_process(const std::optional<std::pair<int, std::string>>& cgroup
     return py::make_tuple(pid, pidfd.release());
 }
 
+// Not by a call_guard: pybind11 then enters the object into its tables without the GIL.
+template <class T, class... Args>
+std::unique_ptr<T> made_unlocked(const Args&... args) {
+    const py::gil_scoped_release release;
+    return std::make_unique<T>(args...);
+}
+
 }  // namespace
 
 void bind_fork(py::module_& m) {
@@ -101,18 +109,22 @@ void bind_fork(py::module_& m) {
         else forkfd::fork_lock().unlock_shared();
     }, py::arg("exclusive"));
     py::class_<FdSection>(m, "FdSection")
-        .def(py::init<const std::vector<int>&>(), py::arg("inheritable"), unlocked)
+        .def(py::init([](const std::vector<int>& inheritable) {
+            return made_unlocked<FdSection>(inheritable);
+        }), py::arg("inheritable"))
         .def(py::init([](const std::vector<std::pair<int, int>>& redirect, bool here, bool there) {
             using Where = FdSection::Where;
-            return std::make_unique<FdSection>(
+            return made_unlocked<FdSection>(
                 redirect, here && there ? Where::both : here ? Where::parent : Where::child);
-        }), py::arg("redirect"), py::arg("in_parent"), py::arg("in_child"), unlocked)
+        }), py::arg("redirect"), py::arg("in_parent"), py::arg("in_child"))
         .def("end", &FdSection::end, unlocked);
     py::class_<ChildActions>(m, "ChildActions")
-        .def(py::init<std::vector<int>, std::vector<int>,
-                      const std::vector<std::pair<int, int>>&, const std::vector<int>&, int>(),
-             py::arg("close"), py::arg("cloexec"), py::arg("redirect"),
-             py::arg("rebuild_epoll"), py::arg("order"), unlocked)
+        .def(py::init([](const std::vector<int>& close, const std::vector<int>& cloexec,
+                         const std::vector<std::pair<int, int>>& redirect,
+                         const std::vector<int>& rebuild_epoll, int order) {
+            return made_unlocked<ChildActions>(close, cloexec, redirect, rebuild_epoll, order);
+        }), py::arg("close"), py::arg("cloexec"), py::arg("redirect"), py::arg("rebuild_epoll"),
+             py::arg("order"))
         .def("unregister", &ChildActions::unregister, unlocked)
         .def("timing", [](const ChildActions& a) { return forkfd::bind::numbers(a.timing()); });
 }
