@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <sys/epoll.h>
-#include <linux/stat.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
@@ -12,6 +11,7 @@
 
 #include "core/descriptor.h"
 #include "core/epoll_view.h"
+#include "core/kernel_statx.h"
 #include "core/raw_syscall.h"
 #include "core/trace.h"
 
@@ -99,13 +99,13 @@ long FdInfo::read(char* part, std::size_t size) const noexcept {
 }
 
 bool is_watched_file(int epfd, const EpollWatch& watch, int fd) noexcept {
-    struct statx s;
-    if (raw::call(SYS_statx, fd, raw::addr(""), AT_EMPTY_PATH | AT_STATX_DONT_SYNC,
-                  STATX_TYPE | STATX_INO, raw::addr(&s)) != 0)
+    KernelStatx s;
+    if (raw::call(SYS_statx, fd, raw::addr(""), AT_EMPTY_PATH | kStatxDontSync, kStatxBasic,
+                  raw::addr(&s)) != 0)
         return false;
-    const bool same = s.stx_ino == watch.inode &&
-                      makedev(s.stx_dev_major, s.stx_dev_minor) == watch.device;
-    if (same && (s.stx_mode & S_IFMT) != 0) return true;
+    const bool same = s.inode == watch.inode &&
+                      makedev(s.dev_major, s.dev_minor) == watch.device;
+    if (same && (s.mode & S_IFMT) != 0) return true;
     for (unsigned nth = 0;; ++nth) {
         const long order = compare_watched(epfd, watch.number, nth, fd);
         if (order == 0 || order == -ENOENT) return order == 0;

@@ -12,6 +12,7 @@
 #include <tuple>
 
 #include "core/descriptor.h"
+#include "core/kernel_statx.h"
 #include "core/pidfd.h"
 #include "core/raw_syscall.h"
 #include "core/unique_fd.h"
@@ -20,23 +21,7 @@ namespace forkfd {
 
 namespace {
 
-constexpr long kPidfdGetfd = 438;          // Linux 5.6
-constexpr unsigned kStatxBasic = 0x7ff;   // STATX_BASIC_STATS
-constexpr unsigned kStatxMount = 0x1000;  // STATX_MNT_ID, Linux 5.8
-constexpr int kDontSync = 0x4000;         // AT_STATX_DONT_SYNC
-
-// struct statx of linux/stat.h, which cannot be included beside musl's sys/stat.h.
-struct KernelStatx {
-    std::uint32_t mask, block_size;
-    std::uint64_t attributes;
-    std::uint32_t links, uid, gid;
-    std::uint16_t mode, spare;
-    std::uint64_t inode, size, blocks, attributes_mask;
-    std::uint64_t times[8];
-    std::uint32_t rdev_major, rdev_minor, dev_major, dev_minor;
-    std::uint64_t mount, more[13];
-};
-static_assert(sizeof(KernelStatx) == 256);
+constexpr long kPidfdGetfd = 438;  // Linux 5.6
 
 struct Name {  // of a descriptor in /proc/PID/fd
     char text[12];
@@ -166,7 +151,7 @@ class Snapshot {
         KernelStatx s = {};
         FileStat found;
         // What the kernel has cached will do: a dead file server must not hold us up.
-        const long rc = raw::call(SYS_statx, name, raw::addr(""), AT_EMPTY_PATH | kDontSync,
+        const long rc = raw::call(SYS_statx, name, raw::addr(""), AT_EMPTY_PATH | kStatxDontSync,
                                   kStatxBasic | kStatxMount, raw::addr(&s));
         if (rc == 0) {
             found.mode = s.mode;
