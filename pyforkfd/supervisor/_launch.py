@@ -1,0 +1,159 @@
+"""One worker, from what is wanted to a process: its descriptors, environment and options."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyforkfd as ff
+from pyforkfd.zygote import Zygote
+
+from ._model import Worker
+from ._spec import Component, spawn_options
+
+FIRST = 3  # SD_LISTEN_FDS_START
+VARIABLE = "FORKFD_WORKER"
+# What a service manager told us is not meant for our workers.
+_OURS = frozenset(
+    {
+        *("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "MAINPID"),
+        *("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES", VARIABLE),
+    }
+)
+
+
+@dataclass(slots=True)
+class Given:
+    """What a worker gets besides its own options; every descriptor is borrowed.
+
+    Attributes:
+        listeners: name -> socket.
+        notify_path: for NOTIFY_SOCKET.
+        stdout: None: ours.
+        stderr: None: ours.
+        cgroup: the directory it is born in.
+        extras: what FORKFD_WORKER tells the number of: page, log.
+        slot: its slot of the page.
+    """
+
+    listeners: Mapping[str, socket.socket]
+    notify_path: str
+    stdout: ff.FdSource | None = None
+    stderr: ff.FdSource | None = None
+    cgroup: int | None = None
+    extras: Mapping[str, ff.HasFileno] = field(default_factory=dict)
+    slot: int | None = None
+
+
+def launch(worker: Worker, given: Given, zygote: Zygote | None) -> tuple[ff.Process, ff.FdChannel]:
+    """Start a worker.
+
+    Args:
+        worker: as the state has it.
+        given: see there.
+        zygote: for a component that is a function.
+
+    Returns:
+        The process and our end of its channel; the caller owns both.
+
+    Raises:
+        SpawnError, ZygoteError, OSError, ValueError: it could not be started; nothing is left.
+    """
+    spec = worker.spec
+    ours, theirs = ff.FdChannel.pair()
+    try:
+        with theirs:
+            extras: dict[str, ff.HasFileno] = {"channel": theirs, **given.extras}
+            listen, fds, numbers = _descriptors(spec, given, extras)
+            env = _environment(worker, given, numbers)
+            options: dict[str, Any] = {
+                **spawn_options(spec),
+                "fds": fds,
+                "listen": listen,
+                "env": env,
+                "cwd": spec.cwd,
+                # A group of its own: Ctrl-C is for us, who tell the workers in our own way.
+                "process_group": 0,
+                "signal_mask": (),
+            }
+            if given.cgroup is not None:
+                options["cgroup"] = given.cgroup
+            process = _start(spec, options, zygote)
+    except BaseException:
+        ours.close()
+        raise
+    return process, ours
+
+
+def _start(spec: Component, options: dict[str, Any], zygote: Zygote | None) -> ff.Process:
+    if spec.command is not None:
+        return ff.spawn(spec.command, **options)
+    assert zygote is not None and spec.function is not None, "a function needs a zygote"
+    return zygote.spawn(spec.function, args=spec.args, kwargs=dict(spec.kwargs), **options)
+
+
+def _descriptors(
+    spec: Component, given: Given, extras: Mapping[str, ff.HasFileno]
+) -> tuple[dict[str, socket.socket] | None, dict[int, ff.FdSource], dict[str, int]]:
+    """LISTEN_FDS' names, the map of the rest, and the numbers of the extras."""
+    fds: dict[int, ff.FdSource] = {
+        0: ff.DEVNULL,
+        1: ff.INHERIT if given.stdout is None else given.stdout,
+        2: ff.INHERIT if given.stderr is None else given.stderr,
+    }
+    listen: dict[str, socket.socket] | None = None
+    used = FIRST
+    if spec.give == "listen_fds" and given.listeners:
+        listen = dict(given.listeners)
+        used += len(listen)
+    elif spec.give == "numbers":
+        wanted = spec.numbers or {}
+        fds.update({wanted[name]: found for name, found in given.listeners.items()})
+        used = max([FIRST - 1, *wanted.values()]) + 1
+    numbers = {name: used + i for i, name in enumerate(extras)}
+    fds.update({numbers[name]: source for name, source in extras.items()})
+    return listen, fds, numbers
+
+
+def _environment(worker: Worker, given: Given, numbers: Mapping[str, int]) -> dict[str, str]:
+    spec = worker.spec
+    env = {} if spec.clear_env else {k: v for k, v in os.environ.items() if k not in _OURS}
+    # So that dump_signal shows the stack of a Python program that knows nothing of us.
+    env.setdefault("PYTHONFAULTHANDLER", "1")
+    env["WATCHDOG_USEC"] = str(int(spec.heartbeat.stale_after * 1_000_000))
+    env["NOTIFY_SOCKET"] = given.notify_path
+    about: dict[str, object] = {
+        "component": spec.name,
+        "worker": worker.id,
+        "position": worker.position,
+        "generation": worker.generation,
+        **numbers,
+    }
+    if given.slot is not None:
+        about["slot"] = given.slot
+    env[VARIABLE] = " ".join(f"{name}={value}" for name, value in about.items())
+    env.update(spec.env or {})
+    return env
+
+
+def tell(channel: ff.FdChannel, order: str, fds: Mapping[str, ff.HasFileno] = {}) -> bool:
+    """Send an order; never waits.
+
+    Args:
+        channel: to the worker.
+        order: its name.
+        fds: name -> descriptor that goes with it; borrowed.
+
+    Returns:
+        False if it cannot be delivered: the worker does not read, or has closed its end.
+    """
+    body = {"order": order, **({"fds": list(fds)} if fds else {})}
+    try:
+        channel.send(json.dumps(body).encode(), list(fds.values()), timeout=0)
+    except (TimeoutError, OSError):
+        return False
+    return True

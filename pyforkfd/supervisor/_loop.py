@@ -1,0 +1,467 @@
+"""The loop: one thread that carries events to the heart and its actions to the rooms."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyforkfd as ff
+from pyforkfd.zygote import ZygoteError
+
+from ._causes import cause
+from ._events import (
+    Action,
+    Announce,
+    BecameReady,
+    Crashed,
+    Ended,
+    Event,
+    Exit,
+    Forget,
+    Kill,
+    Lend,
+    Note,
+    Reload,
+    Reloaded,
+    Retire,
+    Scale,
+    Signal,
+    Spawn,
+    Spawned,
+    SpawnFailed,
+    Stop,
+    TakeBack,
+    Tell,
+    Tick,
+    WentStale,
+)
+from ._launch import Given, launch, tell
+from ._model import Phase, State, Worker, due, initial
+from ._notify_socket import NotifySocket, worker_of
+from ._reactor import Reactor
+from ._readiness import accepts, inodes
+from ._signals import SignalQueue
+from ._sockets import Sockets
+from ._spec import Service, SpecError, validate
+from ._state import step
+from ._strangers import reap_strangers
+from ._zygotes import Zygotes
+
+log = logging.getLogger("pyforkfd.supervisor")
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+_LOOK_FOR_ACCEPT = 0.02  # seconds between looks at a program that does not say it is ready
+_REAP_STRANGERS = 0.2
+
+
+@dataclass(slots=True)
+class Running:
+    """A worker's process, and what belongs to it."""
+
+    process: ff.Process
+    channel: ff.FdChannel
+    listeners: frozenset[int]
+    status: str = ""
+
+
+class Supervisor:
+    """Runs a service until it is told to stop.
+
+    One thread does it all, and nothing in it waits but the reactor; only a spawn waits for
+    the exec, as every spawn does.
+    """
+
+    def __init__(
+        self, service: Service, *, read_again: Callable[[], Service] | None = None
+    ) -> None:
+        """Describe it; nothing is bound or started yet.
+
+        Args:
+            service: what to run.
+            read_again: for a reload, what to run then; None: the same.
+
+        Raises:
+            SpecError: the service makes no sense; all its problems.
+        """
+        if problems := validate(service):
+            raise SpecError(problems)
+        self._read_again = read_again
+        self._service = service
+        self._services = {1: service}  # by generation
+        self._state: State = initial(service)
+        self._events: deque[Event] = deque()
+        self._feeding = False
+        self._running: dict[int, Running] = {}
+        self._waiting: set[int] = set()  # workers whose zygote starts
+        self._code: int | None = None
+        self._untidy = False
+        self._reload_replies: list[Callable[[Reloaded], None]] = []
+
+    def run(self) -> int:
+        """Run until everything has ended.
+
+        Must be called in the main thread, whose signals it takes for that time.
+
+        Returns:
+            An exit code: 0, or 1 if nothing could be kept running.
+
+        Raises:
+            OSError, ValueError: a listener could not be made; nothing was started.
+        """
+        with contextlib.ExitStack() as stack:
+            directory = tempfile.mkdtemp(prefix="pyforkfd-")
+            stack.callback(shutil.rmtree, directory)
+            os.chmod(directory, 0o711)  # its names cannot be listed, but used by any worker
+            self._reactor = stack.enter_context(Reactor())
+            self._sockets = stack.enter_context(Sockets(ff.listen_fds()))
+            self._open_listeners(self._service)
+            self._signals = stack.enter_context(SignalQueue(_SIGNALS))
+            self._notify = stack.enter_context(NotifySocket(f"{directory}/notify"))
+            self._zygotes = Zygotes()
+            stack.callback(self._zygotes.close)
+            stack.callback(self._abandon)
+            self._reactor.add(self._signals.fileno(), self._on_signals)
+            self._reactor.add(self._notify.fileno(), self._on_notify)
+            self._reactor.add(self._zygotes.fileno(), self._on_zygotes)
+            self._feed(Tick())
+            while self._code is None:
+                self._reactor.run_once(self._timeout())
+                self._look()
+                self._feed(Tick())
+            return self._code
+
+    # What the outside asks for
+
+    def reload(
+        self,
+        reply: Callable[[Reloaded], None] = lambda _: None,
+        *,
+        only: frozenset[str] | None = None,
+    ) -> None:
+        """Boot a new generation.
+
+        Args:
+            reply: called when it is ready, or why it is not.
+            only: components to replace; None: all.
+        """
+        try:
+            service = self._service if self._read_again is None else self._read_again()
+            if problems := validate(service):
+                raise SpecError(problems)
+            self._open_listeners(service)
+        except (OSError, ValueError) as error:
+            self._untidy = True
+            log.error("reload: %s", error)
+            reply(Reloaded(self._state.generation, str(error)))
+            return
+        self._services[self._state.generation + 1] = service
+        self._reload_replies.append(reply)
+        self._feed(Reload(dict(service.components), only))
+
+    def scale(self, component: str, count: int) -> None:
+        """Run another number of workers.
+
+        Raises:
+            ValueError: there is no such component, or the number makes no sense.
+            OSError: a shard for a new worker could not be made.
+        """
+        if component not in self._state.crews:
+            known = ", ".join(sorted(self._state.crews))
+            raise ValueError(f"scale: no component {component!r} (there are {known})")
+        if count < 0:
+            raise ValueError(f"scale {component}: {count} is negative")
+        crew = self._state.crews[component]
+        service = self._services[crew.generation]
+        for name in crew.spec.listen:
+            for position in range(count):
+                self._sockets.get(service.listeners[name], position)
+        self._feed(Scale(component, count))
+
+    def retire(self, worker: int, why: str) -> None:
+        """Replace one worker."""
+        self._feed(Retire(worker, why))
+
+    def stop(self, *, now: bool = False) -> None:
+        """End: workers finish what they have begun, or with ``now`` are killed."""
+        self._feed(Stop(now))
+
+    def signal_component(self, component: str, number: int | None = None) -> None:
+        """Send a signal to all workers of a component; None: its reload_signal."""
+        for worker in self._state.workers.values():
+            if worker.component == component and worker.id in self._running:
+                sig = worker.spec.reload_signal if number is None else number
+                if sig is not None:
+                    self._running[worker.id].process.send_signal(sig)
+
+    # Events
+
+    def _feed(self, event: Event) -> None:
+        """Take an event, and all that its actions bring about."""
+        self._events.append(event)
+        if self._feeding:
+            return  # whoever does works off this one as well
+        self._feeding = True
+        try:
+            while self._events:
+                self._state, actions = step(self._state, self._events.popleft(), time.monotonic())
+                for action in actions:
+                    self._perform(action)
+        finally:
+            self._feeding = False
+        if self._untidy:
+            self._tidy()
+
+    def _timeout(self) -> float | None:
+        now = time.monotonic()
+        times = [] if (next_step := due(self._state)) is None else [next_step - now]
+        if any(map(_is_looked_at, self._state.workers.values())):
+            times.append(_LOOK_FOR_ACCEPT)
+        if os.getpid() == 1:
+            times.append(_REAP_STRANGERS)
+        return min(times, default=None)
+
+    def _look(self) -> None:
+        """At what says nothing by itself."""
+        for worker in list(self._state.workers.values()):
+            running = self._running.get(worker.id)
+            if running is None or not _is_looked_at(worker):
+                continue
+            if accepts(running.process.pid, running.listeners):
+                self._feed(BecameReady(worker.id))
+        if os.getpid() == 1:
+            reap_strangers({running.process.pid for running in self._running.values()})
+
+    def _on_signals(self, events: int) -> None:
+        for number, _ in self._signals.read():
+            log.info("got %s", signal.Signals(number).name)
+            if number == signal.SIGHUP:
+                self.reload()
+            else:
+                self.stop(now=number == signal.SIGQUIT)
+
+    def _on_notify(self, events: int) -> None:
+        pids = {running.process.pid: number for number, running in self._running.items()}
+        for pid, said in self._notify.read():
+            if (worker := worker_of(pid, pids)) is not None:
+                self._hear(worker, said)
+
+    def _hear(self, worker: int, said: dict[str, str]) -> None:
+        if "STATUS" in said:
+            self._running[worker].status = said["STATUS"]
+        if said.get("READY") == "1":
+            self._feed(BecameReady(worker))
+        if said.get("WATCHDOG") == "trigger":
+            self._feed(WentStale(worker, "it says of itself that it is not well"))
+
+    def _on_channel(self, worker: int) -> None:
+        running = self._running[worker]
+        try:
+            message = running.channel.recv(timeout=0)
+        except TimeoutError:
+            return
+        except (EOFError, OSError):  # it has closed its end: nothing more will come
+            self._reactor.remove(running.channel.fileno())
+            running.channel.close()
+            return
+        with message:
+            try:
+                said = json.loads(message.data)
+            except ValueError:
+                log.warning("worker %d: not a message: %r", worker, message.data[:80])
+                return
+        if said.get("event") == "ready":
+            self._feed(BecameReady(worker, speaks=True))
+
+    def _on_zygotes(self, events: int) -> None:
+        self._zygotes.read()
+        for number in sorted(self._waiting):
+            self._spawn(number)
+        self._feed(Tick())
+
+    def _on_end(self, number: int) -> None:
+        running = self._running[number]
+        # Its number is its own until it is reaped, so nobody else's group is meant.
+        _kill_group(running.process.pid)
+        status = running.process.poll()
+        if status is None:
+            return
+        why, detail = cause(status)
+        self._feed(Ended(number, why, detail))
+
+    # Actions
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case Spawn(number):
+                self._spawn(number)
+            case Signal(number, sig):
+                if running := self._running.get(number):
+                    running.process.send_signal(sig)
+                else:
+                    self._cancel(number)
+            case Kill(number):
+                if running := self._running.get(number):
+                    _kill_group(running.process.pid)
+                    running.process.kill()
+                else:
+                    self._cancel(number)
+            case Tell(number, order):
+                self._tell(number, order)
+            case Lend(number, position) | TakeBack(number, position):
+                self._move_shards(number, position, back=isinstance(action, TakeBack))
+            case Forget(number):
+                self._forget(number)
+            case Crashed(number, component, why, detail):
+                log.error("%s: worker %d died (%s): %s", component, number, why, detail)
+            case Reloaded():
+                self._reloaded(action)
+            case Announce(what):
+                self._announce(what)
+            case Note(level, text, component, number):
+                where = "" if number is None else f"{component}: worker {number}: "
+                log.log(logging.getLevelName(level.upper()), "%s%s", where, text)
+            case Exit(code):
+                self._code = code
+
+    def _spawn(self, number: int) -> None:
+        worker = self._state.workers.get(number)
+        if worker is None:
+            self._waiting.discard(number)
+            return
+        try:
+            zygote = None
+            service = self._services[worker.generation]
+            if worker.spec.function is not None:
+                zygote = self._zygotes.get(service.zygote_of(worker.spec), worker.generation)
+                if zygote is None:
+                    self._waiting.add(number)
+                    return
+            self._waiting.discard(number)
+            listeners = {
+                name: self._sockets.get(service.listeners[name], worker.position)
+                for name in worker.spec.listen
+            }
+            given = Given(listeners=listeners, notify_path=self._notify.path)
+            process, channel = launch(worker, given, zygote)
+        except (OSError, ValueError, ZygoteError) as error:
+            self._waiting.discard(number)
+            self._events.append(SpawnFailed(number, str(error)))
+            return
+        known = inodes(sock.fileno() for sock in listeners.values())
+        self._running[number] = Running(process, channel, known)
+        self._reactor.add(process.fileno(), lambda _: self._on_end(number))
+        self._reactor.add(channel.fileno(), lambda _: self._on_channel(number))
+        self._events.append(Spawned(number, process.pid))
+
+    def _cancel(self, number: int) -> None:
+        """End a worker that waits for its zygote."""
+        self._waiting.discard(number)
+        self._events.append(SpawnFailed(number, "it was given up while its zygote started"))
+
+    def _tell(self, number: int, order: str, **fds: ff.HasFileno) -> None:
+        running = self._running[number]
+        if running.channel.closed or not tell(running.channel, order, fds):
+            log.warning("worker %d does not take the order %s", number, order)
+
+    def _move_shards(self, number: int, position: int, *, back: bool) -> None:
+        worker = self._state.workers.get(number)
+        if worker is None or number not in self._running:
+            return
+        service = self._services[worker.generation]
+        shards = {
+            f"{name}/{position}": self._sockets.get(service.listeners[name], position)
+            for name in worker.spec.listen
+            if service.listeners[name].shards
+        }
+        self._tell(number, "return" if back else "accept", **shards)
+
+    def _forget(self, number: int) -> None:
+        self._untidy = True
+        running = self._running.pop(number, None)
+        if running is None:
+            return
+        self._reactor.remove(running.process.fileno())
+        running.process.close()
+        if not running.channel.closed:
+            self._reactor.remove(running.channel.fileno())
+            running.channel.close()
+
+    def _reloaded(self, outcome: Reloaded) -> None:
+        self._untidy = True
+        if outcome.why:
+            log.error("generation %d was given up: %s", outcome.generation, outcome.why)
+        else:
+            log.info("generation %d serves", outcome.generation)
+            self._service = self._services.get(outcome.generation, self._service)
+        replies, self._reload_replies = self._reload_replies[:1], self._reload_replies[1:]
+        for reply in replies:
+            reply(outcome)
+
+    def _announce(self, what: str) -> None:
+        try:
+            ff.notify(
+                ready=what == "ready", reloading=what == "reloading", stopping=what == "stopping"
+            )
+        except OSError as error:
+            log.warning("the service manager was not told %s: %s", what, error)
+
+    # What nobody uses any more
+
+    def _open_listeners(self, service: Service) -> None:
+        for spec in service.components.values():
+            for name in spec.listen:
+                for position in range(spec.workers):
+                    self._sockets.get(service.listeners[name], position)
+
+    def _tidy(self) -> None:
+        self._untidy = False
+        state = self._state
+        groups = [state.crews]
+        if state.pending is not None:
+            groups.append(state.pending.crews)
+        if state.previous is not None:
+            groups.append(state.previous.crews)
+        crews = [crew for group in groups for crew in group.values()]
+        used = {crew.generation for crew in crews}
+        used.update(worker.generation for worker in state.workers.values())
+        used.add(max(self._services))
+        self._services = {n: s for n, s in self._services.items() if n in used}
+        self._sockets.keep(
+            (self._services[crew.generation].listeners[name], position)
+            for crew in crews
+            for name in crew.spec.listen
+            for position in range(crew.widest)
+        )
+        self._zygotes.keep(
+            (self._services[crew.generation].zygote_of(crew.spec).name, crew.generation)
+            for crew in crews
+            if crew.spec.function is not None
+        )
+
+    def _abandon(self) -> None:
+        """Something went wrong in here: no worker may be left alone."""
+        for number, running in list(self._running.items()):
+            _kill_group(running.process.pid)
+            running.process.kill()
+            running.process.wait()
+            self._forget(number)
+
+
+def _is_looked_at(worker: Worker) -> bool:
+    return worker.phase is Phase.BOOTING and worker.spec.readiness == "accept"
+
+
+def _kill_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass  # all of it has ended; or only what may not be signalled is left
