@@ -13,6 +13,8 @@ Seconds: TypeAlias = Annotated[float, "seconds"]
 """A duration; in a file also ``"500ms"``, ``"30s"``, ``"5m"``, ``"2h"``, ``"1d"``."""
 Bytes: TypeAlias = Annotated[int, "bytes"]
 """A size; in a file also ``"64K"``, ``"512M"``, ``"2G"``, in powers of 1024."""
+Limit: TypeAlias = Annotated[int, "limit"]
+"""A resource limit, -1 is none; in a file also a size, or ``"unlimited"``."""
 Signal: TypeAlias = Annotated[int, "signal"]
 """A signal's number; in a file also its name, ``"SIGTERM"``."""
 
@@ -276,7 +278,7 @@ class Component:
     umask: int | None = None
     nice: int | None = None
     cpu_affinity: tuple[int, ...] | None = None
-    rlimits: Mapping[str, int | tuple[int, int]] | None = None
+    rlimits: Mapping[str, Limit | tuple[Limit, Limit]] | None = None
     privileges: Privileges = Privileges()
     limits: Limits = Limits()
     cgroup: Literal["prefer", "require", "off"] = "prefer"
