@@ -69,7 +69,7 @@ def parse_address(text: str) -> Address:
     if match := _INTERNET.fullmatch(text):
         port = int(match[4])
         if port > 0xFFFF:
-            raise ValueError(f"{text!r}: port {port} is above 65535")
+            raise ValueError(f'"{text}": port {port} is above 65535')
         return Address(match[1], match[2] or match[3] or "", port)
     if match := _VSOCK.fullmatch(text):
         return Address("vsock", match[1] or "any", int(match[2]))
@@ -77,18 +77,18 @@ def parse_address(text: str) -> Address:
         return Address("systemd", match[1])
     if match := _UNIX.fullmatch(text):
         if "\0" in text:
-            raise ValueError(f"{text!r}: a null byte; the abstract namespace is unix:@name")
+            raise ValueError(f'"{text}": a null byte; the abstract namespace is unix:@name')
         if match[2].startswith("//"):
-            raise ValueError(f"{text!r}: write {match[1]}:/path, without //")
+            raise ValueError(f'"{text}": write {match[1]}:/path, without //')
         if len(os.fsencode(match[2])) > _LONGEST:
-            raise ValueError(f"{text!r}: longer than the {_LONGEST} bytes of a socket's path")
+            raise ValueError(f'"{text}": a path of a socket has at most {_LONGEST} bytes')
         if not match[2].startswith(("/", "@")):
-            raise ValueError(f"{text!r}: a relative path, which depends on where we start")
+            raise ValueError(f'"{text}": a relative path, which depends on where we start')
         return Address(match[1], match[2])
     if re.fullmatch(r"(\[.*\]|[^:/]*):[0-9]+", text):
-        raise ValueError(f"{text!r} has no scheme: write tcp://{text}")
+        raise ValueError(f'"{text}" has no scheme: write tcp://{text}')
     if re.fullmatch(r"(tcp|udp)://(\[.*\]|[^:]*)", text):
-        raise ValueError(f"{text!r} has no port: write {text}:PORT")
+        raise ValueError(f'"{text}" has no port: write {text}:PORT')
     if re.fullmatch(r"(tcp|udp)://[^\[/]*:[^/]*:[0-9]+", text):
-        raise ValueError(f"{text!r}: an IPv6 address is written in brackets, tcp://[::1]:80")
-    raise ValueError(f"{text!r} is none of {KINDS}")
+        raise ValueError(f'"{text}": an IPv6 address is written in brackets, tcp://[::1]:80')
+    raise ValueError(f'"{text}" is none of {KINDS}')

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from ._address import parse_address
 from ._privileges import (
@@ -16,15 +16,17 @@ from ._privileges import (
     capability_number,
     environment,
     find_program,
-    identity,
+    group_number,
     is_already,
     read_filter,
+    user_entry,
 )
 from ._read import nearest
-from ._spec import Component, Service
+from ._spec import Component, Privileges, Service
 from ._units import UNLIMITED, rlimit_number
 
-Found: TypeAlias = Iterator[tuple[tuple[str | int, ...], str]]
+Place: TypeAlias = tuple[str | int, ...]
+Found: TypeAlias = Iterator[tuple[Place, str]]
 """Place within the component, and what is wrong there."""
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}")
@@ -274,17 +276,11 @@ def _mode_text(mode: int) -> str:
 def _confinement(c: Component, holder: Holder) -> Found:
     p = c.privileges
     inside = "user" in p.namespaces
-    try:
-        identity(p)
+    unknown = list(_unknown(p))
+    for place, text in unknown:
+        yield ("privileges", *place), text
+    if not unknown:
         already = is_already(p, holder)
-    except LookupError as error:
-        key = "user" if "no user" in str(error) else "group"
-        if key == "group" and p.extra_groups is not None and not _is_about(error, p.group):
-            key = "extra_groups"
-        yield ("privileges", key), str(error.args[0])
-    except (ValueError, OverflowError) as error:
-        yield ("privileges", "user"), str(error)
-    else:
         if not already and inside:
             yield (
                 ("privileges", "user"),
@@ -328,14 +324,33 @@ def _confinement(c: Component, holder: Holder) -> Found:
             yield ("privileges", "no_new_privs"), "a seccomp filter needs it, seccomp(2)"
 
 
-def _is_about(error: LookupError, group: str | int | None) -> bool:
-    return str(error.args[0]).endswith(f" {group!r}")
+def _unknown(p: Privileges) -> Found:
+    """Users and groups that are not there."""
+    named: list[tuple[Place, str | int | None, Callable[..., object]]] = [
+        (("user",), p.user, user_entry),
+        (("group",), p.group, group_number),
+        *(
+            (("extra_groups", i), group, group_number)
+            for i, group in enumerate(p.extra_groups or ())
+        ),
+    ]
+    for place, name, look_up in named:
+        if isinstance(name, int) and not 0 <= name < 2**32 - 1:
+            yield place, f"{name} is not an id"
+        elif name is not None:
+            try:
+                look_up(name)
+            except LookupError as error:
+                yield place, str(error.args[0])
+    is_bare_id = isinstance(p.user, int) and 0 <= p.user < 2**32 - 1
+    if is_bare_id and p.group is None and user_entry(cast(int, p.user)) is None:
+        yield ("user",), f"{p.user} is not in the user database: say group as well"
 
 
 def _environment(c: Component) -> Found:
     for name, value in (c.env or {}).items():
         if not name or "=" in name or "\0" in name:
-            yield ("env", name), f"{name!r} cannot be the name of a variable"
+            yield ("env", name), f'"{name}" cannot be the name of a variable'
         elif name in _RESERVED:
             yield ("env", name), "is what the supervisor tells the worker"
         if "\0" in value:

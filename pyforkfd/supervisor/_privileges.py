@@ -73,7 +73,7 @@ def capability_number(name: str) -> int:
     try:
         return CAPABILITIES[name.upper().removeprefix("CAP_")]
     except KeyError:
-        raise ValueError(f"there is no capability {name!r}") from None
+        raise ValueError(f'there is no capability "{name}"') from None
 
 
 def capabilities_for(component: Component, holder: Holder) -> Capabilities:
@@ -221,7 +221,7 @@ def user_entry(user: str | int) -> pwd.struct_passwd | None:
         try:
             return pwd.getpwnam(user)
         except KeyError:
-            raise LookupError(f"there is no user {user!r}") from None
+            raise LookupError(f'there is no user "{user}"') from None
     try:
         return pwd.getpwuid(user)
     except KeyError:
@@ -235,7 +235,7 @@ def group_number(group: str | int) -> int:
     try:
         return grp.getgrnam(group).gr_gid
     except KeyError:
-        raise LookupError(f"there is no group {group!r}") from None
+        raise LookupError(f'there is no group "{group}"') from None
 
 
 def find_program(program: str, path: str, root: str, cwd: str) -> str:

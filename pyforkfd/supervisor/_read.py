@@ -30,6 +30,12 @@ _MEASURED: dict[type, dict[str, Any]] = {
     },
 }
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
+_MEASURES = {
+    "seconds": "a duration",
+    "bytes": "a size",
+    "limit": "a limit",
+    "signal": "a signal",
+}
 
 
 class _Wrong:
@@ -107,6 +113,9 @@ class Reader:
                 return _UNITS[unit](value)
             except ValueError as error:
                 return self.wrong(place, str(error))
+        if isinstance(value, str | bool) or not isinstance(value, int | wanted):
+            what = _MEASURES[unit] if self._units else f"a number ({unit})"
+            return self.wrong(place, f"{shown(value)} is not {what}")
         return self._plain(value, wanted, place)
 
     def _union(self, value: Any, members: Sequence[Any], place: tuple[str | int, ...]) -> Any:
@@ -167,7 +176,7 @@ class Reader:
         if "name" not in fields_of(wanted):
             return table
         if "name" in table:
-            self.wrong((*place, "name"), f"the name is that of the table, {key!r}")
+            self.wrong((*place, "name"), f'the name is that of the table, "{key}"')
         return table | {"name": key}
 
     def _dataclass(self, value: Any, wanted: type, place: tuple[str | int, ...]) -> Any:
@@ -236,9 +245,7 @@ def _none_of(value: Any, choices: Sequence[Any]) -> str:
 
 def _words(annotation: Any) -> str:
     if get_origin(annotation) is Annotated:
-        return {"seconds": "a duration", "bytes": "a size", "signal": "a signal"}.get(
-            get_args(annotation)[1], "a number"
-        )
+        return _MEASURES[get_args(annotation)[1]]
     if get_origin(annotation) is tuple:
         arguments = get_args(annotation)
         if arguments[-1] is Ellipsis:

@@ -25,7 +25,7 @@ def seconds(text: str) -> float:
     if not parts or not re.fullmatch(
         r"(?:\s*[0-9]+(?:\.[0-9]+)?\s*(?:us|ms|min|s|m|h|d)\s*)+", text
     ):
-        raise ValueError(f'{text!r} is no duration: write seconds, or "500ms", "30s", "5m", "2h"')
+        raise ValueError(f'"{text}" is no duration: write seconds, or "500ms", "30s", "5m", "2h"')
     return float(sum(float(number) * _SECONDS[unit] for number, unit in parts))
 
 
@@ -33,7 +33,7 @@ def size(text: str) -> int:
     """``"512M"`` -> 536870912; K, KB and KiB are all 1024."""
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.I)
     if not match:
-        raise ValueError(f'{text!r} is no size: write bytes, or "64K", "512M", "2G"')
+        raise ValueError(f'"{text}" is no size: write bytes, or "64K", "512M", "2G"')
     return int(float(match[1]) * _BYTES[match[2].upper()])
 
 
@@ -49,9 +49,9 @@ def signal_number(text: str) -> int:
     try:
         number = signal.Signals[name].value + (int(above) if plus else 0)
     except (KeyError, ValueError):
-        raise ValueError(f"there is no signal {text!r}") from None
+        raise ValueError(f'there is no signal "{text}"') from None
     if plus and not (name == "SIGRTMIN" and number <= signal.SIGRTMAX):
-        raise ValueError(f"there is no signal {text!r}")
+        raise ValueError(f'there is no signal "{text}"')
     return number
 
 
@@ -60,4 +60,4 @@ def rlimit_number(name: str) -> int:
     try:
         return int(RLIMITS[name.upper().removeprefix("RLIMIT_")])
     except KeyError:
-        raise ValueError(f"there is no resource limit {name!r}") from None
+        raise ValueError(f'there is no resource limit "{name}"') from None

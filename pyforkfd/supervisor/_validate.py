@@ -200,7 +200,7 @@ def _zygote(zygote: ZygoteSpec) -> Found:
         yield ("setup",), f'"{zygote.setup}" is not "package.module:function"'
     for name in zygote.env or {}:
         if not name or "=" in name:
-            yield ("env", name), f"{name!r} cannot be the name of a variable"
+            yield ("env", name), f'"{name}" cannot be the name of a variable'
 
 
 def _control(control: Control) -> Iterator[tuple[Place, str]]:
