@@ -88,7 +88,8 @@ class Reload:
 
     Attributes:
         components: what is to run then, whole; None: what runs now.
-        only: those to be replaced; None: all.  Those added or removed are anyway.
+        only: those whose workers are replaced; None: all.  Of others nothing may have changed
+            that their workers were started from.
     """
 
     components: Mapping[str, Component] | None = None

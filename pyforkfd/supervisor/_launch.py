@@ -13,17 +13,11 @@ import pyforkfd as ff
 from pyforkfd.zygote import Zygote
 
 from ._model import Worker
-from ._spec import Component, spawn_options
+from ._privileges import environment, spawn_options
+from ._spec import Component, Service, ZygoteSpec
 
 FIRST = 3  # SD_LISTEN_FDS_START
 VARIABLE = "FORKFD_WORKER"
-# What a service manager told us is not meant for our workers.
-_OURS = frozenset(
-    {
-        *("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "MAINPID"),
-        *("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES", VARIABLE),
-    }
-)
 
 
 @dataclass(slots=True)
@@ -75,7 +69,6 @@ def launch(worker: Worker, given: Given, zygote: Zygote | None) -> tuple[ff.Proc
                 "fds": fds,
                 "listen": listen,
                 "env": env,
-                "cwd": spec.cwd,
                 # A group of its own: Ctrl-C is for us, who tell the workers in our own way.
                 "process_group": 0,
                 "signal_mask": (),
@@ -121,7 +114,7 @@ def _descriptors(
 
 def _environment(worker: Worker, given: Given, numbers: Mapping[str, int]) -> dict[str, str]:
     spec = worker.spec
-    env = {} if spec.clear_env else {k: v for k, v in os.environ.items() if k not in _OURS}
+    env = environment(spec, os.environ)
     # So that dump_signal shows the stack of a Python program that knows nothing of us.
     env.setdefault("PYTHONFAULTHANDLER", "1")
     env["WATCHDOG_USEC"] = str(int(spec.heartbeat.stale_after * 1_000_000))
@@ -136,8 +129,14 @@ def _environment(worker: Worker, given: Given, numbers: Mapping[str, int]) -> di
     if given.slot is not None:
         about["slot"] = given.slot
     env[VARIABLE] = " ".join(f"{name}={value}" for name, value in about.items())
-    env.update(spec.env or {})
     return env
+
+
+def zygote_for(service: Service, spec: Component) -> ZygoteSpec:
+    """The zygote that makes a component's workers; its own where it names none."""
+    if spec.zygote is not None:
+        return service.zygotes[spec.zygote]
+    return ZygoteSpec(name=f"of {spec.name}")
 
 
 def tell(channel: ff.FdChannel, order: str, fds: Mapping[str, ff.HasFileno] = {}) -> bool:

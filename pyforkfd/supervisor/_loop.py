@@ -18,6 +18,7 @@ import pyforkfd as ff
 from pyforkfd.zygote import ZygoteError
 
 from ._causes import cause
+from ._diff import diff
 from ._events import (
     Action,
     Announce,
@@ -33,6 +34,7 @@ from ._events import (
     Reload,
     Reloaded,
     Retire,
+    RollBack,
     Scale,
     Signal,
     Spawn,
@@ -44,16 +46,17 @@ from ._events import (
     Tick,
     WentStale,
 )
-from ._launch import Given, launch, tell
+from ._launch import Given, launch, tell, zygote_for
 from ._model import Phase, State, Worker, due, initial
 from ._notify_socket import NotifySocket, worker_of
 from ._reactor import Reactor
 from ._readiness import accepts, inodes
 from ._signals import SignalQueue
 from ._sockets import Sockets
-from ._spec import Service, SpecError, validate
+from ._spec import Service, SpecError
 from ._state import step
 from ._strangers import reap_strangers
+from ._validate import validate
 from ._zygotes import Zygotes
 
 log = logging.getLogger("pyforkfd.supervisor")
@@ -93,7 +96,7 @@ class Supervisor:
             SpecError: the service makes no sense; all its problems.
         """
         if problems := validate(service):
-            raise SpecError(problems)
+            raise SpecError(tuple(problems))
         self._read_again = read_again
         self._service = service
         self._services = {1: service}  # by generation
@@ -104,7 +107,7 @@ class Supervisor:
         self._waiting: set[int] = set()  # workers whose zygote starts
         self._code: int | None = None
         self._untidy = False
-        self._reload_replies: list[Callable[[Reloaded], None]] = []
+        self._replies: deque[Callable[[Reloaded], None]] = deque()
 
     def run(self) -> int:
         """Run until everything has ended.
@@ -156,16 +159,36 @@ class Supervisor:
         try:
             service = self._service if self._read_again is None else self._read_again()
             if problems := validate(service):
-                raise SpecError(problems)
+                raise SpecError(tuple(problems))
             self._open_listeners(service)
         except (OSError, ValueError) as error:
             self._untidy = True
             log.error("reload: %s", error)
             reply(Reloaded(self._state.generation, str(error)))
             return
+        changed = {*diff(self._service, service).components.changed}
+        told = {
+            name
+            for name, spec in service.components.items()
+            if spec.reload_signal is not None and name not in changed
+        }
+        wanted = frozenset(service.components) if only is None else only
+        replaced = (wanted | changed) - told
+
+        def done(outcome: Reloaded) -> None:
+            if not outcome.why:
+                for name in wanted & told:
+                    self.signal_component(name)
+            reply(outcome)
+
         self._services[self._state.generation + 1] = service
-        self._reload_replies.append(reply)
-        self._feed(Reload(dict(service.components), only))
+        self._replies.append(done)
+        self._feed(Reload(dict(service.components), replaced))
+
+    def roll_back(self, reply: Callable[[Reloaded], None] = lambda _: None) -> None:
+        """Go back to the generation that is paused."""
+        self._replies.append(reply)
+        self._feed(RollBack())
 
     def scale(self, component: str, count: int) -> None:
         """Run another number of workers.
@@ -341,7 +364,7 @@ class Supervisor:
             zygote = None
             service = self._services[worker.generation]
             if worker.spec.function is not None:
-                zygote = self._zygotes.get(service.zygote_of(worker.spec), worker.generation)
+                zygote = self._zygotes.get(zygote_for(service, worker.spec), worker.generation)
                 if zygote is None:
                     self._waiting.add(number)
                     return
@@ -402,9 +425,7 @@ class Supervisor:
         else:
             log.info("generation %d serves", outcome.generation)
             self._service = self._services.get(outcome.generation, self._service)
-        replies, self._reload_replies = self._reload_replies[:1], self._reload_replies[1:]
-        for reply in replies:
-            reply(outcome)
+        self._replies.popleft()(outcome)  # each request has one outcome, in their order
 
     def _announce(self, what: str) -> None:
         try:
@@ -442,7 +463,7 @@ class Supervisor:
             for position in range(crew.widest)
         )
         self._zygotes.keep(
-            (self._services[crew.generation].zygote_of(crew.spec).name, crew.generation)
+            (zygote_for(self._services[crew.generation], crew.spec).name, crew.generation)
             for crew in crews
             if crew.spec.function is not None
         )

@@ -93,11 +93,19 @@ class Crew:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pending:
-    """A generation that boots; its components go over to it when all of it is ready."""
+    """A generation that boots; its components go over to it when all of it is ready.
+
+    Attributes:
+        generation: its number.
+        crews: those that boot.
+        removed: components that are not wanted any more.
+        adjusted: components whose workers stay, and go by this from then on.
+    """
 
     generation: int
     crews: Mapping[str, Crew]
     removed: frozenset[str]
+    adjusted: Mapping[str, Component]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

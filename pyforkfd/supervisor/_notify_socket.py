@@ -31,7 +31,6 @@ class NotifySocket:
         self.path = path
         # Any user may write: a message counts only if its sender is a worker.
         self._sock = ff.bind(f"unixgram:{path}", mode=0o666)
-        self._sock.setblocking(False)
         ff.pass_credentials(self._sock)
 
     def fileno(self) -> int:
@@ -47,7 +46,7 @@ class NotifySocket:
         while True:
             try:
                 message = ff.recv_fds(self._sock, _LONGEST, _MOST_FDS, timeout=0)
-            except TimeoutError:
+            except BlockingIOError:
                 return
             except ff.PassingError:
                 continue  # too long to be one of ours

@@ -20,6 +20,7 @@ from ._events import (
     Tell,
 )
 from ._model import SERVING, STAYING, Crew, Pending, Phase, Previous, State, Worker, missing
+from ._spec import Component
 
 _DUMP_TIME = 1.0  # seconds for a stack dump to be written
 _STARTED = 1.0  # seconds; a program that lives on for so long is taken to have started
@@ -115,6 +116,8 @@ class Draft:
         }
         self.crews = {n: c for n, c in self.crews.items() if n not in pending.removed}
         self.crews.update(pending.crews)
+        for name, spec in pending.adjusted.items():
+            self._adjust(name, spec)
         self.pending = self.previous = None
         self.actions.append(Reloaded(pending.generation))
         self.actions.append(Announce("ready"))
@@ -129,6 +132,15 @@ class Draft:
             self._put(worker, Phase.PAUSED, None)
         until = self.now + self.state.rollback
         self.previous = Previous(crews=replaced, added=added, until=until)
+
+    def _adjust(self, name: str, spec: Component) -> None:
+        """Its workers stay, for nothing has changed that they were started from."""
+        crew = self.crews[name]
+        count = wanted_count(crew, spec)
+        widest = max(count, crew.widest)
+        self.crews[name] = replace(crew, spec=spec, count=count, widest=widest)
+        for worker in self._of(crew, *STAYING):
+            self.workers[worker.id] = replace(worker, spec=spec)
 
     def _fill(self, crew: Crew) -> Crew:
         """Start what is missing, and let go what was replaced."""
@@ -342,3 +354,10 @@ def age(worker: Worker) -> float | None:
         return None
     spread = (worker.id * 0.6180339887498949) % 1.0  # golden ratio: far apart for neighbours
     return recycle.age * (1.0 - recycle.jitter * spread)
+
+
+def wanted_count(old: Crew | None, spec: Component) -> int:
+    """What it was scaled to, unless the specification has another number than before."""
+    if old is not None and old.spec.workers == spec.workers:
+        return old.count
+    return spec.workers

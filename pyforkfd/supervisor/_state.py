@@ -30,7 +30,7 @@ from ._events import (
     WentStale,
 )
 from ._model import STAYING, Crew, Pending, Phase, State, Worker
-from ._settle import Draft, age
+from ._settle import Draft, age, wanted_count
 
 _SHORT_LIFE = 1.0  # seconds; a worker that is done sooner is not started again at once
 
@@ -161,16 +161,20 @@ class _Step(Draft):
         wanted = event.components
         if wanted is None:
             wanted = {name: crew.spec for name, crew in self.crews.items()}
-        crews = {}
+        crews, adjusted = {}, {}
         for name, spec in wanted.items():
             old = self.crews.get(name)
             if old is not None and event.only is not None and name not in event.only:
+                adjusted[name] = spec
                 continue
-            scaled = old is not None and old.spec.workers == spec.workers
-            count = old.count if old is not None and scaled else spec.workers
+            count = wanted_count(old, spec)
             crews[name] = Crew(spec=spec, count=count, widest=count, generation=self.generation)
-        removed = frozenset(self.crews.keys() - wanted.keys())
-        self.pending = Pending(generation=self.generation, crews=crews, removed=removed)
+        self.pending = Pending(
+            generation=self.generation,
+            crews=crews,
+            removed=frozenset(self.crews.keys() - wanted.keys()),
+            adjusted=adjusted,
+        )
         self.actions.append(Announce("reloading"))
 
     def _roll_back(self) -> None:
