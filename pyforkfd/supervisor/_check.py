@@ -246,16 +246,11 @@ def _resources(c: Component) -> Found:
     if c.cgroup == "off" and limits != type(limits)():
         yield ("limits",), 'are those of a cgroup, and cgroup = "off"'
     most = limits.memory_max
-    if most is not None and limits.memory_high is not None and limits.memory_high > most:
-        yield ("limits", "memory_high"), f"{limits.memory_high} is above memory_max, {most}"
-    if guard is not None:
-        if guard.low is not None and guard.low >= guard.high:
-            yield ("memory_guard", "low"), f"{guard.low} is not below high, {guard.high}"
-        if most is not None and guard.high >= most:
-            yield (
-                ("memory_guard", "high"),
-                f"{guard.high} is not below limits.memory_max, {most}: the kernel kills first",
-            )
+    if most is not None and guard is not None and guard.high >= most:
+        yield (
+            ("memory_guard", "high"),
+            f"{guard.high} is not below limits.memory_max, {most}: the kernel kills first",
+        )
     if most is not None and c.recycle.memory is not None and c.recycle.memory >= most:
         yield (
             ("recycle", "memory"),

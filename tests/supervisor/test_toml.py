@@ -23,8 +23,8 @@ from pyforkfd.supervisor._spec import Service, SpecError
 from pyforkfd.supervisor._toml import load, loads
 
 PAGE = config_tables.PAGE.read_text()
-TABLES = [
-    kind
+TABLES: list[type] = [
+    cast(type, kind)
     for kind in vars(_spec).values()
     if dataclasses.is_dataclass(kind) and kind is not _spec.Problem
 ]
@@ -154,6 +154,28 @@ def test_a_file(tmp_path: Path) -> None:
     assert web.limits.memory_max == 512 * 1024 * 1024
     assert web.limits.cpu_max == (5_000, 100_000)
     assert web.rlimits == {"nofile": 1024, "core": (0, -1)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Strict:
+    """Checks itself, as some parts of a specification do."""
+
+    low: int
+    high: int = 5
+
+    def __post_init__(self) -> None:
+        if self.low < 0:
+            raise ValueError("low: is negative\nhigh: is too high\nall of it: is odd")
+
+
+def test_what_a_class_says_of_itself_has_its_place() -> None:
+    reader = Reader(units=True)
+    reader.read({"a": {"low": -1}}, Mapping[str, Strict], ("top",))
+    assert list(map(str, reader.problems)) == [
+        "top.a.low: is negative",
+        "top.a.high: is too high",
+        "top.a: all of it: is odd",
+    ]
 
 
 def test_a_file_that_is_not_text(tmp_path: Path) -> None:
