@@ -311,11 +311,10 @@ CASES: list[tuple[Service, list[str]]] = [
         ],
     ),
     (
-        service(web(env={"A=B": "", "LISTEN_FDS": "1", "C": "\0"}), http()),
+        service(web(env={"A=B": "", "LISTEN_FDS": "1"}), http()),
         [
             f'{W}.env.A=B: "A=B" cannot be the name',
             f"{W}.env.LISTEN_FDS: is what the supervisor tells",
-            f"{W}.env.C: has a null byte",
         ],
     ),
     # The rest.
@@ -389,6 +388,28 @@ CASES: list[tuple[Service, list[str]]] = [
     (
         service(web(privileges=5), http()),
         [f"{W}.privileges: 5 is not a Privileges"],
+    ),
+    # What no system call can be given, wherever it stands.
+    (
+        service(
+            web(
+                command=("a\0",),
+                env={"\0": "", "A": "\ud800"},
+                boot_timeout=10**400,
+                privileges=Privileges(user="\0", seccomp="/\0"),
+            ),
+            http(),
+            log=Log(loki=Loki(url="http://x", ca_file="\0")),
+        ),
+        [
+            f"{W}.command.0: has a null byte",
+            f"{W}.env.\0: the key has a null byte",
+            f"{W}.env.A: '\\ud800' cannot be encoded",
+            f"{W}.privileges.user: has a null byte",
+            f"{W}.privileges.seccomp: has a null byte",
+            f"{W}.boot_timeout: 1000",
+            "log.loki.ca_file: has a null byte",
+        ],
     ),
     (service(components=[web()]), ["components: [Component("]),
 ]
@@ -474,6 +495,9 @@ def test_what_can_be_bound_only_once(one: str, other: str, clash: bool) -> None:
         ("tcp://localhost", "has no port"),
         ("tcp://::1:80", "is written in brackets"),
         ("tcp://:70000", "port 70000 is above 65535"),
+        ("tcp://[zz]:80", "zz is not an IPv6 address"),
+        ("tcp://a b:80", "is none of"),
+        ("vsock:5:99999999999", "cid and port have 32 bits"),
         ("unix://tmp/x", "without //"),
         ("unix:relative", "a relative path"),
         ("unix:/" + "a" * 107, "at most 107 bytes"),
