@@ -9,6 +9,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pyforkfd._spawn import Namespace
 
+from ._problems import Problem as Problem
+from ._problems import SpecError as SpecError
+
 Seconds: TypeAlias = Annotated[float, "seconds"]
 """A duration; in a file also ``"500ms"``, ``"30s"``, ``"5m"``, ``"2h"``, ``"1d"``."""
 Bytes: TypeAlias = Annotated[int, "bytes"]
@@ -22,49 +25,6 @@ Stream: TypeAlias = Literal["capture", "inherit", "null"]
 """Where a worker's output goes: to the log by line, where the supervisor's goes, nowhere."""
 LokiLabel: TypeAlias = Literal["component", "worker", "generation", "stream", "level"]
 """A field of a record that Loki may index."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """One thing that is wrong in a specification.
-
-    Attributes:
-        place: keys that lead to it, ``("components", "web", "workers")``; a number is an
-            index, from 0.
-        text: what is wrong, and why.
-        line: where the file has it, from 1; None where there is no file.
-    """
-
-    place: tuple[str | int, ...]
-    text: str
-    line: int | None = None
-
-    def __str__(self) -> str:
-        where = ".".join(str(part) for part in self.place)
-        return f"{where}: {self.text}" if where else self.text
-
-
-class SpecError(ValueError):
-    """A specification makes no sense; all that is wrong with it, a line each.
-
-    Attributes:
-        problems: every problem, in the order of the file.
-    """
-
-    def __init__(self, problems: tuple[Problem, ...], source: str | None = None) -> None:
-        """Name the problems, and the file that has them."""
-        self.problems = problems
-        self.source = source
-        super().__init__("\n".join(self._lines()))
-
-    def _lines(self) -> list[str]:
-        return [
-            (f"{self.source}:" if self.source else "")
-            + (f"{problem.line}:" if self.source and problem.line else "")
-            + (" " if self.source else "")
-            + str(problem)
-            for problem in self.problems
-        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
