@@ -54,6 +54,7 @@ CORE = [
     "transfer_marker",
 ]
 BIND = [
+    "at_fork_hooks",
     "bind_at_fork",
     "bind_channel",
     "bind_clone",
