@@ -186,7 +186,7 @@ def obey(
         fds: what came with it, borrowed; "log" needs one.
 
     Returns:
-        The answer to send back to "log", ``{"done": "log", "turn": N}``; None otherwise,
+        The answer to send back to "log", ``{"event": "log", "turn": N}``; None otherwise,
         also where the order is none of ours.
 
     Raises:
@@ -202,7 +202,7 @@ def obey(
                 raise ValueError(f"order 'log' with {len(fds)} descriptors; it has one")
             fd = fds[0]
             writer.replace(fd if isinstance(fd, int) else fd.fileno())
-            return {"done": "log", "turn": order["turn"]}
+            return {"event": "log", "turn": order["turn"]}
     return None
 
 

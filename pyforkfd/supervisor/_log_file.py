@@ -131,11 +131,13 @@ class LogFile:
         """Note that a worker, and its description, is gone; unknown ones too."""
         self._turns.pop(worker, None)
 
-    def confirm(self, worker: int, turn: int) -> None:
-        """A worker answered ``{"done": "log", "turn": N}``; an answer to an older turn counts too.
+    def confirm(self, worker: int, turn: object) -> None:
+        """A worker answered ``{"event": "log", "turn": N}``, to this turn or an older one.
 
-        It may be any program: a turn that never was confirms nothing.
+        It may be any program: what is no turn that was confirms nothing.
         """
+        if not isinstance(turn, int):
+            return
         if worker in self._turns and self._turns[worker] < turn <= self.turn:
             self._turns[worker] = turn
 

@@ -358,7 +358,7 @@ def test_the_order_to_change_over(tmp_path: Path, fd: int, writer: RecordWriter)
     with (tmp_path / "new").open("ab") as new, pytest.raises(ValueError, match="0 descriptors"):
         obey(writer, {"order": "log", "turn": 3})
     with (tmp_path / "new").open("ab") as new:
-        assert obey(writer, {"order": "log", "turn": 3}, [new]) == {"done": "log", "turn": 3}
+        assert obey(writer, {"order": "log", "turn": 3}, [new]) == {"event": "log", "turn": 3}
     writer.write("INFO", "new")
     assert ff.cloexec(fd)
     assert '"old"' in (tmp_path / "log").read_text()
