@@ -37,7 +37,7 @@ class Watched:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stale:
-    """A worker that does not move.
+    """A worker that does not move; its ``str()`` says in which way.
 
     Attributes:
         worker: its number.
@@ -50,6 +50,16 @@ class Stale:
     slot: int
     reason: StaleReason
     ns: int
+
+    def __str__(self) -> str:
+        return _WORDS[self.reason].format(self.ns / 1e9)
+
+
+_WORDS: dict[StaleReason, str] = {
+    "silent": "no heartbeat for {:.1f} s",
+    "never_beat": "no heartbeat in the {:.1f} s since it was ready",
+    "deadline": "not done {:.1f} s after its own deadline",
+}
 
 
 def scan(

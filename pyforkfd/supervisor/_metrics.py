@@ -8,14 +8,16 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from pyforkfd._page import SharedPage, SlotSnapshot
+
+from ._events import Cause
 
 BOOT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper bounds in seconds of the histogram of boot times, without the infinite one."""
 
-CAUSES = ("exit", "done", "signal", "core", "oom", "stale", "boot_timeout", "spawn_failed")
+CAUSES: tuple[Cause, ...] = get_args(Cause)
 """Of a worker's end; each is shown from the start, with 0, so that the first one is a change."""
 
 _STATE_VERSION = 1
@@ -217,12 +219,12 @@ class Metrics:
         if (known := self._workers.get(worker)) is not None:
             known.ready = False
 
-    def ended(self, worker: int, *, cause: str, expected: bool) -> None:
+    def ended(self, worker: int, *, cause: Cause, expected: bool) -> None:
         """A worker has been reaped: its numbers become the component's, its slot is free.
 
         Args:
             worker: its number.
-            cause: of its end, a label.
+            cause: of its end.
             expected: it was told to end, so that this is no crash.
 
         Raises:

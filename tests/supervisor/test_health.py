@@ -51,6 +51,14 @@ def test_a_promise_that_is_not_kept_is_stale_however_it_beats(ready_ns: int | No
     assert broken == [Stale(worker=7, slot=0, reason="deadline", ns=1)]
 
 
+def test_it_says_in_which_way() -> None:
+    row = said(beat=NOW - 6 * SECOND, deadline=NOW - SECOND // 2)
+    assert [str(s) for s in look(row)] == ["not done 0.5 s after its own deadline"]
+    assert [str(s) for s in look(said(beat=NOW - 6 * SECOND))] == ["no heartbeat for 6.0 s"]
+    never = look(said(), must_beat=True, ready_ns=NOW - 7 * SECOND)
+    assert [str(s) for s in never] == ["no heartbeat in the 7.0 s since it was ready"]
+
+
 def test_the_slot_of_another_says_nothing() -> None:
     assert look(said(worker=8, beat=1, deadline=1)) == []
     assert scan([said(beat=1)], {}, NOW) == []
