@@ -43,6 +43,7 @@ CORE = [
     "prepared",
     "probe",
     "self_clone",
+    "shared_page",
     "socket_details",
     "spawn",
     "spawn_args",
@@ -64,6 +65,7 @@ BIND = [
     "bind_fd_table",
     "bind_fork",
     "bind_fork_exec",
+    "bind_page",
     "bind_passing",
     "bind_peer",
     "bind_plan",
@@ -75,6 +77,8 @@ BIND = [
     "module",
     "passed_values",
     "passing_arguments",
+    "slot_snapshot",
+    "slot_type",
     "waiting",
 ]
 
