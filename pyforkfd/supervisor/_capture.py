@@ -39,6 +39,8 @@ class Capture:
         pipe_size: bytes the pipe shall hold, F_SETPIPE_SZ; None leaves it as it is.  Where
             /proc/sys/fs/pipe-max-size or the user's share forbids it, the largest that is
             allowed, pipe(7).
+        on_end: called with the descriptor before it is closed: a poller must let go of it
+            first, or it would watch the open file as long as any process has that, epoll(7).
 
     Raises:
         OSError: as pipe2(2) says.
@@ -60,11 +62,13 @@ class Capture:
         max_line: int = MAX_LINE,
         budget: int = 1 << 17,
         pipe_size: int | None = 1 << 18,
+        on_end: Callable[[int], None] | None = None,
     ) -> None:
         if max_line < 1 or budget < 1:
             raise ValueError(f"Capture: max_line={max_line}, budget={budget}: at least 1")
         self.origin, self.stream = origin, stream
         self._publish, self._max, self._budget = publish, max_line, budget
+        self._on_end = on_end
         self._part, self._length = b"", 0  # of the line under way: what is kept, how long it is
         self._deadline: float | None = None
         self._overdue_bytes = 0  # read since then
@@ -163,6 +167,8 @@ class Capture:
 
     def _end(self) -> None:
         self.ended = True
+        if self._on_end is not None:
+            self._on_end(self.fileno())
         self._fd.close()
         if self._length:
             self._emit(time.time_ns())
