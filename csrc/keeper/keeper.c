@@ -6,7 +6,8 @@
  * ended that did.
  *
  * Everything the two say to one another goes over one SOCK_SEQPACKET pair:
- *   supervisor: "+NAME" with one descriptor: hold it; "-NAME": close it; "-": close them all.
+ *   supervisor: "+NAME" with one descriptor: hold it; "-NAME": close it; "-": close them all;
+ *               "=": it serves.
  *   keeper:     struct report, for each child it has reaped.
  * A supervisor finds its end and what is held in FORKFD_HANDOVER="keeper=3 NAME=4 ...".
  *
@@ -32,9 +33,8 @@
 #include <unistd.h>
 
 enum {
-    TRIES = 10,           /* deaths in a row within SHORT_LIFE_MS of the start, then we give up */
-    SHORT_LIFE_MS = 1000,
-    PAUSE_MS = 50,        /* before the second try, doubled by each further one */
+    TRIES = 10,    /* deaths in a row of supervisors that did not get as far as to serve */
+    PAUSE_MS = 50, /* after the second of them, doubled by each further one */
     LONGEST_PAUSE_MS = 5000,
 };
 
@@ -161,9 +161,8 @@ static void say_how_it_ended(void) {
 }
 
 static int keep(char **argv, int tries) {
-    int short_lives = 0;
+    int failures = 0;
     for (;;) {
-        const long long begun = now_ms();
         if (start(argv) != 0) {
             keeper_say("the supervisor could not be started", strerror(errno));
             if (link_held() == 0) return 1;
@@ -172,15 +171,14 @@ static int keep(char **argv, int tries) {
         link_close(); /* with all that it had still said */
         if (last_end.si_code == CLD_EXITED && link_held() == 0) return last_end.si_status;
         say_how_it_ended();
-        const long long lived = now_ms() - begun;
-        short_lives = lived < SHORT_LIFE_MS ? short_lives + 1 : 0;
-        if (short_lives >= tries) {
+        failures = link_served() ? 0 : failures + 1;
+        if (failures >= tries) {
             keeper_say("it dies whenever it is started", "killing all that is left, giving up");
             kill_all();
             return 1;
         }
-        if (short_lives < 2) continue;
-        long long patience = (long long)PAUSE_MS << (short_lives < 12 ? short_lives - 2 : 10);
+        if (failures < 2) continue;
+        long long patience = (long long)PAUSE_MS << (failures < 12 ? failures - 2 : 10);
         if (patience > LONGEST_PAUSE_MS) patience = LONGEST_PAUSE_MS;
         const long long until = now_ms() + patience;
         for (long long left; (left = until - now_ms()) > 0 && waiting == 0;)

@@ -19,6 +19,8 @@ void link_serve(void);
 void link_close(void);
 /* Remembers how a child has ended until a supervisor was told. */
 void link_report(pid_t pid, int code, int status);
+/* The supervisor of this link, or of the last, has said that it serves. */
+int link_served(void);
 /* How many descriptors are held. */
 int link_held(void);
 /* In the child: lets it inherit all that is held and its end, and tells it their numbers. */

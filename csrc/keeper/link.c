@@ -30,11 +30,13 @@ struct report {
 static char names[MOST][NAME]; /* by number; empty: not held */
 static int held;
 static int ours = -1;
+static int served;
 static struct report reports[REPORTS];
 static unsigned first, unsent;
 
 int link_fd(void) { return ours; }
 int link_held(void) { return held; }
+int link_served(void) { return served; }
 short link_events(void) { return (short)(POLLIN | (unsent > 0 ? POLLOUT : 0)); }
 
 static void drop(int fd) {
@@ -75,6 +77,8 @@ static void obey(char *message, size_t length, int fd) {
     if (fd >= 0) close(fd);
     if (message[0] == '-' && (named || length == 1))
         drop_named(name);
+    else if (message[0] == '=' && length == 1)
+        served = 1;
     else
         keeper_say("a message of the supervisor makes no sense", name);
 }
@@ -141,6 +145,7 @@ int link_open(void) {
     int ends[2];
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0) return -1;
     ours = ends[0];
+    served = 0;
     tell();
     return ends[1];
 }
