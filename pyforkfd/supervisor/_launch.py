@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ class Given:
     Attributes:
         listeners: name -> socket.
         notify_path: for NOTIFY_SOCKET.
+        die_with_us: the kernel kills it when this thread ends, prctl(2) PR_SET_PDEATHSIG.
         stdout: None: ours.
         stderr: None: ours.
         cgroup: the directory it is born in.
@@ -36,6 +38,7 @@ class Given:
 
     listeners: Mapping[str, socket.socket]
     notify_path: str
+    die_with_us: bool = False
     stdout: ff.FdSource | None = None
     stderr: ff.FdSource | None = None
     cgroup: int | None = None
@@ -75,6 +78,8 @@ def launch(worker: Worker, given: Given, zygote: Zygote | None) -> tuple[ff.Proc
             }
             if given.cgroup is not None:
                 options["cgroup"] = given.cgroup
+            if given.die_with_us:
+                options["parent_death_signal"] = signal.SIGKILL
             process = _start(spec, options, zygote)
     except BaseException:
         ours.close()
@@ -84,7 +89,8 @@ def launch(worker: Worker, given: Given, zygote: Zygote | None) -> tuple[ff.Proc
 
 def _start(spec: Component, options: dict[str, Any], zygote: Zygote | None) -> ff.Process:
     if spec.command is not None:
-        return ff.spawn(spec.command, **options)
+        # This thread is its parent: the only one that is left after an execve(2) in place.
+        return ff.spawn(spec.command, parent_death_scope="thread", **options)
     assert zygote is not None and spec.function is not None, "a function needs a zygote"
     return zygote.spawn(spec.function, args=spec.args, kwargs=dict(spec.kwargs), **options)
 
