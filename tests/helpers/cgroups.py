@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,16 @@ def fresh_cgroup(name: str) -> Iterator[Path]:
     try:
         path.mkdir()
     except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
         pytest.skip(f"no cgroup may be made here: {error}")
-    leaf = Leaf(path)
-    try:
-        yield path
-    finally:
-        leaf.kill()
-        assert gone(lambda: not leaf.populated()), f"still in {path}: {leaf.procs()}"
-        assert gone(leaf.remove), f"{path} is not to be removed"
+    with Leaf(path) as leaf:
+        try:
+            yield path
+        finally:
+            leaf.kill()
+            assert gone(lambda: not leaf.populated()), f"still in {path}: {leaf.procs()}"
+            assert gone(leaf.remove), f"{path} is not to be removed"
 
 
 def demand_controllers(path: Path) -> None:
@@ -82,8 +85,9 @@ def cgroup_given(home: Path) -> Path:
 def cgroup_tree(home: Path) -> Iterator[Tree]:
     """A tree of which nothing is required."""
     opened, missing = open_tree("prefer", start=home)
-    assert opened is not None and not missing
+    assert opened is not None
     with opened:
+        assert not missing
         yield opened
 
 
@@ -92,15 +96,31 @@ def cgroup_limited(given: Path) -> Iterator[Tree]:
     """A tree whose leafs can have every limit."""
     limits = Limits(memory_max=1, cpu_weight=1, pids_max=1)
     opened, missing = open_tree("require", [limits], start=given)
-    assert opened is not None and not missing
-    assert opened.controllers >= set(CONTROLLERS)
+    assert opened is not None
     with opened:
+        assert not missing
+        assert opened.controllers >= set(CONTROLLERS)
         yield opened
 
 
-def python(code: str, *args: str, **options: Any) -> ff.Process:
+@contextmanager
+def running(args: list[ff.StrPath], **options: Any) -> Iterator[ff.Process]:
+    """A child that is killed at the end, so that a failed test does not wait for it."""
+    with ff.spawn(args, **options) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+def python(code: str, *args: str, **options: Any) -> AbstractContextManager[ff.Process]:
     """A child that runs this code, which wants the standard library alone."""
-    return ff.spawn([sys.executable, "-I", "-S", "-c", code, *args], **options)
+    return running([sys.executable, "-I", "-S", "-c", code, *args], **options)
+
+
+def sleeper(**options: Any) -> AbstractContextManager[ff.Process]:
+    """A child that does nothing."""
+    return running(["sleep", "1000"], **options)
 
 
 def reap_orphan(pid: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cgroups import AS_NOBODY, answer, line, mount, reap_orphan
+from cgroups import AS_NOBODY, answer, line, mount, reap_orphan, running, sleeper
 from children import needs_root
 
 import pyforkfd as ff
@@ -75,7 +75,7 @@ def test_started_again_it_finds_its_place(given: Path) -> None:
 
 def test_all_of_ours_move(given: Path) -> None:
     """A child, since it descends from us; and a keeper, since we name it."""
-    with ff.spawn(["sleep", "1000"], cgroup=given) as keeper:
+    with sleeper(cgroup=given) as keeper:
         before = "import subprocess; child = subprocess.Popen(['sleep', '1000'])\n"
         said = supervise(
             "require",
@@ -86,11 +86,10 @@ def test_all_of_ours_move(given: Path) -> None:
         )
         assert said.get("missing") == []
         assert (given / "supervisor" / "cgroup.procs").read_text().split() == [str(keeper.pid)]
-        keeper.kill()
 
 
 def test_strangers_are_named_and_stay(given: Path) -> None:
-    with ff.spawn(["sleep", "1000"], cgroup=given) as stranger:
+    with sleeper(cgroup=given) as stranger:
         said, preferred = supervise("require prefer", MEMORY_AND_PIDS, cgroup=given)
         assert said["error"].startswith(
             f"cannot have the memory controller: write '+memory' to "
@@ -106,15 +105,13 @@ def test_strangers_are_named_and_stay(given: Path) -> None:
         assert preferred["worker"].endswith(f"{given.name}/web.1"), (
             "killing as a whole is still had"
         )
-        stranger.kill()
 
 
 def test_all_move_where_the_service_manager_says_that_it_is_ours(given: Path) -> None:
     os.setxattr(given, "user.delegate", b"1")
-    with ff.spawn(["sleep", "1000"], cgroup=given) as control:
+    with sleeper(cgroup=given) as control:
         assert supervise("require", MEMORY_AND_PIDS, cgroup=given)["missing"] == []
         assert (given / "supervisor" / "cgroup.procs").read_text().split() == [str(control.pid)]
-        control.kill()
 
 
 # Mounts of its own, which nobody else sees.
@@ -138,10 +135,9 @@ def test_all_move_in_a_container(given: Path) -> None:
     """Its first process, which starts the supervisor, is not the supervisor's own."""
     before = FIRST_OF_A_CONTAINER.replace("COMMAND", "mount -t proc proc /proc")
     options: dict[str, Any] = {"before": before, "cgroup": given, "namespaces": ["pid", "mnt"]}
-    with ff.spawn(["sleep", "1000"], cgroup=given) as outside:
+    with sleeper(cgroup=given):
         said = supervise("require", MEMORY_AND_PIDS, **options)
         assert f"other processes are in {given}: of another pid namespace (0); " in said["error"]
-        outside.kill()
     said = supervise("require", MEMORY_AND_PIDS, **options)
     assert said.get("missing") == [], said
     assert (given / "cgroup.procs").read_text() == ""
@@ -250,8 +246,8 @@ worker.wait()
 
 
 def test_leafs_of_a_killed_supervisor_are_found_and_adopted(home: Path) -> None:
-    command = [sys.executable, "-I", "-c", KILLED]
-    with ff.spawn(command, cgroup=home, fds={1: ff.PIPE}) as supervisor:
+    command: list[ff.StrPath] = [sys.executable, "-I", "-c", KILLED]
+    with running(command, cgroup=home, fds={1: ff.PIPE}) as supervisor:
         worker = int(line(supervisor))
         supervisor.kill()
         assert supervisor.wait(timeout=10).signal == signal.SIGKILL
@@ -269,9 +265,8 @@ def test_our_own_cgroup(home: Path) -> None:
     code = "import json; from pyforkfd.supervisor._delegation import own_cgroup\n"
     code += "print(json.dumps(str(own_cgroup())))"
     assert answer(code, cgroup=home) == str(home)
-    with ff.spawn(["sleep", "1000"], cgroup=home) as child:
+    with sleeper(cgroup=home) as child:
         assert own_cgroup(child.pid) == home
-        child.kill()
 
 
 @pytest.mark.parametrize(

@@ -36,12 +36,10 @@ def test_one_is_told_of_tasks_that_wait(pressed: Leaf) -> None:
         assert told.poll(0) == []
         # Two that want the same processor: one of them waits.
         with (
-            python(BURNER, cgroup=pressed, cpu_affinity=processor) as one,
-            python(BURNER, cgroup=pressed, cpu_affinity=processor) as other,
+            python(BURNER, cgroup=pressed, cpu_affinity=processor),
+            python(BURNER, cgroup=pressed, cpu_affinity=processor),
         ):
             assert told.poll(30_000) == [(fd.fileno(), select.POLLPRI)]
-            one.kill()
-            other.kill()
 
 
 def test_a_trigger_ends_with_its_cgroup(pressed: Leaf) -> None:

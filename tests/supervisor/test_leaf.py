@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from cgroups import line, python, reap_orphan
+from cgroups import line, python, reap_orphan, sleeper
 from leaks import gone
 
 import pyforkfd as ff
@@ -76,7 +76,7 @@ def test_the_whole_tree_of_a_worker_is_killed(tree: Tree, by: str) -> None:
 
 
 def test_one_is_told_when_it_is_empty(tree: Tree) -> None:
-    with tree.leaf("web.1") as leaf, ff.spawn(["sleep", "1000"], cgroup=leaf) as worker:
+    with tree.leaf("web.1") as leaf, sleeper(cgroup=leaf) as worker:
         assert leaf.populated()
         with leaf.watch() as fd:
             told = select.poll()
@@ -93,7 +93,7 @@ def test_it_is_removed_with_what_the_worker_made_in_it(tree: Tree) -> None:
     with tree.leaf("web.1") as leaf:
         (leaf.path / "a" / "b").mkdir(parents=True)
         (leaf.path / "c").mkdir()
-        with ff.spawn(["sleep", "1000"], cgroup=leaf.path / "a" / "b") as below:
+        with sleeper(cgroup=leaf.path / "a" / "b") as below:
             assert leaf.procs() == [below.pid]
             assert leaf.populated()
             assert not leaf.remove()

@@ -28,6 +28,8 @@ PIPES: dict[int, ff.FdSource] = {0: ff.PIPE, 1: ff.PIPE}
 def finish(worker: ff.Process) -> None:
     assert worker.stdin is not None
     worker.stdin.write(b"\n")
+    worker.stdin.flush()
+    assert worker.wait(timeout=60).success
 
 
 def test_what_it_has_alone() -> None:
