@@ -105,7 +105,7 @@ class Guard:
     def _share(self, said: dict[int, list[Order]]) -> None:
         """Who of the limited stops accepting: the largest first, and never too many."""
         workers = self._workers
-        # 0.1 * 30 is a little above 3.
+        # 0.07 * 100 is a little above 7.
         kept = math.ceil(self._config.keep_accepting * len(workers) - 1e-9)
         spare = len(workers) - kept
         stopped = [n for n, worker in workers.items() if worker.stopped]

@@ -183,6 +183,16 @@ def test_a_user_to_whom_it_was_delegated(given: Path) -> None:
 
 
 @needs_root
+def test_a_user_to_whom_half_of_it_was(home: Path) -> None:
+    for name in ("cgroup.procs", "cgroup.subtree_control"):
+        os.chown(home / name, 65534, 65534)
+    said = supervise("require", "{}", cgroup=home, **AS_NOBODY)
+    assert said["error"].startswith(
+        f"the cgroup is not delegated to us: cannot write {home}: Permission denied; "
+    )
+
+
+@needs_root
 def test_a_user_to_whom_it_was_not(home: Path) -> None:
     said, preferred = supervise("require prefer", MEMORY_AND_PIDS, cgroup=home, **AS_NOBODY)
     told = (

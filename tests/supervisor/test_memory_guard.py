@@ -57,6 +57,14 @@ def test_the_largest_stop_and_half_go_on() -> None:
     assert all(orders[-2:] == ("collect", "buffer_logs") for orders in went.values())
 
 
+def test_a_share_is_rounded_up_but_not_for_want_of_precision() -> None:
+    assert 0.07 * 100 > 7
+    guard = Guard(MemoryGuard(high=1, seconds=0, keep_accepting=0.07))
+    assert sum(orders == LIMITED for orders in told(guard, 0, *[2] * 100).values()) == 93
+    guard = Guard(MemoryGuard(high=1, seconds=0, keep_accepting=0.07))
+    assert sum(orders == LIMITED for orders in told(guard, 0, *[2] * 15).values()) == 13
+
+
 def test_the_next_stops_when_one_resumes() -> None:
     guard = Guard(MemoryGuard(high=100, low=50, seconds=10))
     told(guard, 0, 200, 150)
