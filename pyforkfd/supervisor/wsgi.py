@@ -144,6 +144,9 @@ class _Thread(ThreadWorker):  # type: ignore[misc]
                 ff.notify(ready=True)
             else:
                 self.ours.ready()
+        if not self.alive:
+            for conn in self.pending_conns:
+                conn.timeout = 0.0  # enough patience with those that never spoke
         if self.ours is None:
             return
         self.ours.poll()
