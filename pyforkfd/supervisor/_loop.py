@@ -10,8 +10,9 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyforkfd as ff
 from pyforkfd.zygote import ZygoteError
@@ -50,6 +51,7 @@ from ._keeper import Keeper, become_kept
 from ._launch import Given, launch, tell, zygote_for
 from ._model import Phase, State, Worker, due, initial
 from ._notify_socket import NotifySocket, worker_of
+from ._peers import Peers
 from ._preflight import Preflight
 from ._reactor import Reactor
 from ._readiness import accepts, inodes
@@ -60,6 +62,7 @@ from ._state import step
 from ._strangers import reap_strangers
 from ._succession import Succession
 from ._validate import validate
+from ._watchdog import Watchdog
 from ._zygotes import Zygotes
 
 log = logging.getLogger("pyforkfd.supervisor")
@@ -87,13 +90,19 @@ class Supervisor:
     """
 
     def __init__(
-        self, service: Service, *, read_again: Callable[[], Service] | None = None
+        self,
+        service: Service,
+        *,
+        read_again: Callable[[], Service] | None = None,
+        on_message: Callable[[str, int, Any], None] | None = None,
     ) -> None:
         """Describe it; nothing is bound or started yet.
 
         Args:
             service: what to run.
             read_again: for a reload, what to run then; None: the same.
+            on_message: called with what a worker sends: component, worker, data.  It must
+                not block, and may call :meth:`send`.
 
         Raises:
             SpecError: the service makes no sense; all its problems.
@@ -101,6 +110,7 @@ class Supervisor:
         if problems := validate(service):
             raise SpecError(tuple(problems))
         self._read_again = read_again
+        self._on_message = on_message
         self._service = service
         self._services = {1: service}  # by generation
         self._state: State = initial(service)
@@ -112,6 +122,8 @@ class Supervisor:
         self._untidy = False
         self._replies: deque[Callable[[Reloaded], None]] = deque()
         self._preflight: Preflight | None = None
+        self._peers = Peers()
+        self._watchdog = Watchdog()
 
     def run(self) -> int:
         """Run until everything has ended.
@@ -305,6 +317,21 @@ class Supervisor:
                 if sig is not None:
                     self._running[worker.id].process.send_signal(sig)
 
+    def send(self, component: str, data: Any) -> int:
+        """Send a message to all workers of a component that read their channel.
+
+        Args:
+            component: its name.
+            data: whatever JSON can say.
+
+        Returns:
+            How many workers there were.
+        """
+        those = [w for w in self._state.workers.values() if w.component == component and w.speaks]
+        for worker in those:
+            self._tell(worker.id, "message", about={"data": data})
+        return len(those)
+
     # Events
 
     def _feed(self, event: Event) -> None:
@@ -322,6 +349,8 @@ class Supervisor:
                 self._go_to(*step(self._state, self._events.popleft(), time.monotonic()))
         finally:
             self._feeding = False
+        for number, component, ready in self._peers.news(self._state):
+            self._tell(number, "peer", about={"component": component, "ready": ready})
         if self._untidy:
             self._tidy()
 
@@ -353,6 +382,8 @@ class Supervisor:
         times = [] if (next_step := due(self._state)) is None else [next_step - now]
         if any(map(_is_looked_at, self._state.workers.values())):
             times.append(_LOOK_FOR_ACCEPT)
+        if (next_beat := self._watchdog.due(self._state)) is not None:
+            times.append(next_beat - now)
         if os.getpid() == 1:
             times.append(_REAP_STRANGERS)
         if self._preflight is not None:
@@ -369,6 +400,8 @@ class Supervisor:
                 continue
             if accepts(running.process.pid, running.listeners):
                 self._feed(BecameReady(worker.id))
+        for number, why in list(self._watchdog.stale(self._state, time.monotonic())):
+            self._feed(WentStale(number, why))
         if os.getpid() == 1:
             reap_strangers({running.process.pid for running in self._running.values()})
 
@@ -393,6 +426,8 @@ class Supervisor:
             self._running[worker].status = said["STATUS"]
         if said.get("READY") == "1":
             self._feed(BecameReady(worker))
+        if said.get("WATCHDOG") == "1":
+            self._watchdog.beat(worker, time.monotonic())
         if said.get("WATCHDOG") == "trigger":
             self._feed(WentStale(worker, "it says of itself that it is not well"))
 
@@ -413,8 +448,10 @@ class Supervisor:
             except ValueError:
                 log.warning("worker %d: not a message: %r", worker, message.data[:80])
                 return
-        if said.get("event") == "ready":
-            self._feed(BecameReady(worker, speaks=True))
+            if said.get("event") == "ready":
+                self._feed(BecameReady(worker, speaks=True))
+            elif said.get("event") == "message" and self._on_message is not None:
+                self._on_message(self._state.workers[worker].component, worker, said.get("data"))
 
     def _on_keeper(self, keeper: Keeper) -> None:
         keeper.read()
@@ -518,9 +555,17 @@ class Supervisor:
         self._waiting.discard(number)
         self._events.append(SpawnFailed(number, "it was given up while its zygote started"))
 
-    def _tell(self, number: int, order: str, **fds: ff.HasFileno) -> None:
-        running = self._running[number]
-        if running.channel.closed or not tell(running.channel, order, fds):
+    def _tell(
+        self,
+        number: int,
+        order: str,
+        fds: Mapping[str, ff.HasFileno] = {},
+        about: Mapping[str, Any] = {},
+    ) -> None:
+        running = self._running.get(number)
+        if running is None:
+            return
+        if running.channel.closed or not tell(running.channel, order, fds, about):
             log.warning("worker %d does not take the order %s", number, order)
 
     def _move_shards(self, number: int, position: int, *, back: bool) -> None:
@@ -533,10 +578,11 @@ class Supervisor:
             for name in worker.spec.listen
             if service.listeners[name].shards
         }
-        self._tell(number, "return" if back else "accept", **shards)
+        self._tell(number, "return" if back else "accept", shards)
 
     def _forget(self, number: int) -> None:
         self._untidy = True
+        self._watchdog.forget(number)
         running = self._running.pop(number, None)
         if running is None:
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import fields
 from typing import Protocol
 
 from ._capture import Capture
@@ -62,12 +63,8 @@ class Output:
             )
         try:
             if config.loki is not None:
-                wanted = LokiConfig(
-                    url=config.loki.url,
-                    static_labels=config.loki.labels,
-                    tenant=config.loki.tenant,
-                    batch_seconds=config.loki.interval,
-                )
+                names = [field.name for field in fields(LokiConfig)]
+                wanted = LokiConfig(**{name: getattr(config.loki, name) for name in names})
                 self._loki = LokiSink(wanted, max_bytes=config.loki.buffer)
                 reactor.add(self._loki.fileno(), self._on_loki)
         except BaseException:
@@ -90,7 +87,11 @@ class Output:
         assert origin.worker is not None
         made = Capture(origin, stream, self._logs.add, on_end=self._reactor.remove)
         self._captures.setdefault(origin.worker, []).append(made)
-        self._reactor.add(made.fileno(), lambda _: made.handle(time.monotonic()))
+
+        def handle(events: int) -> None:
+            made.handle(time.monotonic())
+
+        self._reactor.add(made.fileno(), handle)
         return made
 
     def worker_gone(self, worker: int, now: float) -> None:

@@ -146,7 +146,7 @@ class Component:
         args: positional arguments of the function.
         kwargs: keyword arguments of the function.
         zygote: the name of the zygote that makes the workers; None is one of the
-            component's own, which has imported nothing.
+            component's own, which has imported the function's module.
         workers: how many are to be ready; 0: none until it is scaled.
         listen: names of the listeners its workers get.
         give: how they get them: "listen_fds" (3, 4, ... with LISTEN_FDS, LISTEN_PID,
@@ -200,7 +200,7 @@ class Component:
     cpu_affinity: tuple[int, ...] | None = None
     rlimits: Mapping[str, Limit | tuple[Limit, Limit]] | None = None
     privileges: Privileges = Privileges()
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     cgroup: Literal["prefer", "require", "off"] = "prefer"
     readiness: Literal["notify", "accept", "started"] = "notify"
     boot_timeout: Seconds = 30.0
