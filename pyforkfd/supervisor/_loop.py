@@ -298,7 +298,9 @@ class Supervisor:
         with message:
             try:
                 said = json.loads(message.data)
-            except ValueError:
+            except (ValueError, RecursionError):
+                said = None
+            if not isinstance(said, dict):
                 log.warning("worker %d: not a message: %r", worker, message.data[:80])
                 return
         if said.get("event") == "ready":
