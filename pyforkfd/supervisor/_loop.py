@@ -11,13 +11,15 @@ import signal
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 import pyforkfd as ff
 from pyforkfd.zygote import ZygoteError
 
 from ._causes import cause
+from ._control import ControlSocket
 from ._diff import diff
 from ._events import (
     Action,
@@ -47,14 +49,17 @@ from ._events import (
     WentStale,
 )
 from ._launch import Given, launch, tell, zygote_for
-from ._model import Phase, State, Worker, due, initial
+from ._manager import Manager
+from ._model import SERVING, Phase, State, Worker, due, initial
 from ._notify_socket import NotifySocket, worker_of
+from ._orders import Orders, Tail
 from ._reactor import Reactor
 from ._readiness import accepts, inodes
 from ._signals import SignalQueue
 from ._sockets import Sockets
 from ._spec import Service, SpecError
 from ._state import step
+from ._status import Death, Deaths, Seen, describe, summary
 from ._strangers import reap_strangers
 from ._validate import validate
 from ._zygotes import Zygotes
@@ -108,6 +113,8 @@ class Supervisor:
         self._code: int | None = None
         self._untidy = False
         self._replies: deque[Callable[[Reloaded], None]] = deque()
+        self._deaths = Deaths()
+        self._orders = Orders(self)
 
     def run(self) -> int:
         """Run until everything has ended.
@@ -127,6 +134,11 @@ class Supervisor:
             self._reactor = stack.enter_context(Reactor())
             self._sockets = stack.enter_context(Sockets(ff.listen_fds()))
             self._open_listeners(self._service)
+            if self._service.control.path is not None:
+                control = ControlSocket(self._service.control, self._reactor, self._orders)
+                stack.enter_context(control)
+            self._manager = Manager()
+            self._started = time.monotonic()
             self._signals = stack.enter_context(SignalQueue(_SIGNALS))
             self._notify = stack.enter_context(NotifySocket(f"{directory}/notify"))
             self._zygotes = Zygotes()
@@ -137,6 +149,7 @@ class Supervisor:
             self._reactor.add(self._zygotes.fileno(), self._on_zygotes)
             self._feed(Tick())
             while self._code is None:
+                self._manager.look(time.monotonic(), lambda: summary(self._state))
                 self._reactor.run_once(self._timeout())
                 self._look()
                 self._feed(Tick())
@@ -160,6 +173,8 @@ class Supervisor:
             service = self._service if self._read_again is None else self._read_again()
             if problems := validate(service):
                 raise SpecError(tuple(problems))
+            for name in sorted(only or ()):
+                _demand_component(name, service.components)
             self._open_listeners(service)
         except (OSError, ValueError) as error:
             self._untidy = True
@@ -197,9 +212,7 @@ class Supervisor:
             ValueError: there is no such component, or the number makes no sense.
             OSError: a shard for a new worker could not be made.
         """
-        if component not in self._state.crews:
-            known = ", ".join(sorted(self._state.crews))
-            raise ValueError(f"scale: no component {component!r} (there are {known})")
+        _demand_component(component, self._state.crews)
         if count < 0:
             raise ValueError(f"scale {component}: {count} is negative")
         crew = self._state.crews[component]
@@ -210,20 +223,55 @@ class Supervisor:
         self._feed(Scale(component, count))
 
     def retire(self, worker: int, why: str) -> None:
-        """Replace one worker."""
+        """Replace one worker; it leaves when its replacement is ready.
+
+        Raises:
+            ValueError: there is no such worker, or it is about to leave.
+        """
+        found = self._state.workers.get(worker)
+        if found is None or found.phase not in SERVING:
+            here = sorted(w.id for w in self._state.workers.values() if w.phase in SERVING)
+            raise ValueError(f"no worker {worker} serves (there are {', '.join(map(str, here))})")
         self._feed(Retire(worker, why))
 
     def stop(self, *, now: bool = False) -> None:
         """End: workers finish what they have begun, or with ``now`` are killed."""
         self._feed(Stop(now))
 
-    def signal_component(self, component: str, number: int | None = None) -> None:
-        """Send a signal to all workers of a component; None: its reload_signal."""
+    def signal_component(self, component: str, number: int | None = None) -> int:
+        """Send a signal to all workers of a component; None: its reload_signal.
+
+        Returns:
+            How many workers it was sent to.
+
+        Raises:
+            ValueError: there is no such component.
+        """
+        _demand_component(component, self._state.crews)
+        count = 0
         for worker in self._state.workers.values():
             if worker.component == component and worker.id in self._running:
                 sig = worker.spec.reload_signal if number is None else number
                 if sig is not None:
                     self._running[worker.id].process.send_signal(sig)
+                    count += 1
+        return count
+
+    def status(self) -> dict[str, Any]:
+        """How everything is, see :func:`describe`."""
+        return describe(
+            self._state,
+            time.monotonic(),
+            service=self._service.name,
+            pid=os.getpid(),
+            started=self._started,
+            seen={number: Seen(text=running.status) for number, running in self._running.items()},
+            deaths=self._deaths,
+        )
+
+    def attach_logs(self, tail: Tail | None) -> None:
+        """Where ``pyforkfd logs`` finds lines.  Borrowed."""
+        self._orders.attach_logs(tail)
 
     # Events
 
@@ -250,6 +298,8 @@ class Supervisor:
             times.append(_LOOK_FOR_ACCEPT)
         if os.getpid() == 1:
             times.append(_REAP_STRANGERS)
+        if (sign_of_life := self._manager.due()) is not None:
+            times.append(sign_of_life - now)
         return min(times, default=None)
 
     def _look(self) -> None:
@@ -303,8 +353,11 @@ class Supervisor:
             if not isinstance(said, dict):
                 log.warning("worker %d: not a message: %r", worker, message.data[:80])
                 return
-        if said.get("event") == "ready":
-            self._feed(BecameReady(worker, speaks=True))
+        match said.get("event"):
+            case "ready":
+                self._feed(BecameReady(worker, speaks=True))
+            case "status":
+                running.status = str(said.get("text", ""))
 
     def _on_zygotes(self, events: int) -> None:
         self._zygotes.read()
@@ -345,12 +398,14 @@ class Supervisor:
                 self._move_shards(number, position, back=isinstance(action, TakeBack))
             case Forget(number):
                 self._forget(number)
-            case Crashed(number, component, why, detail):
+            case Crashed(number, component, why, detail, position):
+                death = Death(number, why, detail, time.monotonic())
+                self._deaths.add(component, position, death)
                 log.error("%s: worker %d died (%s): %s", component, number, why, detail)
             case Reloaded():
                 self._reloaded(action)
             case Announce(what):
-                self._announce(what)
+                self._manager.announce(what)
             case Note(level, text, component, number):
                 where = "" if number is None else f"{component}: worker {number}: "
                 log.log(logging.getLevelName(level.upper()), "%s%s", where, text)
@@ -429,14 +484,6 @@ class Supervisor:
             self._service = self._services.get(outcome.generation, self._service)
         self._replies.popleft()(outcome)  # each request has one outcome, in their order
 
-    def _announce(self, what: str) -> None:
-        try:
-            ff.notify(
-                ready=what == "ready", reloading=what == "reloading", stopping=what == "stopping"
-            )
-        except OSError as error:
-            log.warning("the service manager was not told %s: %s", what, error)
-
     # What nobody uses any more
 
     def _open_listeners(self, service: Service) -> None:
@@ -477,6 +524,11 @@ class Supervisor:
             running.process.kill()
             running.process.wait()
             self._forget(number)
+
+
+def _demand_component(name: str, known: Collection[str]) -> None:
+    if name not in known:
+        raise ValueError(f"no component {name!r} (there are {', '.join(sorted(known))})")
 
 
 def _is_looked_at(worker: Worker) -> bool:
