@@ -52,7 +52,12 @@ events: st.SearchStrategy[Event] = st.one_of(
     st.builds(Stop, st.booleans()),
 )
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary(),
     lambda inner: st.one_of(
         st.lists(inner),
         st.lists(inner).map(tuple),

@@ -19,6 +19,7 @@ from services import Running, alive, children, config, descendants, descriptors,
 
 from pyforkfd.supervisor._keeper import keeper_program
 
+HERE = Path(__file__).parent
 TIMES = 20
 
 
@@ -37,12 +38,10 @@ def workers_of(keeper: int) -> set[int]:
     return {pid for pid in descendants(keeper) if not is_supervisor(pid)}
 
 
-def killed_at_random(keeper: int, chance: random.Random) -> int:
-    """Waits a while, so that the moment is any of its life; kills whoever supervises then."""
-    time.sleep(chance.uniform(0.0, 0.6))
-    while (pid := supervisor_of(keeper)) is None:
+def next_supervisor(keeper: int, last: int) -> int:
+    while (pid := supervisor_of(keeper)) in (None, last):
         os.sched_yield()
-    os.kill(pid, signal.SIGKILL)
+    assert pid is not None
     return pid
 
 
@@ -62,12 +61,16 @@ def test_twenty_kills_under_load(kept: tuple[Running, int]) -> None:
     each = {pid: descriptors(pid) for pid in workers}
     assert len(workers) == 2
     chance = random.Random(7)
+    last = 0
     with Load(port) as load:
-        for _ in range(TIMES):
-            killed_at_random(keeper, chance)
+        for time_of_it in range(TIMES):
+            if time_of_it % 2:
+                service.wait_for("took over 2 workers")
+            last = next_supervisor(keeper, last)
+            time.sleep(chance.uniform(0.0, 0.4))  # any moment: while it starts, or serves
+            os.kill(last, signal.SIGKILL)
             load.wait_for(20)
-        while (last := supervisor_of(keeper)) is None:
-            os.sched_yield()
+        last = next_supervisor(keeper, last)
         service.wait_for(f"^{last} took over 2 workers")
         load.wait_for(50)
     assert load.failures == []
@@ -185,21 +188,24 @@ def test_without_its_keeper_the_supervisor_stops_in_order(kept: tuple[Running, i
     assert not still_alive({*workers, service.supervisor})
 
 
-def test_a_worker_that_nobody_knows_is_ended(kept: tuple[Running, int]) -> None:
+def test_a_worker_that_nobody_knows_is_ended(tmp_path: Path) -> None:
     """As one that was started in the moment in which its supervisor was killed."""
-    service, _ = kept
-    keeper = service.main.pid
-    workers = workers_of(keeper)
-    script = "import os; pid = os.fork()\nif not pid: os.setpgid(0, 0); os.execlp('sleep', 'sleep', '99')"
-    # It is made the keeper's child as a worker of a killed supervisor is: its parent ends.
-    entered = subprocess.run(
-        [sys.executable, "-S", "-c", script], check=False, start_new_session=False
-    )
-    assert entered.returncode == 0
-    service.kill()
-    service.wait_for("took over")
-    assert workers_of(keeper) == workers
-    assert service.stop() == 0
+    stray = "import os, time; os.setpgid(0, 0); open('stray', 'w').write('x'); time.sleep(99)"
+    server = HERE.parent / "helpers" / "pid_server.py"
+    script = f'({sys.executable} -S -c "$0" &); exec {sys.executable} -S {server}'
+    start = f"""command = ["sh", "-c", '{script}', "{stray}"]"""
+    config(tmp_path / "s.toml", keeper=True, workers=1, start=start)
+    with Running(tmp_path / "s.toml") as service:
+        service.workers(1)
+        keeper = service.main.pid
+        (worker,) = children(service.supervisor)
+        assert gone((tmp_path / "stray").exists)
+        (stranger,) = workers_of(keeper) - {worker}
+        service.kill()
+        service.wait_for(f"ending process {stranger}, a worker that nobody knows")
+        service.wait_for("took over 1 workers")
+        assert workers_of(keeper) == {worker}
+        assert service.stop() == 0
 
 
 # The keeper itself, with supervisors of a few lines
@@ -360,9 +366,9 @@ def test_a_program_that_is_not_there() -> None:
 
 def test_listeners_of_a_service_manager_reach_the_supervisor() -> None:
     code = "import os; print(os.environ['LISTEN_PID'] == str(os.getpid()))"
+    script = 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$1" -S -c "$2"'
     done = subprocess.run(
-        ["sh", "-c", 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"', "sh"]
-        + [os.fspath(keeper_program()), "--", sys.executable, "-S", "-c", code],
+        ["sh", "-c", script, os.fspath(keeper_program()), sys.executable, code],
         capture_output=True,
         text=True,
         check=False,
