@@ -239,7 +239,7 @@ class Supervisor(Engine):
             return
         self._save(())  # sockets may have changed since
         try:
-            self._preflight = Preflight(self._succession.fds())
+            self._preflight = Preflight(self._succession.fds(), self._succession.text())
         except OSError as error:
             log.error("upgrade: nothing has changed: %s", error)
             return

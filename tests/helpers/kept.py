@@ -117,6 +117,15 @@ def descendants(pid: int) -> set[int]:
     return below.union(*(descendants(child) for child in below))
 
 
+def alive(pid: int) -> bool:
+    """It has not ended, whether or not it was reaped."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat[stat.rindex(")") + 2] != "Z"
+
+
 def descriptors(pid: int) -> dict[int, str]:
     """What a process has open, but for numbers that differ from one moment to the next."""
     found = {}
@@ -134,14 +143,17 @@ def free_port() -> int:
         return port
 
 
-def config(path: Path, *, keeper: bool = False, workers: int = 2, more: str = "") -> int:
+START = f'command = ["{sys.executable}", "-S", "{HERE / "pid_server.py"}"]'
+
+
+def config(path: Path, *, keeper: bool = False, workers: int = 2, start: str = START) -> int:
     """A service of pid_server.py; returns its port."""
     port = free_port()
-    write(path, port, keeper=keeper, workers=workers, more=more)
+    write(path, port, keeper=keeper, workers=workers, start=start)
     return port
 
 
-def write(path: Path, port: int, *, keeper: bool, workers: int = 2, more: str = "") -> None:
+def write(path: Path, port: int, *, keeper: bool, workers: int = 2, start: str = START) -> None:
     path.write_text(
         f"""
 name = "test"
@@ -149,12 +161,11 @@ keeper = {str(keeper).lower()}
 [listeners.http]
 address = "tcp://127.0.0.1:{port}"
 [components.web]
-command = ["{sys.executable}", "-S", "{HERE / "pid_server.py"}"]
+{start}
 workers = {workers}
 listen = ["http"]
 cgroup = "off"
 stdout = "inherit"
 stderr = "inherit"
-{more}
 """
     )
