@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kept import Running, alive, children, config, descendants, descriptors, write
 from leaks import gone
 from load import Load
-from kept import Running, alive, children, config, descendants, descriptors, write
 
 from pyforkfd.supervisor._keeper import keeper_program
 

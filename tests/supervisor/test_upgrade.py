@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from kept import Running, alive, children, config, descendants, descriptors, write
 from leaks import gone
 from load import Load
-from kept import Running, alive, children, config, descendants, descriptors, write
 
 TIMES = 20
 
