@@ -230,8 +230,14 @@ class Supervisor:
         self._feed(Stop(now))
 
     def signal_component(self, component: str, number: int | None = None) -> None:
-        """Send a signal to all workers of a component; None: its reload_signal."""
+        """Send a signal to all workers of a component; None: its reload_signal.
+
+        That is not for one that boots: it may not be able to take it yet, and reads what is
+        new by itself.
+        """
         for worker in self._state.workers.values():
+            if number is None and worker.phase is Phase.BOOTING:
+                continue
             if worker.component == component and worker.id in self._running:
                 sig = worker.spec.reload_signal if number is None else number
                 if sig is not None:
