@@ -28,23 +28,22 @@ class Given:
     Attributes:
         listeners: name -> socket.
         notify_path: for NOTIFY_SOCKET.
+        die_with_us: the kernel kills it when this thread ends, prctl(2) PR_SET_PDEATHSIG.
         stdout: None: ours.
         stderr: None: ours.
         cgroup: the directory it is born in.
         extras: what FORKFD_WORKER tells the number of: page, log.
         slot: its slot of the page.
-        kept: a keeper starts another supervisor, which the worker lives to see; otherwise it
-            ends with this one: nobody would be left to end it, and it would keep the port.
     """
 
     listeners: Mapping[str, socket.socket]
     notify_path: str
+    die_with_us: bool = False
     stdout: ff.FdSource | None = None
     stderr: ff.FdSource | None = None
     cgroup: int | None = None
     extras: Mapping[str, ff.HasFileno] = field(default_factory=dict)
     slot: int | None = None
-    kept: bool = False
 
 
 def launch(worker: Worker, given: Given, zygote: Zygote | None) -> tuple[ff.Process, ff.FdChannel]:
@@ -77,10 +76,10 @@ def launch(worker: Worker, given: Given, zygote: Zygote | None) -> tuple[ff.Proc
                 "process_group": 0,
                 "signal_mask": (),
             }
-            if not given.kept:
-                options["parent_death_signal"] = signal.SIGKILL
             if given.cgroup is not None:
                 options["cgroup"] = given.cgroup
+            if given.die_with_us:
+                options["parent_death_signal"] = signal.SIGKILL
             process = _start(spec, options, zygote)
         if spec.give == "channel":
             tell(ours, "listeners", given.listeners)  # there is room: it is the first
@@ -92,7 +91,7 @@ def launch(worker: Worker, given: Given, zygote: Zygote | None) -> tuple[ff.Proc
 
 def _start(spec: Component, options: dict[str, Any], zygote: Zygote | None) -> ff.Process:
     if spec.command is not None:
-        # The loop's thread lives as long as its process: no other is needed to spawn from.
+        # This thread is its parent: the only one that is left after an execve(2) in place.
         return ff.spawn(spec.command, parent_death_scope="thread", **options)
     assert zygote is not None and spec.function is not None, "a function needs a zygote"
     return zygote.spawn(spec.function, args=spec.args, kwargs=dict(spec.kwargs), **options)

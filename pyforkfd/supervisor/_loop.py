@@ -6,12 +6,11 @@ import contextlib
 import json
 import logging
 import os
-import shutil
 import signal
-import tempfile
+import socket
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,10 +46,13 @@ from ._events import (
     Tick,
     WentStale,
 )
+from ._handover import Handover
+from ._keeper import Keeper, become_kept
 from ._launch import Given, launch, tell, zygote_for
 from ._model import Phase, State, Worker, due, initial
 from ._notify_socket import NotifySocket, worker_of
 from ._peers import Peers
+from ._preflight import Preflight
 from ._reactor import Reactor
 from ._readiness import accepts, inodes
 from ._signals import SignalQueue
@@ -58,13 +60,14 @@ from ._sockets import Sockets
 from ._spec import Service, SpecError
 from ._state import step
 from ._strangers import reap_strangers
+from ._succession import Succession
 from ._validate import validate
 from ._watchdog import Watchdog
 from ._zygotes import Zygotes
 
 log = logging.getLogger("pyforkfd.supervisor")
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR2)
 _LOOK_FOR_ACCEPT = 0.02  # seconds between looks at a program that does not say it is ready
 _REAP_STRANGERS = 0.2
 
@@ -118,41 +121,78 @@ class Supervisor:
         self._code: int | None = None
         self._untidy = False
         self._replies: deque[Callable[[Reloaded], None]] = deque()
+        self._preflight: Preflight | None = None
         self._peers = Peers()
         self._watchdog = Watchdog()
 
     def run(self) -> int:
         """Run until everything has ended.
 
-        Must be called in the main thread, whose signals it takes for that time.
+        Must be called in the main thread, whose signals it takes for that time.  Where the
+        service wants a keeper the process becomes that, and this program its child: all that
+        comes before is run twice.  Where a predecessor has left a service, that is what runs.
 
         Returns:
             An exit code: 0, or 1 if nothing could be kept running.
 
         Raises:
             OSError, ValueError: a listener could not be made; nothing was started.
+            HandoverError: what a predecessor has left cannot be taken over.
         """
         with contextlib.ExitStack() as stack:
-            directory = tempfile.mkdtemp(prefix="pyforkfd-")
-            stack.callback(shutil.rmtree, directory)
-            os.chmod(directory, 0o711)  # its names cannot be listed, but used by any worker
-            self._reactor = stack.enter_context(Reactor())
-            self._sockets = stack.enter_context(Sockets(ff.listen_fds()))
+            self._succession = stack.enter_context(Succession())
+            if self._succession.rehearsal is not None:
+                return self._succession.prove()
+            alone = self._succession.past is None and self._succession.keeper is None
+            if self._service.keeper and alone:
+                become_kept()
+            with self._succession.guarded():
+                return self._run(stack, self._succession.past)
+
+    def _run(self, stack: contextlib.ExitStack, past: Handover | None) -> int:
+        self._reactor = stack.enter_context(Reactor())
+        self._sockets = stack.enter_context(Sockets(ff.listen_fds(), self._succession.sockets()))
+        if past is None:
             self._open_listeners(self._service)
-            self._signals = stack.enter_context(SignalQueue(_SIGNALS))
-            self._notify = stack.enter_context(NotifySocket(f"{directory}/notify"))
-            self._zygotes = Zygotes()
-            stack.callback(self._zygotes.close)
-            stack.callback(self._abandon)
-            self._reactor.add(self._signals.fileno(), self._on_signals)
-            self._reactor.add(self._notify.fileno(), self._on_notify)
-            self._reactor.add(self._zygotes.fileno(), self._on_zygotes)
+        self._signals = stack.enter_context(SignalQueue(_SIGNALS))
+        path = f"{self._succession.directory}/notify"
+        adopted = self._succession.notify_socket()
+        self._notify = stack.enter_context(NotifySocket(path, adopted))
+        self._succession.put_notify(self._notify)
+        self._zygotes = Zygotes()
+        stack.callback(self._zygotes.close)
+        stack.callback(self._abandon)
+        stack.callback(self._end_preflight)
+        self._reactor.add(self._signals.fileno(), self._on_signals)
+        self._reactor.add(self._notify.fileno(), self._on_notify)
+        self._reactor.add(self._zygotes.fileno(), self._on_zygotes)
+        if (keeper := self._succession.keeper) is not None:
+            self._reactor.add(keeper.fileno(), lambda _: self._on_keeper(keeper))
+        if past is not None:
+            self._resume(past)
+        self._feed(Tick())
+        self._succession.serving()
+        while self._code is None:
+            self._reactor.run_once(self._timeout())
+            self._look()
             self._feed(Tick())
-            while self._code is None:
-                self._reactor.run_once(self._timeout())
-                self._look()
-                self._feed(Tick())
-            return self._code
+        return self._code
+
+    def _resume(self, past: Handover) -> None:
+        """Go on where a predecessor was stopped."""
+        self._state, self._service, self._services = past.state, past.service, {**past.services}
+        self._untidy = True
+        for worker in past.state.workers.values():
+            if (known := self._succession.worker(worker.id, worker.pid)) is not None:
+                self._watch(worker, *known)
+                self._events.append(Spawned(worker.id, known[0].pid))
+            elif worker.pid is not None:
+                self._events.append(Ended(worker.id, "exit", "nothing is known of it any more"))
+        self._succession.finish()
+        done = self._succession.done
+        self._replies.extend([lambda _: None] * past.promised(done))  # who asked is gone
+        log.info("took over %d workers", len(self._running))
+        self._work_off(past.remaining(done))
 
     # What the outside asks for
 
@@ -229,6 +269,46 @@ class Supervisor:
         """End: workers finish what they have begun, or with ``now`` are killed."""
         self._feed(Stop(now))
 
+    def upgrade(self) -> None:
+        """Execute this program anew in our place, once it has shown that it can take over.
+
+        Workers, listeners, and our pid stay.  Where it cannot the log says why.
+        """
+        if self._preflight is not None or self._state.stopping:
+            log.error("upgrade: one is under way, or we are stopping")
+            return
+        self._save(())  # sockets may have changed since
+        try:
+            self._preflight = Preflight(self._succession.fds())
+        except OSError as error:
+            log.error("upgrade: nothing has changed: %s", error)
+            return
+        self._reactor.add(self._preflight.fileno(), self._on_preflight)
+
+    def _on_preflight(self, events: int) -> None:
+        assert self._preflight is not None
+        why_not = self._preflight.why_not()
+        self._end_preflight()
+        if why_not or self._state.stopping:
+            log.error("upgrade: nothing has changed: %s", why_not or "we are stopping")
+            return
+        log.info("upgrade: the new program takes over")
+        self._zygotes.keep(())  # they would be children that nobody knows
+        self._save(())
+        try:
+            self._succession.execute()
+        except OSError as error:
+            log.error("upgrade: nothing has changed: %s", error)
+        for number in sorted(self._waiting):
+            self._spawn(number)
+        self._feed(Tick())
+
+    def _end_preflight(self) -> None:
+        if self._preflight is not None:
+            self._reactor.remove(self._preflight.fileno())
+            self._preflight.close()
+            self._preflight = None
+
     def signal_component(self, component: str, number: int | None = None) -> None:
         """Send a signal to all workers of a component; None: its reload_signal.
 
@@ -263,20 +343,45 @@ class Supervisor:
     def _feed(self, event: Event) -> None:
         """Take an event, and all that its actions bring about."""
         self._events.append(event)
-        if self._feeding:
-            return  # whoever does works off this one as well
+        if not self._feeding:  # or whoever does works off this one as well
+            self._work_off()
+
+    def _work_off(self, left: Sequence[Action] = ()) -> None:
+        """Perform what is left to do, then take all events."""
         self._feeding = True
         try:
+            self._go_to(self._state, left)
             while self._events:
-                self._state, actions = step(self._state, self._events.popleft(), time.monotonic())
-                for action in actions:
-                    self._perform(action)
+                self._go_to(*step(self._state, self._events.popleft(), time.monotonic()))
         finally:
             self._feeding = False
         for number, component, ready in self._peers.news(self._state):
             self._tell(number, "peer", about={"component": component, "ready": ready})
         if self._untidy:
             self._tidy()
+
+    def _go_to(self, state: State, actions: Sequence[Action]) -> None:
+        changed = bool(actions) or state != self._state
+        self._state = state
+        if changed:
+            self._save(actions)
+        for action in actions:
+            self._perform(action)
+            self._succession.advance()
+
+    def _save(self, todo: Sequence[Action]) -> None:
+        """So that a successor knows what we know."""
+        self._succession.save(
+            Handover(
+                state=self._state,
+                service=self._service,
+                services=self._services,
+                todo=tuple(todo),
+                sockets=self._succession.put_sockets(self._sockets.all()),
+                directory=self._succession.directory,
+                rooms=self._succession.rooms,
+            )
+        )
 
     def _timeout(self) -> float | None:
         now = time.monotonic()
@@ -287,10 +392,14 @@ class Supervisor:
             times.append(next_beat - now)
         if os.getpid() == 1:
             times.append(_REAP_STRANGERS)
+        if self._preflight is not None:
+            times.append(self._preflight.deadline - now)
         return min(times, default=None)
 
     def _look(self) -> None:
         """At what says nothing by itself."""
+        if self._preflight is not None:
+            self._preflight.look()
         for worker in list(self._state.workers.values()):
             running = self._running.get(worker.id)
             if running is None or not _is_looked_at(worker):
@@ -307,6 +416,8 @@ class Supervisor:
             log.info("got %s", signal.Signals(number).name)
             if number == signal.SIGHUP:
                 self.reload()
+            elif number == signal.SIGUSR2:
+                self.upgrade()
             else:
                 self.stop(now=number == signal.SIGQUIT)
 
@@ -334,6 +445,7 @@ class Supervisor:
             return
         except (EOFError, OSError):  # it has closed its end: nothing more will come
             self._reactor.remove(running.channel.fileno())
+            self._succession.drop_channel(worker)
             running.channel.close()
             return
         with message:
@@ -346,6 +458,12 @@ class Supervisor:
                 self._feed(BecameReady(worker, speaks=True))
             elif said.get("event") == "message" and self._on_message is not None:
                 self._on_message(self._state.workers[worker].component, worker, said.get("data"))
+
+    def _on_keeper(self, keeper: Keeper) -> None:
+        keeper.read()
+        if keeper.gone:
+            self._reactor.remove(keeper.fileno())
+            log.error("the keeper has died: nobody would start us again")
 
     def _on_zygotes(self, events: int) -> None:
         self._zygotes.read()
@@ -400,7 +518,7 @@ class Supervisor:
 
     def _spawn(self, number: int) -> None:
         worker = self._state.workers.get(number)
-        if worker is None:
+        if worker is None or number in self._running:
             self._waiting.discard(number)
             return
         try:
@@ -412,21 +530,31 @@ class Supervisor:
                     self._waiting.add(number)
                     return
             self._waiting.discard(number)
-            listeners = {
-                name: self._sockets.get(service.listeners[name], worker.position)
-                for name in worker.spec.listen
-            }
-            given = Given(listeners=listeners, notify_path=self._notify.path, kept=service.keeper)
+            given = Given(
+                listeners=self._listeners_of(worker),
+                notify_path=self._notify.path,
+                die_with_us=self._succession.keeper is None,
+            )
             process, channel = launch(worker, given, zygote)
         except (OSError, ValueError, ZygoteError) as error:
             self._waiting.discard(number)
             self._events.append(SpawnFailed(number, str(error)))
             return
-        known = inodes(sock.fileno() for sock in listeners.values())
+        self._succession.put_worker(number, process, channel)
+        self._watch(worker, process, channel)
+        self._events.append(Spawned(number, process.pid))
+
+    def _listeners_of(self, worker: Worker) -> dict[str, socket.socket]:
+        listeners = self._services[worker.generation].listeners
+        return {n: self._sockets.get(listeners[n], worker.position) for n in worker.spec.listen}
+
+    def _watch(self, worker: Worker, process: ff.Process, channel: ff.FdChannel) -> None:
+        number = worker.id
+        known = inodes(sock.fileno() for sock in self._listeners_of(worker).values())
         self._running[number] = Running(process, channel, known)
         self._reactor.add(process.fileno(), lambda _: self._on_end(number))
-        self._reactor.add(channel.fileno(), lambda _: self._on_channel(number))
-        self._events.append(Spawned(number, process.pid))
+        if not channel.closed:
+            self._reactor.add(channel.fileno(), lambda _: self._on_channel(number))
 
     def _cancel(self, number: int) -> None:
         """End a worker that waits for its zygote."""
@@ -464,6 +592,7 @@ class Supervisor:
         running = self._running.pop(number, None)
         if running is None:
             return
+        self._succession.drop_worker(number)
         self._reactor.remove(running.process.fileno())
         running.process.close()
         if not running.channel.closed:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 
 import pyforkfd as ff
+from pyforkfd._fd import Fd
 
 _LONGEST = 4096
 _MOST_FDS = 253
@@ -19,18 +21,23 @@ class NotifySocket:
         path: for NOTIFY_SOCKET.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, adopted: Fd | None = None) -> None:
         """Bind it.
 
         Args:
             path: in a directory that workers of any user may enter; removed by close().
+            adopted: a predecessor's, bound to the path; taken.
 
         Raises:
             OSError: as bind(2) says.
         """
         self.path = path
         # Any user may write: a message counts only if its sender is a worker.
-        self._sock = ff.bind(f"unixgram:{path}", mode=0o666)
+        self._sock = (
+            ff.bind(f"unixgram:{path}", mode=0o666)
+            if adopted is None
+            else socket.socket(fileno=adopted.detach())
+        )
         ff.pass_credentials(self._sock)
 
     def fileno(self) -> int:

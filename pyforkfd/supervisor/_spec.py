@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pyforkfd._spawn import Namespace
 
+from ._limits import Limits as Limits
+from ._limits import MemoryGuard as MemoryGuard
 from ._problems import Problem as Problem
 from ._problems import SpecError as SpecError
 
@@ -108,50 +110,6 @@ class Heartbeat:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Limits of one worker and all its descendants, set on its cgroup; None leaves one alone.
-
-    Attributes:
-        memory_max: bytes; at this the kernel kills in the worker (memory.max).
-        memory_high: bytes; above this the kernel reclaims and slows it down (memory.high).
-        swap_max: bytes of swap on top (memory.swap.max).
-        oom_group: the kernel kills all of the worker's processes together.
-        cpu_weight: 1 to 10000; others have 100 (cpu.weight).
-        cpu_max: processors as a number, or (quota, period) in microseconds (cpu.max).
-        pids_max: processes and threads (pids.max).
-    """
-
-    memory_max: int | None = None
-    memory_high: int | None = None
-    swap_max: int | None = None
-    oom_group: bool | None = None
-    cpu_weight: int | None = None
-    cpu_max: float | tuple[int, int] | None = None
-    pids_max: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryGuard:
-    """When a worker's memory is too much, and what is done before the kernel does something.
-
-    Attributes:
-        high: bytes.
-        low: bytes; None is four fifths of ``high``.
-        seconds: for so long without a break.
-        keep_accepting: share of a component's workers that goes on accepting.
-        recycle: bytes; a worker that reaches them is replaced.
-        recycle_after: seconds above ``low`` after which it is replaced.
-    """
-
-    high: int
-    low: int | None = None
-    seconds: float = 30.0
-    keep_accepting: float = 0.5
-    recycle: int | None = None
-    recycle_after: float | None = 300.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Privileges:
     """What a worker may do.  The default is the least that a network service needs.
 
@@ -242,7 +200,7 @@ class Component:
     cpu_affinity: tuple[int, ...] | None = None
     rlimits: Mapping[str, Limit | tuple[Limit, Limit]] | None = None
     privileges: Privileges = Privileges()
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     cgroup: Literal["prefer", "require", "off"] = "prefer"
     readiness: Literal["notify", "accept", "started"] = "notify"
     boot_timeout: Seconds = 30.0

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from pyforkfd import _core
 from pyforkfd._channel import FdChannel
@@ -25,6 +26,9 @@ from ._birth import Birth, Gone
 from ._errors import ZygoteError
 from ._messages import SLOT, Kind, ProtocolError, Received, answer_pair, receive, send
 from ._request import Request, directory
+
+Scope: TypeAlias = Literal["process", "thread"]
+"""Whose end the parent-death signals of a zygote and its workers tell of."""
 
 CHANNEL = 3  # the zygote's end, in the zygote
 _ROOT = str(Path(__file__).parents[2])
@@ -41,6 +45,7 @@ class Configuration:
     setup: str | None
     freeze_gc: bool
     env: tuple[tuple[str, str], ...] | None
+    scope: Scope
 
 
 class Link:
@@ -51,14 +56,22 @@ class Link:
         home: the directory it was started in, by device and inode.
         held: descriptors that its code has opened, which every worker has: number -> what.
         siblings: its workers are made our children by CLONE_PARENT.
+        settled: it has imported everything.
     """
 
-    def __init__(self, configuration: Configuration) -> None:
+    def __init__(self, configuration: Configuration, *, wait: bool = True) -> None:
+        """Start one.
+
+        Args:
+            configuration: what it is to be.
+            wait: for all imports; False: :meth:`settle` does, when fileno() is readable.
+        """
         env = configuration.env
         self._environment = _environment()
         self.home = directory(".")
         self.held: Mapping[int, str] = {}
         self.siblings = True
+        self.settled = False
         self._serials = itertools.count(1)
         self._lock = threading.Lock()
         self._users = 1  # whoever has made it, until close(), and each birth
@@ -71,11 +84,17 @@ class Link:
             self._channel, theirs = FdChannel.pair()
             undo.callback(self._channel.close)
             lent.enter_context(theirs)
-            self.process = _start(theirs, None if env is None else dict(env))
+            self.process = _start(theirs, None if env is None else dict(env), configuration.scope)
             undo.callback(self.close)
             theirs.close()  # or its end would not be seen
             self._configure(configuration, [page.fileno(), us.fileno()])
+            if wait:
+                self.settle()
             undo.pop_all()
+
+    def fileno(self) -> int:
+        """The channel: readable once it has imported everything, or failed."""
+        return self._channel.fileno()
 
     def _configure(self, configuration: Configuration, fds: list[int]) -> None:
         body = {
@@ -87,8 +106,18 @@ class Link:
             "setup": configuration.setup,
             "freeze_gc": configuration.freeze_gc,
         }
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it will be seen
             send(self._channel, Kind.CONFIGURE, body, fds)
+
+    def settle(self) -> None:
+        """Wait until everything is imported.
+
+        Raises:
+            ZygoteError: it is not, and why; close it.
+        """
+        if self.settled:
+            return
+        try:
             answer = receive(self._channel)
         except (BrokenPipeError, ConnectionResetError):
             answer = None
@@ -102,6 +131,7 @@ class Link:
         self.siblings = answer.body["why_not"] == ""
         if not self.siblings:
             _core.become_subreaper()
+        self.settled = True
 
     @property
     def alive(self) -> bool:
@@ -185,7 +215,7 @@ def _environment() -> object:
     return dict(raw) if isinstance(raw, dict) else os.environ.copy()
 
 
-def _start(channel: FdChannel, env: Mapping[str, str] | None) -> Process:
+def _start(channel: FdChannel, env: Mapping[str, str] | None, scope: Scope) -> Process:
     if not sys.executable:
         raise ZygoteError("there is no interpreter to start: sys.executable is empty")
     flags: Sequence[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
@@ -197,6 +227,7 @@ def _start(channel: FdChannel, env: Mapping[str, str] | None) -> Process:
         env=env,
         default_signals=(),
         parent_death_signal=signal.SIGKILL,
+        parent_death_scope=scope,
     )
 
 
