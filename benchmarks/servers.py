@@ -181,14 +181,9 @@ class Server:
     def reload(self) -> None:
         self.process.send_signal(signal.SIGHUP)
 
-    def ask(self, path: str = "/", timeout: float = 5.0) -> int | None:
-        """The pid of the worker that answers a new connection; None: none does."""
-        try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as sock:
-                sock.settimeout(timeout)
-                return answer(sock, path)
-        except OSError:
-            return None
+    def ask(self, timeout: float = 5.0) -> int | None:
+        """See :func:`ask`."""
+        return ask(self.port, timeout)
 
     def all_answer(self, but: set[int], patience: float) -> set[int] | None:
         """Wait until as many workers as there are to be answer, and none of these pids.
@@ -243,9 +238,34 @@ def running(kind: Kind, directory: Path) -> Iterator[Server]:
         server.close()
 
 
-def answer(sock: socket.socket, path: str = "/") -> int | None:
+def ask(port: int, timeout: float = 5.0) -> int | None:
+    """The pid of the worker that answers a new connection; None: none does."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=timeout) as sock:
+            return answer(sock)
+    except OSError:
+        return None
+
+
+def all_workers(port: int) -> list[int]:
+    """Their pids, when all have answered.
+
+    Raises:
+        TimeoutError: some did not.
+    """
+    seen: set[int] = set()
+    end = time.monotonic() + PATIENCE
+    while len(seen) < WORKERS:
+        if (pid := ask(port)) is not None:
+            seen.add(pid)
+        if time.monotonic() > end:
+            raise TimeoutError(f"port {port}: of {WORKERS} workers, only {seen} answer")
+    return sorted(seen)
+
+
+def answer(sock: socket.socket) -> int | None:
     """Ask, and read the pid; None: the connection was closed instead."""
-    sock.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     received = b""
     while data := sock.recv(65536):
         received += data

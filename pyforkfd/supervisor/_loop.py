@@ -14,7 +14,7 @@ from ._diff import diff
 from ._engine import Engine
 from ._events import Reload, Reloaded, Retire, RollBack, Scale, Stop, Tick
 from ._keeper import become_kept
-from ._model import SERVING
+from ._model import SERVING, Phase
 from ._orders import Orders
 from ._preflight import Preflight
 from ._spec import Service, SpecError
@@ -180,6 +180,9 @@ class Supervisor(Engine):
     def signal_component(self, component: str, number: int | None = None) -> int:
         """Send a signal to all workers of a component; None: its reload_signal.
 
+        That is not for one that boots: it may not be able to take it yet, and reads what is
+        new by itself.
+
         Returns:
             How many workers it was sent to.
 
@@ -189,6 +192,8 @@ class Supervisor(Engine):
         _demand_component(component, self._state.crews)
         count = 0
         for worker in self._state.workers.values():
+            if number is None and worker.phase is Phase.BOOTING:
+                continue
             sig = worker.spec.reload_signal if number is None else number
             if worker.component == component and worker.id in self._workers and sig is not None:
                 self._workers.signal(worker.id, sig)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import importlib
 import json
 import logging
 import os
@@ -25,8 +24,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyforkfd as ff
+from pyforkfd._page import SharedPage, Slot
 
 from ._drive import drive_in_thread, drive_on_loop
+from ._handlers import ForkfdHandler, log_uncaught, log_writer, obey
 from ._order import VARIABLE, Identity, Order, identify, parse
 
 if TYPE_CHECKING:
@@ -362,11 +363,10 @@ class Worker:
                 self._obey_log(order)
 
     def _obey_log(self, order: Order) -> None:
-        handlers = _room("pyforkfd.supervisor._handlers")
-        writer = None if handlers is None else handlers.log_writer()
-        if handlers is None or writer is None:
+        writer = log_writer()
+        if writer is None:
             return
-        if (answer := handlers.obey(writer, order.body, list(order.fds.values()))) is not None:
+        if (answer := obey(writer, order.body, list(order.fds.values()))) is not None:
             self._tell(answer)
 
     def _call(self, order: Order) -> None:
@@ -382,14 +382,13 @@ class Worker:
         Args:
             level: of the root logger.
         """
-        handlers = _room("pyforkfd.supervisor._handlers")
-        writer = None if handlers is None else handlers.log_writer()
-        if handlers is None or writer is None:
+        writer = log_writer()
+        if writer is None:
             who = f"{self.component} {self.number}"
             logging.basicConfig(level=level, format=f"{who} %(levelname)s %(name)s: %(message)s")
             return
-        logging.basicConfig(level=level, handlers=[handlers.ForkfdHandler(writer)], force=True)
-        handlers.log_uncaught(writer)
+        logging.basicConfig(level=level, handlers=[ForkfdHandler(writer)], force=True)
+        log_uncaught(writer)
 
     def __repr__(self) -> str:
         return f"<Worker {self.number} of {self.component}, generation {self.generation}>"
@@ -401,18 +400,8 @@ def _adopt(fd: int) -> socket.socket:
     return adopted
 
 
-def _slot(identity: Identity) -> Any:
+def _slot(identity: Identity) -> Slot | None:
     if identity.page is None or identity.slot is None:
         return None
-    page = _room("pyforkfd._page")
-    if page is None:
-        return None
-    with page.SharedPage(identity.page) as mapped:
-        return mapped.slot(identity.slot)
-
-
-def _room(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError:
-        return None
+    with SharedPage(identity.page) as page:
+        return page.slot(identity.slot)

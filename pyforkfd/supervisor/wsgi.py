@@ -124,7 +124,7 @@ class _Thread(ThreadWorker):  # type: ignore[misc]
 
     def _look(self) -> None:
         assert self.ours is not None
-        self.ours.poll()
+        self._follow()
         if self.ours.orphaned:  # its end stays readable
             self.poller.unregister(self.ours)
             self.alive = False
@@ -147,8 +147,11 @@ class _Thread(ThreadWorker):  # type: ignore[misc]
         if not self.alive:
             for conn in self.pending_conns:
                 conn.timeout = 0.0  # enough patience with those that never spoke
-        if self.ours is None:
-            return
+        if self.ours is not None:
+            self._follow()
+
+    def _follow(self) -> None:
+        assert self.ours is not None
         self.ours.poll()
         # gunicorn accepts nothing while there are as many connections as may be.
         self.worker_connections = self._most if self.ours.accepting else 0

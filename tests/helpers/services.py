@@ -164,11 +164,19 @@ def raw(port: int) -> socket.socket:
     return socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
 
 
-def say(client: socket.socket, path: str = "/") -> bytes:
-    """One request on a plain connection, and the whole answer until the server closes."""
-    client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-    with client.makefile("rb") as answer:
-        return answer.read()
+def until_last(client: http.client.HTTPConnection) -> set[bytes]:
+    """Ask until an answer says that it was the last; the first words of all of them.
+
+    The worker may be asked once more before it is told to leave.
+    """
+    bodies = set()
+    stays = True
+    while stays:
+        body, stays = ask(client)
+        bodies.add(body.split()[0])
+        assert client.sock is not None or not stays  # http.client would connect anew
+    client.close()
+    return bodies
 
 
 @contextmanager
