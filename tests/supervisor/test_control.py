@@ -188,6 +188,7 @@ def test_a_reload_is_answered_when_it_is_over(room: Room) -> None:
         assert ask(room, other, do="ping")["ok"]
         with pytest.raises(TimeoutError):
             channel.recv(timeout=0)
+        assert not select.select([room.reactor._epoll], [], [], 0)[0]  # we do not turn in circles
         reply(Reloaded(4))
         assert answer(channel) == {"v": 1, "ok": True, "generation": 4}
         room.turn()
