@@ -27,11 +27,13 @@ class ControlClient:
         """
         self._channel = ff.FdChannel.connect(path, timeout=_PATIENCE)
 
-    def request(self, do: str, **fields: object) -> Body:
-        """Ask, and wait for the answer as long as it takes.
+    def request(self, do: str, *, timeout: float | None = _PATIENCE, **fields: object) -> Body:
+        """Ask, and wait for the answer.
 
         Args:
             do: the name of the request.
+            timeout: seconds to wait; None: as long as it takes, which for reload, rollback
+                and stop is as long as workers take.
             fields: its fields, plain values.
 
         Returns:
@@ -40,11 +42,16 @@ class ControlClient:
         Raises:
             ControlError: it was refused, or failed, and why.
         """
-        *_, answer = self.stream(do, **fields)
+        *_, answer = self.stream(do, timeout=timeout, **fields)
         return answer
 
-    def stream(self, do: str, **fields: object) -> Iterator[Body]:
+    def stream(self, do: str, *, timeout: float | None = None, **fields: object) -> Iterator[Body]:
         """Ask, and take what comes until the answer, which is the last.
+
+        Args:
+            do: the name of the request.
+            timeout: seconds to wait for each message; None: without end.
+            fields: its fields, plain values.
 
         Raises:
             ControlError: as :meth:`request`.
@@ -54,18 +61,20 @@ class ControlClient:
         except (BrokenPipeError, ConnectionResetError):
             pass  # it has closed; what it said before that is still to be read
         while True:
-            body = self._receive(do)
+            body = self._receive(do, timeout)
             if body.get("ok") is False:
                 raise ControlError(str(body.get("error")))
             yield body
             if body.get("ok"):
                 return
 
-    def _receive(self, do: str) -> Body:
+    def _receive(self, do: str, timeout: float | None) -> Body:
         for last in (False, True):
             try:
-                with self._channel.recv() as message:
+                with self._channel.recv(timeout=timeout) as message:
                     return parse(message)
+            except TimeoutError:
+                raise ControlError(f"{do}: no answer within {timeout:g} s: it hangs") from None
             except ConnectionResetError:
                 if last:
                     break  # once: it has not read our request, but may have said why

@@ -77,13 +77,13 @@ def _components(parser: argparse.ArgumentParser) -> None:
 
 
 def _reload(args: argparse.Namespace, to: ControlClient) -> int:
-    answer = to.request("reload", components=args.components)
+    answer = to.request("reload", timeout=None, components=args.components)
     print(f"generation {answer['generation']} serves")
     return 0
 
 
 def _rollback(args: argparse.Namespace, to: ControlClient) -> int:
-    answer = to.request("rollback")
+    answer = to.request("rollback", timeout=None)
     print(f"generation {answer['generation']} serves again")
     return 0
 
@@ -105,7 +105,7 @@ def _add_stop(parser: argparse.ArgumentParser) -> None:
 
 
 def _stop(args: argparse.Namespace, to: ControlClient) -> int:
-    to.request("stop", now=args.now)
+    to.request("stop", timeout=None, now=args.now)
     return 0
 
 
@@ -145,8 +145,8 @@ def _add_logs(parser: argparse.ArgumentParser) -> None:
 def _logs(args: argparse.Namespace, to: ControlClient) -> int:
     said = to.stream("logs", components=args.components, lines=args.lines, follow=args.follow)
     for body in said:
-        if "line" in body:
-            print(body["line"], flush=args.follow)
+        for line in body.get("lines", ()):
+            print(line, flush=args.follow)
     return 0
 
 

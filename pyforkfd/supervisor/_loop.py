@@ -29,7 +29,8 @@ class Supervisor(Engine):
     """Runs a service until it is told to stop.
 
     One thread does it all, and nothing in it waits but the reactor; only a spawn waits for
-    the exec, as every spawn does.
+    the exec, as every spawn does.  While it runs, its methods are for that thread alone: from
+    anywhere else the control socket is the way in.
     """
 
     def __init__(

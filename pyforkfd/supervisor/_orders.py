@@ -120,15 +120,19 @@ class Orders:
 
         def show(entry: LogEntry) -> None:
             if not names or entry.origin.component in names:
-                client.stream({"line": entry.line.decode(errors="replace")})
+                client.stream({"lines": [_text(entry)]})
 
-        for entry in tail.tail(count, components=names):
-            show(entry)
+        # At once: line by line, a client would have no chance to read before they are too many.
+        client.stream({"lines": [_text(entry) for entry in tail.tail(count, components=names)]})
         if not _get(body, "follow", bool, False):
             client.answer()
             return
         handle = tail.follow(show)
         client.defer("", lambda: tail.unfollow(handle))
+
+
+def _text(entry: LogEntry) -> str:
+    return entry.line.decode(errors="replace")
 
 
 def _reply(client: Client) -> Callable[[Reloaded], None]:

@@ -370,6 +370,19 @@ def test_listeners_of_the_manager(tmp_path: Path) -> None:
         assert service.wait() == 0
 
 
+def test_listeners_of_the_manager_that_cannot_be_told_apart(tmp_path: Path) -> None:
+    activate = tool("systemd-socket-activate", "systemd")
+    port = free_port()
+    config = toml(port).replace(f"tcp://127.0.0.1:{port}", "systemd:web")
+    addresses = [f"127.0.0.1:{port}", f"127.0.0.1:{free_port()}"]
+    prefix = [activate, *(f"--listen={address}" for address in addresses), "--fdname=web:web"]
+    with Supervised(tmp_path, config, prefix=prefix) as service:
+        wait_until_bound(port)
+        with socket.create_connection(("127.0.0.1", port)):
+            assert service.wait() == 2
+        assert "several descriptors of the service manager are called web" in service.text()
+
+
 def wait_until_bound(port: int) -> None:
     listening = f"0100007F:{port:04X} 00000000:0000 0A"
     assert gone(lambda: listening not in Path("/proc/net/tcp").read_text())

@@ -188,6 +188,7 @@ def test_a_reload_is_answered_when_it_is_over(room: Room) -> None:
         assert ask(room, other, do="ping")["ok"]
         with pytest.raises(TimeoutError):
             channel.recv(timeout=0)
+        assert not select.select([room.reactor._epoll], [], [], 0)[0]  # we do not turn in circles
         reply(Reloaded(4))
         assert answer(channel) == {"v": 1, "ok": True, "generation": 4}
         room.turn()
@@ -219,16 +220,25 @@ def test_logs_are_followed_until_the_client_leaves(room: Room) -> None:
     room.lines.say("web", "first")
     room.lines.say("keys", "second")
     with connect(room) as channel:
-        assert ask(room, channel, do="logs", components=["web"]) == {"v": 1, "line": "first"}
+        assert ask(room, channel, do="logs", components=["web"])["lines"] == ["first"]
         assert answer(channel)["ok"]
         send(channel, {"do": "logs", "lines": 1, "follow": True})
         room.turn()
-        assert answer(channel)["line"] == "second"
+        assert answer(channel)["lines"] == ["second"]
         room.lines.say("web", "third")
-        assert answer(channel)["line"] == "third"
+        assert answer(channel)["lines"] == ["third"]
         assert room.lines.followers
     room.turn()
     assert not room.lines.followers
+
+
+def test_the_whole_log_goes_at_once(room: Room) -> None:
+    lines = [f"{number} " + "x" * 100 for number in range(5000)]
+    for line in lines:
+        room.lines.say("web", line)
+    with connect(room) as channel:
+        assert ask(room, channel, do="logs", lines=10_000)["lines"] == lines
+        assert answer(channel)["ok"]
 
 
 def test_a_client_that_does_not_read_is_dropped_and_holds_nobody_up(room: Room) -> None:
@@ -253,7 +263,7 @@ def test_a_client_that_reads_late_gets_all_of_it(room: Room) -> None:
         while len(got) < len(lines):
             try:
                 with late.recv(timeout=0) as message:
-                    got.append(parse(message)["line"])
+                    got += parse(message)["lines"]
             except TimeoutError:
                 room.turn()
         assert got == lines
@@ -465,3 +475,13 @@ def test_a_client_hears_why_even_if_its_request_was_not_read(tmp_path: Path) -> 
         ours.close()
         with pytest.raises(ControlError, match="not you"):
             next(said)
+
+
+def test_a_client_does_not_wait_for_ever_for_one_that_hangs(tmp_path: Path) -> None:
+    path = str(tmp_path / "there")
+    with (
+        ff.FdChannel.listen(path),
+        ControlClient(path) as client,
+        pytest.raises(ControlError, match=r"status: no answer within 0\.01 s: it hangs"),
+    ):
+        client.request("status", timeout=0.01)

@@ -51,6 +51,46 @@ def service_components(service: Supervised) -> list[dict[str, Any]]:
     return found
 
 
+def test_orders_that_cross_fail_nothing(tmp_path: Path) -> None:
+    port = free_port()
+    with Supervised(tmp_path, toml(port)) as service:
+        service.until(f"^ready: {WEB}")
+        with Load(("127.0.0.1", port)) as load, service.client() as client:
+            outcomes = []
+            for count in (3, 1, 4, 2, 3, 2):
+                reloads = [later(service, "reload") for _ in range(2)]
+                client.request("scale", component="web", count=count)
+                for worker in service.workers()[:1]:
+                    later(service, "restart", str(worker["id"])).communicate()
+                outcomes += [(*one.communicate(), one.returncode) for one in reloads]
+                load.more()
+        assert load.failures == []
+        for said, why, code in outcomes:
+            assert code == 0 or "another reload came before it was ready" in why, (said, why)
+        assert sum(code == 0 for *_, code in outcomes) >= 6
+        service.until(f"^ready: {WEB}")
+
+
+def later(service: Supervised, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-P", "-m", "pyforkfd", words[0], "--control", str(service.control)]
+    return subprocess.Popen(
+        [*command, *words[1:]], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_the_last_order_ends_a_reload(tmp_path: Path) -> None:
+    port = free_port()
+    with Supervised(tmp_path, toml(port)) as service:
+        service.until(f"^ready: {WEB}")
+        service.config.write_text(toml(port, how=["hangs"]))
+        reload = later(service, "reload")
+        service.until("^reloading")
+        assert service.command("stop").returncode == 0
+        _, why = reload.communicate()
+        assert reload.returncode == 1 and "the supervisor is stopping" in why
+        assert service.wait() == 0
+
+
 def test_a_broken_deploy_changes_nothing_and_is_explained(tmp_path: Path) -> None:
     port = free_port()
     with Supervised(tmp_path, toml(port)) as service:
