@@ -50,7 +50,6 @@ from ._keeper import Keeper, become_kept
 from ._launch import Given, launch, tell, zygote_for
 from ._model import Phase, State, Worker, due, initial
 from ._notify_socket import NotifySocket, worker_of
-from ._preflight import Preflight
 from ._reactor import Reactor
 from ._readiness import accepts, inodes
 from ._signals import SignalQueue
@@ -59,6 +58,7 @@ from ._spec import Service, SpecError
 from ._state import step
 from ._strangers import reap_strangers
 from ._succession import Succession
+from ._upgrade import Upgrade
 from ._validate import validate
 from ._zygotes import Zygotes
 
@@ -111,7 +111,6 @@ class Supervisor:
         self._code: int | None = None
         self._untidy = False
         self._replies: deque[Callable[[Reloaded], None]] = deque()
-        self._preflight: Preflight | None = None
 
     def run(self) -> int:
         """Run until everything has ended.
@@ -150,7 +149,7 @@ class Supervisor:
         self._zygotes = Zygotes()
         stack.callback(self._zygotes.close)
         stack.callback(self._abandon)
-        stack.callback(self._end_preflight)
+        self._upgrade = stack.enter_context(Upgrade(self._reactor, self._succession))
         self._reactor.add(self._signals.fileno(), self._on_signals)
         self._reactor.add(self._notify.fileno(), self._on_notify)
         self._reactor.add(self._zygotes.fileno(), self._on_zygotes)
@@ -262,40 +261,18 @@ class Supervisor:
 
         Workers, listeners, and our pid stay.  Where it cannot the log says why.
         """
-        if self._preflight is not None or self._state.stopping:
-            log.error("upgrade: one is under way, or we are stopping")
-            return
         self._save(())  # sockets may have changed since
-        try:
-            self._preflight = Preflight(self._succession.fds(), self._succession.text())
-        except OSError as error:
-            log.error("upgrade: nothing has changed: %s", error)
-            return
-        self._reactor.add(self._preflight.fileno(), self._on_preflight)
+        self._upgrade.begin(self._execute)
 
-    def _on_preflight(self, events: int) -> None:
-        assert self._preflight is not None
-        why_not = self._preflight.why_not()
-        self._end_preflight()
-        if why_not or self._state.stopping:
-            log.error("upgrade: nothing has changed: %s", why_not or "we are stopping")
+    def _execute(self) -> None:
+        if self._state.stopping:
             return
-        log.info("upgrade: the new program takes over")
         self._zygotes.keep(())  # they would be children that nobody knows
         self._save(())
-        try:
-            self._succession.execute()
-        except OSError as error:
-            log.error("upgrade: nothing has changed: %s", error)
-        for number in sorted(self._waiting):
+        self._upgrade.execute()
+        for number in sorted(self._waiting):  # we are still here
             self._spawn(number)
         self._feed(Tick())
-
-    def _end_preflight(self) -> None:
-        if self._preflight is not None:
-            self._reactor.remove(self._preflight.fileno())
-            self._preflight.close()
-            self._preflight = None
 
     def signal_component(self, component: str, number: int | None = None) -> None:
         """Send a signal to all workers of a component; None: its reload_signal."""
@@ -355,14 +332,13 @@ class Supervisor:
             times.append(_LOOK_FOR_ACCEPT)
         if os.getpid() == 1:
             times.append(_REAP_STRANGERS)
-        if self._preflight is not None:
-            times.append(self._preflight.deadline - now)
+        if (deadline := self._upgrade.deadline) is not None:
+            times.append(deadline - now)
         return min(times, default=None)
 
     def _look(self) -> None:
         """At what says nothing by itself."""
-        if self._preflight is not None:
-            self._preflight.look()
+        self._upgrade.look()
         for worker in list(self._state.workers.values()):
             running = self._running.get(worker.id)
             if running is None or not _is_looked_at(worker):
