@@ -179,6 +179,8 @@ class Supervisor:
         done = self._succession.done
         self._replies.extend([lambda _: None] * past.promised(done))  # who asked is gone
         log.info("took over %d workers", len(self._running))
+        if past.state.exited:
+            self._code = past.state.exit_code  # it had only to end
         self._work_off(past.remaining(done))
 
     # What the outside asks for
