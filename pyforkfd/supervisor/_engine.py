@@ -55,6 +55,7 @@ from ._spec import Service
 from ._state import step
 from ._status import Death, Deaths, summary
 from ._succession import Succession
+from ._upgrade import Upgrade
 from ._watch import Watch
 from ._workers import Rooms, Workers, is_looked_at
 from ._zygotes import Zygotes
@@ -148,6 +149,7 @@ class Engine:
             self._on_message,
         )
         stack.callback(self._workers.abandon)
+        self._upgrade = enter(Upgrade(self._reactor, succession))
         self._reactor.add(self._signals.fileno(), self._on_signals)
         self._reactor.add(self._notify.fileno(), lambda _: self._workers.hear())
         self._reactor.add(self._zygotes.fileno(), self._on_zygotes)
@@ -189,6 +191,8 @@ class Engine:
         self._replies.extend([lambda _: None] * past.promised(done))  # who asked is gone
         log.info("took over %d workers", sum(1 for _ in self._workers))
         self._watch.changed(initial(self._service), self._state)
+        if past.state.exited:
+            self._code = past.state.exit_code  # it had only to end
         self._switch_logs(self._output.pending_switch())
         self._work_off(past.remaining(done))
 
@@ -257,6 +261,8 @@ class Engine:
             times.append(next_step - now)
         if any(map(is_looked_at, self._state.workers.values())):
             times.append(_LOOK_FOR_ACCEPT)
+        if (deadline := self._upgrade.deadline) is not None:
+            times.append(deadline - now)
         if (sign_of_life := self._manager.due()) is not None:
             times.append(sign_of_life - now)
         return min(times, default=None)
@@ -267,6 +273,7 @@ class Engine:
 
     def _look(self) -> None:
         """At what says nothing by itself."""
+        self._upgrade.look()
         self._workers.look_for_accept(self._state.workers.values())
         self._output.settle()
         now = time.monotonic()

@@ -16,7 +16,6 @@ from ._events import Reload, Reloaded, Retire, RollBack, Scale, Stop, Tick
 from ._keeper import become_kept
 from ._model import SERVING, Phase
 from ._orders import Orders
-from ._preflight import Preflight
 from ._spec import Service, SpecError
 from ._status import Seen, describe
 from ._succession import Succession
@@ -55,7 +54,6 @@ class Supervisor(Engine):
             raise SpecError(tuple(problems))
         super().__init__(service, on_message)
         self._read_again = read_again
-        self._preflight: Preflight | None = None
 
     def run(self) -> int:
         """Run until everything has ended.
@@ -78,7 +76,6 @@ class Supervisor(Engine):
             if self._service.keeper and succession.past is None and succession.keeper is None:
                 become_kept()
             with succession.guarded():
-                stack.callback(self._end_preflight)
                 return self._run(stack, succession)
 
     def _orders(self) -> Orders:
@@ -240,50 +237,17 @@ class Supervisor(Engine):
 
         Workers, listeners, and our pid stay.  Where it cannot the log says why.
         """
-        if self._preflight is not None or self._state.stopping:
-            log.error("upgrade: one is under way, or we are stopping")
-            return
         self._save(())  # sockets may have changed since
-        try:
-            self._preflight = Preflight(self._succession.fds(), self._succession.text())
-        except OSError as error:
-            log.error("upgrade: nothing has changed: %s", error)
-            return
-        self._reactor.add(self._preflight.fileno(), self._on_preflight)
+        self._upgrade.begin(self._execute)
 
-    def _on_preflight(self, events: int) -> None:
-        assert self._preflight is not None
-        why_not = self._preflight.why_not()
-        self._end_preflight()
-        if why_not or self._state.stopping:
-            log.error("upgrade: nothing has changed: %s", why_not or "we are stopping")
+    def _execute(self) -> None:
+        if self._state.stopping:
             return
-        log.info("upgrade: the new program takes over")
         self._zygotes.keep(())  # they would be children that nobody knows
         self._save(())
-        try:
-            self._succession.execute()
-        except OSError as error:
-            log.error("upgrade: nothing has changed: %s", error)
-        self._start_waiting()
+        self._upgrade.execute()
+        self._start_waiting()  # we are still here
         self._feed(Tick())
-
-    def _timeout(self) -> float | None:
-        times = [super()._timeout()]
-        if self._preflight is not None:
-            times.append(self._preflight.deadline - time.monotonic())
-        return min((each for each in times if each is not None), default=None)
-
-    def _look(self) -> None:
-        if self._preflight is not None:
-            self._preflight.look()
-        super()._look()
-
-    def _end_preflight(self) -> None:
-        if self._preflight is not None:
-            self._reactor.remove(self._preflight.fileno())
-            self._preflight.close()
-            self._preflight = None
 
 
 def _demand_component(name: str, known: Collection[str]) -> None:

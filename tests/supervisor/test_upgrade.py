@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from kept import Running, alive, children, config, descendants, descriptors, write
 from leaks import gone
 from load import Load
+
+from pyforkfd.supervisor import _preflight
 
 TIMES = 20
 
@@ -230,3 +234,13 @@ def test_a_reload_after_an_upgrade_reads_the_file(tmp_path: Path) -> None:
         service.wait_for("generation 2 serves")
         assert gone(lambda: len(children(service.main.pid)) == 3)
         assert service.stop() == 0
+
+
+def test_a_program_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_preflight, "PATIENCE", 0.05)
+    monkeypatch.setattr(_preflight, "own_arguments", lambda: ["/bin/sleep", "99"])
+    preflight = _preflight.Preflight({}, b"")
+    assert not select.select([preflight.fileno()], [], [], preflight.deadline - time.monotonic())[0]
+    preflight.look()
+    assert "not shown within 0.05 s" in preflight.why_not()
+    preflight.close()
