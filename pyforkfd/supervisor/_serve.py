@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import logging
 import os
 import re
@@ -110,17 +111,19 @@ def _main(args: argparse.Namespace) -> int:
         service = load(args.config)
         print(f"{args.config}: nothing is wrong with service {service.name}")
         return 0
-    _log_to_stderr()
     if args.config is None:
-        service = from_arguments(args)
-        return Supervisor(_with_control(service, args.control)).run()
-    # The file's directory may be left by then.
-    path = os.path.abspath(args.config)
+        service, read = from_arguments(args), None
+    else:
+        service = load(args.config)
+        # The file's directory may be left by then.
+        read = functools.partial(_read, os.path.abspath(args.config), args.control)
+    if not service.log.stdout:
+        _log_to_stderr()
+    return Supervisor(_with_control(service, args.control), read_again=read).run()
 
-    def read() -> Service:
-        return _with_control(load(path), args.control)
 
-    return Supervisor(_with_control(load(args.config), args.control), read_again=read).run()
+def _read(path: str, control: str | None) -> Service:
+    return _with_control(load(path), control)
 
 
 def from_arguments(args: argparse.Namespace) -> Service:

@@ -80,7 +80,7 @@ class Supervised:
         try:
             with open(self.log, "wb") as log:
                 self.process = subprocess.Popen(
-                    [*prefix, *command, *what], stderr=log, env=environment
+                    [*prefix, *command, *what], stdout=log, stderr=log, env=environment
                 )
         except BaseException:
             self.manager.close()
