@@ -46,6 +46,7 @@ class Zygote:
         setup: str | None = None,
         freeze_gc: bool = True,
         env: Mapping[str, str] | None = None,
+        warm: int = 0,
     ) -> None:
         """Describe a zygote; nothing is started yet.
 
@@ -59,7 +60,12 @@ class Zygote:
             env: the whole environment of the zygote, and of its workers unless they have
                 their own; None is ours.  What libraries read at import goes here, such as
                 ``OPENBLAS_NUM_THREADS``.
+            warm: how many workers to have made ahead: they wait for what they will be, and
+                are replaced once taken.  A worker with namespaces or a cgroup is none of
+                them.
         """
+        if warm < 0:
+            raise ValueError(f"warm: {warm} is no number of workers")
         if isinstance(preload, str):
             raise TypeError(f"preload: a sequence of names is wanted, not {preload!r}")
         if setup is not None:
@@ -69,6 +75,7 @@ class Zygote:
             setup=setup,
             freeze_gc=freeze_gc,
             env=None if env is None else tuple(sorted(env.items())),
+            warm=warm,
         )
         self.generation = 0
         self._forget()
@@ -87,9 +94,10 @@ class Zygote:
         setup: str | None = None,
         freeze_gc: bool = True,
         env: Mapping[str, str] | None = None,
+        warm: int = 0,
     ) -> Zygote:
         """The zygote of this configuration that the whole process uses; made at first."""
-        made = cls(preload=preload, setup=setup, freeze_gc=freeze_gc, env=env)
+        made = cls(preload=preload, setup=setup, freeze_gc=freeze_gc, env=env, warm=warm)
         with _shared_lock:
             return _shared.setdefault(made._configuration, made)
 
