@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import random
@@ -19,7 +20,9 @@ from children import needs_root
 from leaks import gone
 
 import pyforkfd as ff
+from pyforkfd import _core
 from pyforkfd.zygote import Zygote, ZygoteError
+from pyforkfd.zygote._messages import REPORT
 
 # In CI a tenth; PYFORKFD_STRESS=10000 is the full run.
 STRESS = int(os.environ.get("PYFORKFD_STRESS", "1000"))
@@ -418,6 +421,24 @@ def kill_the_zygote(zygote: Zygote, rounds: int, rng: random.Random) -> None:
         thread.join()
     assert not failures, failures
     assert served and zygote.generation >= kills
+
+
+def test_a_parent_that_is_another_already() -> None:
+    """The kernel gives a child its next parent before the pidfd of the last one tells."""
+    reader, writer = os.pipe()
+    with ff.Fd(reader), ff.Fd(writer), ff.Fd(os.pidfd_open(os.getpid())) as alive_still:
+        if (pid := os.fork()) == 0:
+            try:
+                plan = _core.SpawnPlan()
+                plan.close_others = False
+                plan.death_signal = signal.SIGKILL
+                _core.become(plan, [], os.getpid(), alive_still.fileno(), writer)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 127
+        stage, index, error, *_ = REPORT.unpack(os.read(reader, 100))
+    assert _core.failed(_core.SpawnPlan(), [], stage, index)[0] == "parent_alive"
+    assert error == errno.ESRCH
 
 
 def test_a_zygote_ends_with_its_application(tmp_path: Path) -> None:
