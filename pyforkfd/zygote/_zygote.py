@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import pickle
@@ -79,6 +80,7 @@ class Zygote:
         )
         self.generation = 0
         self._forget()
+        _watch_forks()
         _zygotes.add(self)
 
     def _forget(self) -> None:
@@ -356,4 +358,6 @@ def _after_fork_in_child() -> None:
             link.abandon()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+@functools.cache  # a hook that has nothing to do costs every worker page faults all the same
+def _watch_forks() -> None:
+    os.register_at_fork(after_in_child=_after_fork_in_child)
