@@ -1,4 +1,4 @@
-"""Build the extension module and the library for LD_PRELOAD.
+"""Build the extension module, the library for LD_PRELOAD and the supervisor's keeper.
 
 Everything declarative is in pyproject.toml.
 """
@@ -43,6 +43,7 @@ CORE = [
     "prepared",
     "probe",
     "self_clone",
+    "shared_page",
     "socket_details",
     "spawn",
     "spawn_args",
@@ -54,6 +55,7 @@ CORE = [
     "transfer_marker",
 ]
 BIND = [
+    "at_fork_hooks",
     "bind_at_fork",
     "bind_channel",
     "bind_clone",
@@ -63,6 +65,7 @@ BIND = [
     "bind_fd_table",
     "bind_fork",
     "bind_fork_exec",
+    "bind_page",
     "bind_passing",
     "bind_peer",
     "bind_plan",
@@ -74,6 +77,8 @@ BIND = [
     "module",
     "passed_values",
     "passing_arguments",
+    "slot_snapshot",
+    "slot_type",
     "waiting",
 ]
 
@@ -88,6 +93,7 @@ PRELOAD = [
     "wrap_spawn",
     "wrap_vfork",
 ]
+KEEPER = ["keeper", "link"]
 
 flags = ["-Wall", "-Wextra", "-fvisibility=hidden"]
 link: list[str] = []
@@ -101,21 +107,28 @@ if os.environ.get("PYFORKFD_DEBUG"):
     plain += ["-O0", "-g"]
 
 
-class BuildLibraries(build_ext):
-    """Gives the library a name without Python's suffix, for it is not a module."""
+class BuildAll(build_ext):
+    """Builds what is no module: a library, a program, with names without Python's suffix."""
 
     def build_extension(self, ext: Extension) -> None:
+        # They do not want to know where this Python has its libraries.
         python_links = self.compiler.linker_so
         if ext.name.endswith("libforkfd_preload"):
-            # Nor does it want to know where this Python has its libraries.
-            self.compiler.linker_so = [w for w in python_links if not w.startswith("-Wl,-rpath")]
+            self.compiler.linker_so = _without_paths(python_links)
+        if ext.name.endswith("forkfd-keeper"):
+            self.compiler.linker_so = _without_paths(self.compiler.linker_exe)
         super().build_extension(ext)
         self.compiler.linker_so = python_links
 
     def get_ext_filename(self, fullname: str) -> str:
+        path = os.path.join(*fullname.split("."))
         if fullname.endswith("libforkfd_preload"):
-            return os.path.join(*fullname.split(".")) + ".so"
-        return super().get_ext_filename(fullname)
+            return path + ".so"
+        return path if fullname.endswith("forkfd-keeper") else super().get_ext_filename(fullname)
+
+
+def _without_paths(command: list[str]) -> list[str]:
+    return [word for word in command if not word.startswith("-Wl,-rpath")]
 
 
 ParallelCompile("PYFORKFD_BUILD_JOBS", default=0).install()
@@ -140,6 +153,13 @@ setup(
             # Nothing is left to be looked up in a child; all that is called is libc's.
             extra_link_args=["-Wl,-z,now,-z,defs,--as-needed"],
         ),
+        Extension(
+            "pyforkfd.supervisor.forkfd-keeper",
+            [f"csrc/keeper/{name}.c" for name in KEEPER],
+            depends=["csrc/keeper/keeper.h"],
+            define_macros=[("_GNU_SOURCE", None)],
+            extra_compile_args=plain,
+        ),
     ],
-    cmdclass={"build_ext": BuildLibraries},
+    cmdclass={"build_ext": BuildAll},
 )

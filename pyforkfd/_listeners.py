@@ -27,6 +27,12 @@ FILE_KINDS = {
     stat.S_IFLNK: "a symbolic link",
     0: "an anonymous inode (eventfd, epoll, pidfd, ...)",
 }
+_INTERNET_KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+_UNIX_KINDS = {
+    "unix": socket.SOCK_STREAM,
+    "unixgram": socket.SOCK_DGRAM,
+    "unixpacket": socket.SOCK_SEQPACKET,
+}
 _PROTOCOLS = {
     socket.IPPROTO_TCP: "TCP",
     socket.IPPROTO_UDP: "UDP",
@@ -44,14 +50,16 @@ def bind(
     ipv6_only: bool = False,
     mode: int | None = None,
 ) -> socket.socket:
-    """Make a listening socket.
+    """Make a socket that clients can reach, listening where it is one for connections.
 
     Args:
-        address: ``tcp://host:port`` (``[::1]`` for IPv6; no host is every address, IPv6
-            and IPv4; port 0 is one of the kernel's choice), ``unix:/path``,
-            ``unix:@name`` in the abstract namespace, ``vsock:port`` or ``vsock:cid:port``.
+        address: ``tcp://host:port`` or ``udp://host:port`` (``[::1]`` for IPv6; no host is
+            every address, IPv6 and IPv4; port 0 is one of the kernel's choice),
+            ``unix:/path``, ``unix:@name`` in the abstract namespace, likewise
+            ``unixgram:`` for datagrams and ``unixpacket:`` for SOCK_SEQPACKET,
+            ``vsock:port`` or ``vsock:cid:port``.
         backlog: connections that may wait; the kernel cuts it to net.core.somaxconn.
-        reuse_port: SO_REUSEPORT, several listeners share the port, socket(7); TCP only.
+        reuse_port: SO_REUSEPORT, several sockets share the port, socket(7); TCP and UDP.
         nodelay: TCP_NODELAY.  Accepted sockets inherit it, so setting it here is enough.
         ipv6_only: an IPv6 listener does not take IPv4 connections.
         mode: permissions of a path, exactly these whatever the umask; never more than
@@ -60,7 +68,7 @@ def bind(
     A path whose listener is gone is replaced; one that is listened on is not.
 
     Returns:
-        A blocking, listening, close-on-exec socket; the caller owns it.
+        A blocking, close-on-exec socket; the caller owns it.
 
     Raises:
         ValueError: the address or an option for it makes no sense.
@@ -68,26 +76,32 @@ def bind(
     """
     made: socket.socket | None = None
     try:
-        if match := re.fullmatch(r"tcp://(?:\[([^]]*)\]|([^:/]*)):(\d+)", address):
-            made = _tcp_socket(match[1] or match[2], int(match[3]), ipv6_only, reuse_port, nodelay)
+        if match := re.fullmatch(r"(tcp|udp)://(?:\[([^]]*)\]|([^:/]*)):(\d+)", address):
+            kind = _INTERNET_KINDS[match[1]]
+            host, port = match[2] or match[3], int(match[4])
+            made = _internet_socket(kind, host, port, ipv6_only, reuse_port, nodelay)
         elif match := re.fullmatch(r"vsock:(?:(\d+|any):)?(\d+)", address):
-            made = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+            kind = socket.SOCK_STREAM
+            made = socket.socket(socket.AF_VSOCK, kind)
             cid = socket.VMADDR_CID_ANY if match[1] in (None, "any") else int(match[1])
             made.bind((cid, int(match[2])))
-        elif match := re.fullmatch(r"unix:@(.+)", address, re.DOTALL):
-            made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            made.bind(b"\0" + os.fsencode(match[1]))
-        elif match := re.fullmatch(r"unix:(.+)", address, re.DOTALL):
-            return unix_listener(match[1], mode, backlog)
+        elif match := re.fullmatch(r"(unix(?:gram|packet)?):(.+)", address, re.DOTALL):
+            kind = _UNIX_KINDS[match[1]]
+            if match[2][0] != "@":
+                return unix_listener(match[2], mode, backlog, kind)
+            made = socket.socket(socket.AF_UNIX, kind)
+            made.bind(b"\0" + os.fsencode(match[2][1:]))
         else:
             raise ValueError(
-                f"bind {address!r}: none of tcp://host:port, unix:/path, unix:@name, vsock:port"
+                f"bind {address!r}: none of tcp://host:port, udp://host:port, unix:/path, "
+                "unix:@name, unixgram:, unixpacket:, vsock:port"
             )
-        if reuse_port and not address.startswith("tcp:"):
-            raise ValueError(f"bind {address}: reuse_port is for TCP")
+        if reuse_port and made.family not in (socket.AF_INET, socket.AF_INET6):
+            raise ValueError(f"bind {address}: reuse_port is for TCP and UDP")
         if mode is not None:
             raise ValueError(f"bind {address}: only a path has a mode")
-        made.listen(backlog)
+        if kind != socket.SOCK_DGRAM:
+            made.listen(backlog)
     except OSError as error:
         if made is not None:
             made.close()
@@ -101,24 +115,30 @@ def bind(
     return made
 
 
-def _tcp_socket(
-    host: str, port: int, ipv6_only: bool, reuse_port: bool, nodelay: bool
+def _internet_socket(
+    kind: socket.SocketKind,
+    host: str,
+    port: int,
+    ipv6_only: bool,
+    reuse_port: bool,
+    nodelay: bool,
 ) -> socket.socket:
     if port > 0xFFFF:
         raise ValueError(f"bind: port {port} is above 65535")
     if not host and not socket.has_dualstack_ipv6():
         host = "0.0.0.0"
-    family, kind, protocol, _, where = socket.getaddrinfo(
-        host or "::", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    family, _, protocol, _, where = socket.getaddrinfo(
+        host or "::", port, type=kind, flags=socket.AI_PASSIVE
     )[0]
     made = socket.socket(family, kind, protocol)
     try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if kind == socket.SOCK_STREAM:  # for datagrams it would let others steal them
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, ipv6_only)
         if reuse_port:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if nodelay:
+        if nodelay and kind == socket.SOCK_STREAM:
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         made.bind(where)
     except BaseException:
@@ -150,7 +170,8 @@ def unix_listener(
                 made.bind(path)
         if mode is not None:
             os.chmod(path, mode)
-        made.listen(backlog)
+        if kind != socket.SOCK_DGRAM:
+            made.listen(backlog)
     except BaseException:
         made.close()
         raise

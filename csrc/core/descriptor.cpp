@@ -5,6 +5,7 @@
 #include <sched.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -138,6 +139,14 @@ int replace(int number, int source, bool cloexec) noexcept {
         // EBUSY: another thread is just opening that number, dup(2).
         if (rc != -EINTR && rc != -EBUSY) return rc < 0 ? static_cast<int>(-rc) : 0;
     }
+}
+
+UniqueFd signal_fd(std::uint64_t mask) {
+    // Raw: the kernel's set is these 64 bits, which libc's functions only wrap.
+    const long rc = raw::call(SYS_signalfd4, -1, raw::addr(&mask), sizeof mask,
+                              O_CLOEXEC | O_NONBLOCK);
+    if (rc < 0) throw_errno(static_cast<int>(-rc), "signalfd");
+    return UniqueFd(static_cast<int>(rc));
 }
 
 }  // namespace forkfd

@@ -4,6 +4,7 @@
 
 #include <sys/types.h>
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -40,6 +41,10 @@ void demand_below_limit(int number);
 
 // dup3(2) that is not given up: 0 or errno.  Safe in a handler of fork(2).
 int replace(int number, int source, bool cloexec) noexcept;
+
+// signalfd(2), close-on-exec and non-blocking; bit n-1 of the mask is signal n.  The caller
+// blocks them.
+UniqueFd signal_fd(std::uint64_t mask);
 
 [[noreturn]] void throw_errno(int err, const std::string& what);
 

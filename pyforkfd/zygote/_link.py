@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from pyforkfd import _core
 from pyforkfd._channel import FdChannel
@@ -25,6 +26,9 @@ from ._birth import Birth, Gone
 from ._errors import ZygoteError
 from ._messages import SLOT, Kind, ProtocolError, Received, answer_pair, receive, send
 from ._request import Request, directory
+
+Scope: TypeAlias = Literal["process", "thread"]
+"""Whose end the parent-death signals of a zygote and its workers tell of."""
 
 CHANNEL = 3  # the zygote's end, in the zygote
 _ROOT = str(Path(__file__).parents[2])
@@ -42,6 +46,7 @@ class Configuration:
     freeze_gc: bool
     env: tuple[tuple[str, str], ...] | None
     warm: int
+    scope: Scope
 
 
 class Link:
@@ -52,18 +57,26 @@ class Link:
         home: the directory it was started in, by device and inode.
         held: descriptors that its code has opened, which every worker has: number -> what.
         siblings: its workers are made our children by CLONE_PARENT.
+        settled: it has imported everything.
     """
 
-    def __init__(self, configuration: Configuration) -> None:
+    def __init__(self, configuration: Configuration, *, wait: bool = True) -> None:
+        """Start one.
+
+        Args:
+            configuration: what it is to be.
+            wait: for all imports; False: :meth:`settle` does, when fileno() is readable.
+        """
         env = configuration.env
         self._environment = _environment()
         self.home = directory(".")
         self.held: Mapping[int, str] = {}
         self.siblings = True
+        self.settled = False
         self._serials = itertools.count(1)
         self._lock = threading.Lock()
         self._users = 1  # whoever has made it, until close(), and each birth
-        self._warm = 0
+        self._warm = configuration.warm
         self._idle: list[Birth] = []  # what was asked for ahead, the oldest first
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as lent:
             page = lent.enter_context(Fd(os.memfd_create("forkfd-zygote")))
@@ -74,14 +87,17 @@ class Link:
             self._channel, theirs = FdChannel.pair()
             undo.callback(self._channel.close)
             lent.enter_context(theirs)
-            self.process = _start(theirs, None if env is None else dict(env))
+            self.process = _start(theirs, None if env is None else dict(env), configuration.scope)
             undo.callback(self.close)
             theirs.close()  # or its end would not be seen
             self._configure(configuration, [page.fileno(), us.fileno()])
-            # Where two forks serve, a zygote that is killed between them would leave the first.
-            self._warm = configuration.warm if self.siblings else 0
-            self._fill()
+            if wait:
+                self.settle()
             undo.pop_all()
+
+    def fileno(self) -> int:
+        """The channel: readable once it has imported everything, or failed."""
+        return self._channel.fileno()
 
     def _configure(self, configuration: Configuration, fds: list[int]) -> None:
         body = {
@@ -93,8 +109,18 @@ class Link:
             "setup": configuration.setup,
             "freeze_gc": configuration.freeze_gc,
         }
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it will be seen
             send(self._channel, Kind.CONFIGURE, body, fds)
+
+    def settle(self) -> None:
+        """Wait until everything is imported.
+
+        Raises:
+            ZygoteError: it is not, and why; close it.
+        """
+        if self.settled:
+            return
+        try:
             answer = receive(self._channel)
         except (BrokenPipeError, ConnectionResetError):
             answer = None
@@ -108,6 +134,10 @@ class Link:
         self.siblings = answer.body["why_not"] == ""
         if not self.siblings:
             _core.become_subreaper()
+            # A zygote that is killed between two forks would leave the first behind.
+            self._warm = 0
+        self.settled = True
+        self._fill()
 
     @property
     def alive(self) -> bool:
@@ -228,7 +258,7 @@ def _environment() -> object:
     return dict(raw) if isinstance(raw, dict) else os.environ.copy()
 
 
-def _start(channel: FdChannel, env: Mapping[str, str] | None) -> Process:
+def _start(channel: FdChannel, env: Mapping[str, str] | None, scope: Scope) -> Process:
     if not sys.executable:
         raise ZygoteError("there is no interpreter to start: sys.executable is empty")
     flags: Sequence[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
@@ -240,6 +270,7 @@ def _start(channel: FdChannel, env: Mapping[str, str] | None) -> Process:
         env=env,
         default_signals=(),
         parent_death_signal=signal.SIGKILL,
+        parent_death_scope=scope,
     )
 
 

@@ -18,7 +18,7 @@ from pyforkfd._types import Capabilities, FdSource, HasFileno, Keep, Scheduler, 
 
 from ._birth import Gone
 from ._errors import ZygoteError
-from ._link import Configuration, Link
+from ._link import Configuration, Link, Scope
 from ._request import request
 
 _zygotes: weakref.WeakSet[Zygote] = weakref.WeakSet()
@@ -48,6 +48,7 @@ class Zygote:
         freeze_gc: bool = True,
         env: Mapping[str, str] | None = None,
         warm: int = 0,
+        parent_death_scope: Scope = "process",
     ) -> None:
         """Describe a zygote; nothing is started yet.
 
@@ -64,6 +65,10 @@ class Zygote:
             warm: how many workers to have made ahead: they wait for what they will be, and
                 are replaced once taken.  A worker with namespaces or a cgroup is none of
                 them.
+            parent_death_scope: whose end the zygote, and workers with a parent_death_signal,
+                are told of: "process" starts it from one long-lived thread; "thread" from the
+                one that needs it, which is right for the main thread of a program that
+                executes another in its place, where all other threads end.
         """
         if warm < 0:
             raise ValueError(f"warm: {warm} is no number of workers")
@@ -77,6 +82,7 @@ class Zygote:
             freeze_gc=freeze_gc,
             env=None if env is None else tuple(sorted(env.items())),
             warm=warm,
+            scope=parent_death_scope,
         )
         self.generation = 0
         self._forget()
@@ -111,6 +117,18 @@ class Zygote:
             SpawnError: the interpreter could not be started.
         """
         self._running()
+
+    def begin(self) -> int:
+        """Start it now, if it does not run, and do not wait.
+
+        Returns:
+            A descriptor, borrowed, which is readable when :meth:`start` need not wait any more.
+
+        Raises:
+            SpawnError: the interpreter could not be started.
+        """
+        with self._lock:
+            return self._link_now(wait=False).fileno()
 
     @property
     def pid(self) -> int | None:
@@ -151,15 +169,25 @@ class Zygote:
 
     def _running(self) -> Link:
         with self._lock:
-            if self._link is not None:
-                if self._link.alive:
-                    return self._link
-                old = self._replace(None)
-                assert old is not None
-                old.close()
-            link = Link(self._configuration)
-            self._replace(link)
+            link = self._link_now(wait=True)
+            try:
+                link.settle()
+            except BaseException:
+                self._replace(None)
+                link.close()
+                raise
             return link
+
+    def _link_now(self, *, wait: bool) -> Link:
+        if self._link is not None:
+            if self._link.alive or not self._link.settled:
+                return self._link
+            old = self._replace(None)
+            assert old is not None
+            old.close()
+        link = Link(self._configuration, wait=wait)
+        self._replace(link)
+        return link
 
     def spawn(
         self,

@@ -2,7 +2,7 @@
 
 That is a module in 3.11 and a package later, and some distributions leave it out; what it does
 is this, without those tests that are of threads only (multiprocessing.dummy), and of no process.
-tests/peers/test_multiprocessing.py runs it.
+tests/peers/test_multiprocessing.py runs it on a zygote, test_drop_in.py with install().
 """
 
 from test import _test_multiprocessing  # type: ignore[import-not-found]

@@ -3,9 +3,10 @@
     python run_suite.py OUT ADAPTER NAME...
 
 Names are those of unittest: test.test_socket, test.test_socket.SCMRightsTest, and one more
-dot for a single test.  ADAPTER, unless it is "-", is a Python file that is executed first and
-puts our functions in place of the standard ones; if it defines calls(), that is asked at the
-end how often they were called.  OUT gets one JSON object.
+dot for a single test; "+Word" takes only tests with that word in their name.
+ADAPTER, unless it is "-", is a Python file that is executed first and puts our functions in
+place of the standard ones; if it defines calls(), that is asked at the end how often they were
+called.  OUT gets one JSON object.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import runpy
 import sys
 import unittest
+from collections.abc import Iterator
 from typing import Any
 
 TOO_LONG = 240.0
@@ -59,6 +61,17 @@ class Outcomes(unittest.TextTestResult):
         super().addExpectedFailure(test, err)
 
 
+def _with(words: list[str], suite: unittest.TestSuite) -> Iterator[unittest.TestSuite]:
+    """The suites of single classes, whose fixtures want them together."""
+    for part in suite:
+        if not isinstance(part, unittest.TestSuite):
+            yield unittest.TestSuite([part])  # a module that could not be loaded
+        elif any(isinstance(test, unittest.TestSuite) for test in part):
+            yield from _with(words, part)
+        else:
+            yield unittest.TestSuite(t for t in part if all(word in t.id() for word in words))
+
+
 def main() -> None:
     out, adapter, *names = sys.argv[1:]
     support: Any = importlib.import_module("test.support")  # not every Python has it
@@ -66,7 +79,9 @@ def main() -> None:
     support.use_resources = ["cpu", "network", "subprocess", "walltime"]
     support.verbose = True
     installed = {} if adapter == "-" else runpy.run_path(adapter)
-    suite = unittest.defaultTestLoader.loadTestsFromNames(names)
+    words = [name[1:] for name in names if name.startswith("+")]
+    loaded = unittest.defaultTestLoader.loadTestsFromNames(n for n in names if n[0] != "+")
+    suite = unittest.TestSuite(_with(words, loaded))
     result = unittest.TextTestRunner(stream=sys.stderr, verbosity=2, resultclass=Outcomes).run(
         suite
     )

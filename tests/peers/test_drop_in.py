@@ -28,8 +28,8 @@ SUITES: dict[str, tuple[list[str], int]] = {
     "subprocess": (["test.test_subprocess"], 200),
     "asyncio": (["test.test_asyncio.test_subprocess"], 50),
     "posix_spawn": (["test.test_posix.TestPosixSpawn", "test.test_posix.TestPosixSpawnP"], 30),
-    "mp_spawn": ([], 80),
-    "mp_forkserver": ([], 10),
+    "spawn_suite": ([], 80),
+    "forkserver_suite": ([], 10),
 }
 
 

@@ -23,7 +23,8 @@ def test_process_pools_on_a_zygote(tmp_path: Path) -> None:
     if importlib.util.find_spec(FUTURES) is None:
         pytest.skip(f"this Python has no {FUTURES}")
     parts = ("as_completed", "deadlock", "init", "process_pool", "shutdown", "wait")
-    names = [f"{FUTURES}.test_{part}" for part in parts]
+    # Their other classes are about os.fork and fresh interpreters.
+    names = [*(f"{FUTURES}.test_{part}" for part in parts), "+Forkserver"]
     if sys.version_info < (3, 12):
         names = [
             f"{FUTURES}.ProcessPoolForkserver{kind}"

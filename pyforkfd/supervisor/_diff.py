@@ -1,0 +1,107 @@
+"""What a new specification changes of the one that runs: pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
+
+from ._spec import Component, Service
+
+T = TypeVar("T")
+
+# A worker that runs has nothing of these: the supervisor goes by the new ones from then on.
+_OURS = frozenset(
+    """workers readiness boot_timeout drain_timeout stop_signal stop_timeout dump_signal
+    reload_signal restart recycle heartbeat memory_guard on_crash""".split()
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Names:
+    """Names of one kind of thing, by what became of them; each sorted.
+
+    Attributes:
+        added: only in the new specification.
+        removed: only in the old one.
+        changed: in both, and not the same.
+    """
+
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed or self.changed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """What has to happen to go from one specification to another.
+
+    Attributes:
+        components: changed: a worker of the old generation is not what the new one describes,
+            by itself or by a listener or zygote of its: a new generation is needed.
+        adjusted: components of which only what the supervisor does has changed (number of
+            workers, time-outs, policies): no worker has to leave.
+        listeners: changed: the socket must be bound anew.
+        zygotes: changed: it must be started anew.
+        sections: "control", "log", "metrics", "rollback", ... of the service that changed.
+    """
+
+    components: Names = Names()
+    adjusted: tuple[str, ...] = ()
+    listeners: Names = Names()
+    zygotes: Names = Names()
+    sections: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.components or self.adjusted or self.listeners or self.zygotes or self.sections
+        )
+
+
+def diff(old: Service, new: Service) -> Difference:
+    """Compare two valid specifications; false where nothing has changed."""
+    listeners = _compare(old.listeners, new.listeners)
+    zygotes = _compare(old.zygotes, new.zygotes)
+    components = _compare(old.components, new.components)
+    renewed, adjusted = [], []
+    for name in sorted(old.components.keys() & new.components.keys()):
+        before, after = old.components[name], new.components[name]
+        if (
+            _of_the_worker(before) != _of_the_worker(after)
+            or not set(after.listen).isdisjoint((*listeners.changed, *listeners.added))
+            or after.zygote in zygotes.changed
+        ):
+            renewed.append(name)
+        elif before != after:
+            adjusted.append(name)
+    return Difference(
+        components=replace(components, changed=tuple(renewed)),
+        adjusted=tuple(adjusted),
+        listeners=listeners,
+        zygotes=zygotes,
+        sections=tuple(
+            field.name
+            for field in fields(Service)
+            if field.name not in ("components", "listeners", "zygotes")
+            and getattr(old, field.name) != getattr(new, field.name)
+        ),
+    )
+
+
+def _of_the_worker(component: Component) -> dict[str, object]:
+    return {
+        field.name: getattr(component, field.name)
+        for field in fields(Component)
+        if field.name not in _OURS
+    }
+
+
+def _compare(old: Mapping[str, T], new: Mapping[str, T]) -> Names:
+    return Names(
+        added=tuple(sorted(new.keys() - old.keys())),
+        removed=tuple(sorted(old.keys() - new.keys())),
+        changed=tuple(sorted(name for name in old.keys() & new.keys() if old[name] != new[name])),
+    )

@@ -1,0 +1,264 @@
+"""What a component's workers may do, as options of a spawn: the least that they need."""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import pwd
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyforkfd import _core
+from pyforkfd._types import Capabilities
+
+from ._spec import Component, Privileges
+from ._units import rlimit_number
+
+NETWORK = ("NET_BIND_SERVICE",)
+"""What workers with listeners may keep."""
+CAPABILITIES = {name: number for number, name in enumerate(_core.capability_names())}
+"""Name without CAP_ -> number."""
+_LARGEST_FILTER = 8 * 4096  # BPF_MAXINSNS, of 8 bytes each
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """What a process holds, and may therefore pass on or take away.
+
+    Attributes:
+        permitted: numbers of capabilities.
+        effective: those in force now.
+        user: its uid, where real, effective and saved are one; else None.
+        group: its gid, likewise.
+        groups: its extra groups.
+    """
+
+    permitted: frozenset[int]
+    effective: frozenset[int]
+    user: int | None
+    group: int | None
+    groups: frozenset[int]
+
+    @classmethod
+    def now(cls) -> Holder:
+        """The calling thread."""
+        users, groups = set(os.getresuid()), set(os.getresgid())
+        status = dict(
+            line.split(":\t", 1)
+            for line in Path("/proc/thread-self/status").read_text().splitlines()
+            if line.startswith("Cap")
+        )
+        return cls(
+            permitted=_numbers(int(status["CapPrm"], 16)),
+            effective=_numbers(int(status["CapEff"], 16)),
+            user=users.pop() if len(users) == 1 else None,
+            group=groups.pop() if len(groups) == 1 else None,
+            groups=frozenset(os.getgroups()),
+        )
+
+    def may(self, capability: str) -> bool:
+        """It has this capability in force."""
+        return CAPABILITIES[capability] in self.effective
+
+
+def _numbers(mask: int) -> frozenset[int]:
+    return frozenset(number for number in range(64) if mask >> number & 1)
+
+
+def capability_number(name: str) -> int:
+    """``"NET_RAW"`` or ``"CAP_NET_RAW"`` -> 13."""
+    try:
+        return CAPABILITIES[name.upper().removeprefix("CAP_")]
+    except KeyError:
+        raise ValueError(f'there is no capability "{name}"') from None
+
+
+def capabilities_for(component: Component, holder: Holder) -> Capabilities:
+    """All capability sets of a worker.
+
+    What the component names is asked for, and the spawn fails where the supervisor does not
+    have it.  What is only the default is given where the supervisor has it.  The bounding
+    set takes CAP_SETPCAP to reduce: without it, it stays if no_new_privs makes it useless or
+    nobody named the capabilities, since then nothing was asked for that is not done.
+    """
+    privileges = component.privileges
+    if privileges.capabilities is not None:
+        kept = frozenset(map(capability_number, privileges.capabilities))
+    elif not component.listen:
+        kept = frozenset()
+    else:
+        kept = frozenset(map(capability_number, NETWORK))
+        if "user" not in privileges.namespaces:  # who makes one has all of them inside
+            kept &= holder.permitted
+    reducible = holder.may("SETPCAP") or "user" in privileges.namespaces
+    useless = privileges.no_new_privs or privileges.capabilities is None
+    chosen = tuple(sorted(kept))
+    return Capabilities(
+        bounding=chosen if reducible or not useless else None,
+        permitted=chosen,
+        inheritable=chosen,
+        ambient=chosen,
+    )
+
+
+def spawn_options(component: Component, holder: Holder | None = None) -> dict[str, Any]:
+    """The component as keyword arguments of :class:`pyforkfd.Command` and of Zygote.spawn.
+
+    Args:
+        component: a valid one.
+        holder: who spawns; None is the calling process as it is now.
+
+    Returns:
+        cwd, umask, nice, cpu_affinity, rlimits, and all of the privileges.  Not in it: what
+        the loop knows (program or function, descriptors, cgroup) and :func:`environment`.
+
+    Raises:
+        OSError: the file of the filter cannot be read; it names the file.
+        ValueError: that file is no filter; a name is unknown.
+    """
+    holder = holder or Holder.now()
+    privileges = component.privileges
+    options: dict[str, Any] = {
+        "capabilities": capabilities_for(component, holder),
+        "no_new_privs": privileges.no_new_privs,
+        "namespaces": privileges.namespaces,
+    }
+    if not is_already(privileges, holder):
+        options |= {
+            "user": privileges.user,
+            "group": privileges.group,
+            "extra_groups": privileges.extra_groups,
+        }
+    if privileges.seccomp is not None:
+        options["seccomp"] = read_filter(privileges.seccomp)
+    if privileges.chroot is not None:
+        options["chroot"] = privileges.chroot
+    for name in ("cwd", "umask", "nice", "cpu_affinity"):
+        if getattr(component, name) is not None:
+            options[name] = getattr(component, name)
+    if component.rlimits:
+        options["rlimits"] = {
+            rlimit_number(name): both_limits(value) for name, value in component.rlimits.items()
+        }
+    return options
+
+
+def environment(component: Component, ours: Mapping[str, str]) -> dict[str, str]:
+    """The whole environment of a worker, before the loop adds what it has to say.
+
+    Args:
+        component: whose.
+        ours: the supervisor's; what a service manager told us alone is left out.
+    """
+    mine = {"LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES"}
+    mine |= {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "MAINPID", "FORKFD_WORKER"}
+    inherited = {} if component.clear_env else {k: v for k, v in ours.items() if k not in mine}
+    return inherited | dict(component.env or {})
+
+
+def both_limits(value: int | tuple[int, int]) -> tuple[int, int]:
+    """(soft, hard); one number is both."""
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def read_filter(path: str) -> bytes:
+    """A seccomp filter from its file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not an array of struct sock_filter.
+    """
+    with open(path, "rb") as file:
+        program = file.read(_LARGEST_FILTER + 1)
+    if not program or len(program) % 8 or len(program) > _LARGEST_FILTER:
+        raise ValueError(
+            f"{path}: not 1 to 4096 instructions of 8 bytes (struct sock_filter, seccomp(2))"
+        )
+    return program
+
+
+def is_already(privileges: Privileges, holder: Holder) -> bool:
+    """The supervisor is whom the worker is to be: nothing to change, no privilege needed."""
+    user, group, groups = identity(privileges)
+    return (
+        user in (None, holder.user)
+        and group in (None, holder.group)
+        and (groups is None or groups | {group} == holder.groups | {group})
+    )
+
+
+def identity(privileges: Privileges) -> tuple[int | None, int | None, frozenset[int] | None]:
+    """Uid, gid and extra groups that a worker gets; None: the supervisor's.
+
+    Raises:
+        LookupError: a user or group is not in its database; it names it.
+        ValueError: a uid is not in the database and no group is said.
+    """
+    user, group = privileges.user, privileges.group
+    uid: int | None = None
+    gid = None if group is None else group_number(group)
+    groups = None
+    if privileges.extra_groups is not None:
+        groups = frozenset(map(group_number, privileges.extra_groups))
+    if user is not None:
+        entry = user_entry(user)
+        uid = entry.pw_uid if entry else int(user)
+        if gid is None:
+            if entry is None:
+                raise ValueError(f"uid {user} is not in the user database: say group as well")
+            gid = entry.pw_gid
+        if groups is None:
+            groups = frozenset(os.getgrouplist(entry.pw_name, gid) if entry else ())
+    return uid, gid, groups
+
+
+def user_entry(user: str | int) -> pwd.struct_passwd | None:
+    """Of the user database; None for a uid that is not in it."""
+    if isinstance(user, str):
+        try:
+            return pwd.getpwnam(user)
+        except KeyError:
+            raise LookupError(f'there is no user "{user}"') from None
+    try:
+        return pwd.getpwuid(user)
+    except KeyError:
+        return None
+
+
+def group_number(group: str | int) -> int:
+    """Of a group by name, or the number itself."""
+    if not isinstance(group, str):
+        return group
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise LookupError(f'there is no group "{group}"') from None
+
+
+def find_program(program: str, path: str, root: str, cwd: str) -> str:
+    """Where execvpe(3) would find a program.
+
+    Args:
+        program: with a slash, or looked for along ``path``.
+        path: PATH of the child.
+        root: its root directory.
+        cwd: its directory, within that.
+
+    Raises:
+        OSError: as the exec would fail; it names what was tried.
+    """
+    refused: OSError | None = None
+    for part in [""] if "/" in program else path.split(":"):
+        candidate = os.path.join(root, os.path.join(cwd, part, program).lstrip("/"))
+        if not os.path.exists(candidate):
+            continue
+        if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
+            return candidate
+        refused = refused or PermissionError(errno.EACCES, "is not executable", candidate)
+    if refused:
+        raise refused
+    where = os.path.join(cwd, program) if "/" in program else f"PATH={path}"
+    raise FileNotFoundError(errno.ENOENT, "there is no such program", where)
