@@ -24,9 +24,9 @@ ADDRESS = re.compile(r'(\[listeners\.)http(\]\naddress = )"tcp://127\.0\.0\.1:80
 @contextmanager
 def example(name: str, directory: Path, *, ready: int) -> Iterator[Running]:
     """A copy of it runs; its captured output is inherited, so that it can be looked at."""
-    for path in (EXAMPLES / name).iterdir():
-        if path.is_file():
-            shutil.copy(path, directory)
+    for source in (EXAMPLES / name).iterdir():
+        if source.is_file():
+            shutil.copy(source, directory)
     text = (directory / "service.toml").read_text()
     assert ADDRESS.search(text)
     text = text.replace("/run/signing.sock", f"{directory}/signing.sock")
