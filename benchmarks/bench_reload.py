@@ -3,8 +3,8 @@
     python benchmarks/bench_reload.py [--reloads N] [--seconds S] [--only NAME ...]
 
 Every server runs the same application with three workers, one server after the other, while
-clients with kept and with new connections ask without pause (load.py).  Then: reloads by its own
-documented way; silent connections, which were accepted before a reload and speak after it; a
+clients with kept and with new connections ask without pause (http_load.py).  Then: reloads by
+its own documented way; silent connections, which were accepted before a reload and speak after it; a
 deploy that cannot be imported; a handler that blocks the loop; SIGKILL to the master.
 """
 
@@ -29,7 +29,7 @@ from typing import Any
 from servers import KINDS, STALE, Kind, Server, alive, answer, kill, running
 
 RESULTS = Path(__file__).parent / "results"
-LOAD = Path(__file__).with_name("load.py")
+LOAD = Path(__file__).with_name("http_load.py")
 SILENT = 8  # connections before each reload
 SETTLE = 0.5  # seconds after a reload until they speak
 DEPLOY = 12.0  # seconds that a broken deploy has to do its harm
