@@ -13,8 +13,12 @@ from services import ask, load, raw, service, until_last
 from pyforkfd.supervisor import wsgi
 
 APPLICATION = """
-import os, time
+import os, threading, time
 from pyforkfd.supervisor import worker
+
+# So that a test can be sure that whatever is done on drain was done.
+me = worker.current()
+me.on("drain", lambda order: threading.Timer(0.5, me.send, ["still here"]).start())
 
 def app(environ, start_response):
     if environ["PATH_INFO"] == "/slow":
@@ -75,6 +79,7 @@ def test_a_kept_connection_is_told_that_it_was_the_last_time(start: str, tmp_pat
         client = running.connect()
         assert ask(client)[1]
         running.reload()
+        running.log.wait_for('message .*"still here"')
         assert until_last(client) == {b"1"}
         running.log.wait_for("worker 1: has left: exit code 0")
         assert running.get().startswith(b"2 ")  # nobody else is there
@@ -86,6 +91,7 @@ def test_silent_connections_take_no_thread_and_are_answered(tmp_path: Path) -> N
         silent = [running.connect() for _ in range(5)]
         assert running.get().startswith(b"1 ")
         running.reload()
+        running.log.wait_for('message .*"still here"')
         for client in silent:
             assert until_last(client) == {b"1"}
         running.log.wait_for("worker 1: has left: exit code 0")
