@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import sys
+from importlib.resources import files
 
 import pyforkfd as ff
 
@@ -33,5 +34,9 @@ else:
 
 watched = [sys.executable, "-m", "pyforkfd", "run", "--close-others", "--", "sh", "-c", "exit 3"]
 assert ff.spawn(watched, cwd="/").wait(timeout=60).code == 3
+
+keeper = files("pyforkfd.supervisor") / "forkfd-keeper"
+kept = ff.spawn([str(keeper), "--", "sh", "-c", 'test -n "$FORKFD_HANDOVER" && exit 4'])
+assert kept.wait(timeout=60).code == 4
 
 print(f"pyforkfd {ff.__version__} on Linux {os.uname().release}: {child.backend}")

@@ -1,4 +1,4 @@
-/* forkfd-keeper [-n TRIES] [--] PROGRAM [ARGUMENT...]
+/* forkfd-keeper [-t SECONDS] [--] PROGRAM [ARGUMENT...]
  *
  * Starts a supervisor, holds duplicates of the descriptors that it deposits, and starts it
  * again with all of them when it was killed.  Its workers live on meanwhile: they are
@@ -33,8 +33,8 @@
 #include <unistd.h>
 
 enum {
-    TRIES = 10,    /* deaths in a row of supervisors that did not get as far as to serve */
-    PAUSE_MS = 50, /* after the second of them, doubled by each further one */
+    UNATTENDED_S = 60, /* if none has got as far as to serve for so long, then we give up */
+    PAUSE_MS = 50,     /* after the second in a row, doubled by each further one */
     LONGEST_PAUSE_MS = 5000,
 };
 
@@ -44,6 +44,7 @@ enum { FORWARDED = sizeof forwarded / sizeof *forwarded };
 static pid_t supervisor; /* 0: there is none */
 static siginfo_t last_end;
 static unsigned waiting;  /* signals for a supervisor that is not there yet, a bit each */
+static unsigned told;     /* what was sent to this one */
 static sigset_t original; /* the mask that we were started with */
 static int signals = -1;
 
@@ -70,15 +71,15 @@ static void reap(void) {
     }
 }
 
+/* Orphans and the supervisor whose end made them so are seen together: it is reaped before
+ * anything of them is told, which it would not read. */
 static void take_signals(void) {
     struct signalfd_siginfo info;
     while (read(signals, &info, sizeof info) == sizeof info) {
         const int number = (int)info.ssi_signo;
         if (number == SIGCHLD) continue; /* one may stand for many: reap() looks itself */
-        if (supervisor > 0)
-            kill(supervisor, number); /* not reaped yet, so the number is its own */
-        else
-            waiting |= 1u << number;
+        *(supervisor > 0 ? &told : &waiting) |= 1u << number;
+        if (supervisor > 0) kill(supervisor, number); /* not reaped yet: the number is its own */
     }
     reap();
 }
@@ -130,6 +131,7 @@ static int start(char **argv) {
     supervisor = pid;
     for (int i = 0; i < FORWARDED; i++)
         if (waiting >> forwarded[i] & 1) kill(pid, forwarded[i]);
+    told = waiting;
     waiting = 0;
     return 0;
 }
@@ -160,8 +162,9 @@ static void say_how_it_ended(void) {
     keeper_say("the supervisor has died", text);
 }
 
-static int keep(char **argv, int tries) {
+static int keep(char **argv, int patience_s) {
     int failures = 0;
+    long long unattended = now_ms();
     for (;;) {
         if (start(argv) != 0) {
             keeper_say("the supervisor could not be started", strerror(errno));
@@ -172,12 +175,16 @@ static int keep(char **argv, int tries) {
         if (last_end.si_code == CLD_EXITED && link_held() == 0) return last_end.si_status;
         say_how_it_ended();
         failures = link_served() ? 0 : failures + 1;
-        if (failures >= tries) {
-            keeper_say("it dies whenever it is started", "killing all that is left, giving up");
+        if (link_served())
+            unattended = now_ms();
+        else
+            waiting |= told; /* it has not read them */
+        if (now_ms() - unattended >= patience_s * 1000LL) {
+            keeper_say("none gets as far as to serve", "killing all that is left, giving up");
             kill_all();
             return 1;
         }
-        if (failures < 2) continue;
+        if (failures < 2 || waiting != 0) continue;
         long long patience = (long long)PAUSE_MS << (failures < 12 ? failures - 2 : 10);
         if (patience > LONGEST_PAUSE_MS) patience = LONGEST_PAUSE_MS;
         const long long until = now_ms() + patience;
@@ -187,14 +194,15 @@ static int keep(char **argv, int tries) {
 }
 
 int main(int argc, char **argv) {
-    int tries = TRIES, option;
-    while ((option = getopt(argc, argv, "+n:")) != -1) {
+    int patience_s = UNATTENDED_S, option;
+    opterr = 0;
+    while ((option = getopt(argc, argv, "+t:")) != -1) {
         char *end = NULL;
-        if (option == 'n') tries = (int)strtol(optarg, &end, 10);
-        if (option != 'n' || *end != '\0' || tries < 1) optind = argc;
+        if (option == 't') patience_s = (int)strtol(optarg, &end, 10);
+        if (option != 't' || *end != '\0' || patience_s < 1) optind = argc;
     }
     if (optind >= argc) {
-        dprintf(2, "usage: forkfd-keeper [-n TRIES] [--] PROGRAM [ARGUMENT...]\n");
+        dprintf(2, "usage: forkfd-keeper [-t SECONDS] [--] PROGRAM [ARGUMENT...]\n");
         return 2;
     }
     /* A descriptor that we hold must not become somebody's standard stream. */
@@ -215,5 +223,5 @@ int main(int argc, char **argv) {
         keeper_say("signalfd, prctl", strerror(errno));
         return 1;
     }
-    return keep(argv + optind, tries);
+    return keep(argv + optind, patience_s);
 }

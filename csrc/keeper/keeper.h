@@ -7,8 +7,8 @@
 /* One line on standard error. */
 void keeper_say(const char *what, const char *detail);
 
-/* A fresh pair of sockets; returns the supervisor's end, or -1 and errno.  What was not told
- * to the last supervisor waits in it for the next. */
+/* A fresh pair of sockets; returns the supervisor's end, or -1 and errno.  What is remembered
+ * waits in it to be read. */
 int link_open(void);
 /* Our end, -1 if there is none, and what to poll it for. */
 int link_fd(void);
@@ -17,7 +17,7 @@ short link_events(void);
 void link_serve(void);
 /* The supervisor has ended: does what it had still asked for. */
 void link_close(void);
-/* Remembers how a child has ended until a supervisor was told. */
+/* Remembers how a child has ended; link_serve() tells it. */
 void link_report(pid_t pid, int code, int status);
 /* The supervisor of this link, or of the last, has said that it serves. */
 int link_served(void);

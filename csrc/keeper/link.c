@@ -20,7 +20,7 @@
 enum {
     MOST = 4096,    /* descriptors are held below this number: as many as the variable can name */
     NAME = 20,      /* the longest name with its NUL */
-    REPORTS = 1024, /* ends that no supervisor was told of yet; of more the oldest are lost */
+    REPORTS = 256,  /* the last ends, told to each supervisor: the one before may not have read */
 };
 
 struct report {
@@ -32,12 +32,12 @@ static int held;
 static int ours = -1;
 static int served;
 static struct report reports[REPORTS];
-static unsigned first, unsent;
+static unsigned first, count, sent; /* the oldest; how many there are; how many were told */
 
 int link_fd(void) { return ours; }
 int link_held(void) { return held; }
 int link_served(void) { return served; }
-short link_events(void) { return (short)(POLLIN | (unsent > 0 ? POLLOUT : 0)); }
+short link_events(void) { return (short)(POLLIN | (sent < count ? POLLOUT : 0)); }
 
 static void drop(int fd) {
     names[fd][0] = '\0';
@@ -119,10 +119,9 @@ static void listen_to_supervisor(void) {
 }
 
 static void tell(void) {
-    while (ours >= 0 && unsent > 0) {
-        if (send(ours, &reports[first], sizeof *reports, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) return;
-        first = (first + 1) % REPORTS;
-        unsent--;
+    for (; ours >= 0 && sent < count; sent++) {
+        const struct report *const next = &reports[(first + sent) % REPORTS];
+        if (send(ours, next, sizeof *next, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) return;
     }
 }
 
@@ -132,13 +131,13 @@ void link_serve(void) {
 }
 
 void link_report(pid_t pid, int code, int status) {
-    if (unsent == REPORTS) {
+    if (count == REPORTS) {
         first = (first + 1) % REPORTS;
-        unsent--;
+        count--;
+        if (sent > 0) sent--;
     }
-    reports[(first + unsent) % REPORTS] = (struct report){pid, code, status};
-    unsent++;
-    tell();
+    reports[(first + count) % REPORTS] = (struct report){pid, code, status};
+    count++;
 }
 
 int link_open(void) {
@@ -146,6 +145,7 @@ int link_open(void) {
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0) return -1;
     ours = ends[0];
     served = 0;
+    sent = 0;
     tell();
     return ends[1];
 }

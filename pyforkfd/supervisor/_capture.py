@@ -41,6 +41,7 @@ class Capture:
             allowed, pipe(7).
         on_end: called with the descriptor before it is closed: a poller must let go of it
             first, or it would watch the open file as long as any process has that, epoll(7).
+        reader: our end of a pipe that is there already, taken; the worker has the other.
 
     Raises:
         OSError: as pipe2(2) says.
@@ -63,6 +64,7 @@ class Capture:
         budget: int = 1 << 17,
         pipe_size: int | None = 1 << 18,
         on_end: Callable[[int], None] | None = None,
+        reader: Fd | None = None,
     ) -> None:
         if max_line < 1 or budget < 1:
             raise ValueError(f"Capture: max_line={max_line}, budget={budget}: at least 1")
@@ -74,8 +76,12 @@ class Capture:
         self._overdue_bytes = 0  # read since then
         self.lines = self.cut = 0
         self.ended = False
-        ours, theirs = os.pipe2(os.O_CLOEXEC)
-        self._fd, self.writer = Fd(ours), Fd(theirs)
+        if reader is None:
+            ours, theirs = os.pipe2(os.O_CLOEXEC)
+            self._fd, self.writer = Fd(ours), Fd(theirs)
+        else:
+            ours, self._fd, self.writer = reader.fileno(), reader, Fd(os.dup(reader.fileno()))
+            self.writer.close()
         # Ours alone: the worker's end is another description, and stays blocking.
         os.set_blocking(ours, False)
         self.pipe_size = _enlarge(ours, pipe_size)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import enum
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from types import MappingProxyType, ModuleType
 from typing import Any
 
 from . import _events, _model, _spec
+from ._spec import Component
 
 
 class CodecError(ValueError):
@@ -30,37 +31,56 @@ def _values(modules: Iterable[ModuleType]) -> dict[str, type]:
 
 
 _CLASSES = _values((_spec, _model, _events))
+_FIELDS: dict[type, tuple[Field[Any], ...]] = {
+    cls: fields(cls) for cls in _CLASSES.values() if is_dataclass(cls)
+}
+_PLAIN = frozenset({type(None), bool, int, float, str})
 
 
-def encode(value: object) -> Any:
+def encode(value: object, specs: list[Component] | None = None) -> Any:
     """A value as what :mod:`json` writes.
 
     An object is a value with its kind: ``{"Worker": {...}}``, ``{"tuple": [...]}``.  Fields of
     dataclasses that have their default are left out.  What has no kind, such as an argument of
     a worker's function, is pickled.
 
+    Args:
+        value: any.
+        specs: components that were met, each to be written once: all workers of one share it.
+            Those that are not there are added.  None: each is written where it is met.
+
     Raises:
         CodecError: that is impossible.
     """
-    if value is None or type(value) in (bool, int, float, str):
+    cls = type(value)
+    if cls in _PLAIN:
         return value
-    ours = _CLASSES.get(type(value).__name__) is type(value)
-    if ours and isinstance(value, enum.Enum):
-        return {type(value).__name__: value.name}
-    if ours and is_dataclass(value):
-        told = ((field, getattr(value, field.name)) for field in fields(value))
-        body = {field.name: encode(v) for field, v in told if not _is_default(field, v)}
-        return {type(value).__name__: body}
-    if type(value) in (tuple, list, frozenset, set):
+    if specs is not None and isinstance(value, Component):
+        return {"spec": _index(value, specs)}
+    if (known := _FIELDS.get(cls)) is not None:
+        told = ((field, getattr(value, field.name)) for field in known)
+        body = {field.name: encode(v, specs) for field, v in told if not _is_default(field, v)}
+        return {cls.__name__: body}
+    if isinstance(value, enum.Enum) and _CLASSES.get(cls.__name__) is cls:
+        return {cls.__name__: value.name}
+    if cls in (tuple, list, frozenset, set):
         assert isinstance(value, Iterable)
-        return {type(value).__name__: [encode(item) for item in value]}
-    if type(value) in (dict, MappingProxyType):
+        return {cls.__name__: [encode(item, specs) for item in value]}
+    if cls in (dict, MappingProxyType):
         assert isinstance(value, Mapping)
-        return {"dict": [[encode(key), encode(item)] for key, item in value.items()]}
+        return {"dict": [[encode(k, specs), encode(item, specs)] for k, item in value.items()]}
     try:
         return {"pickle": base64.b64encode(pickle.dumps(value)).decode()}
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         raise CodecError(f"{value!r} cannot be pickled: {error}") from None
+
+
+def _index(spec: Component, specs: list[Component]) -> int:
+    for index, known in enumerate(specs):
+        if known is spec:
+            return index
+    specs.append(spec)
+    return len(specs) - 1
 
 
 def _is_default(field: Field[Any], value: object) -> bool:
@@ -71,10 +91,14 @@ def _is_default(field: Field[Any], value: object) -> bool:
     return False
 
 
-def decode(plain: Any) -> Any:
+def decode(plain: Any, specs: Sequence[Component] = ()) -> Any:
     """The value that was encoded; equal to it, with plain dicts for mappings.
 
     Fields that are not known here are of a newer program, and are left out.
+
+    Args:
+        plain: what :mod:`json` has read.
+        specs: as :func:`encode` has left them.
 
     Raises:
         CodecError: an object is of no kind that is known here, or lacks what it needs.
@@ -87,9 +111,11 @@ def decode(plain: Any) -> Any:
     match kind:
         case "tuple" | "list" | "frozenset" | "set":
             collection = {"tuple": tuple, "list": list, "frozenset": frozenset, "set": set}[kind]
-            return collection(map(decode, body))
+            return collection(decode(item, specs) for item in body)
         case "dict":
-            return {decode(key): decode(item) for key, item in body}
+            return {decode(key, specs): decode(item, specs) for key, item in body}
+        case "spec":
+            return specs[body]
         case "pickle":
             return pickle.loads(base64.b64decode(body))
     cls = _CLASSES.get(kind)
@@ -98,8 +124,7 @@ def decode(plain: Any) -> Any:
     try:
         if issubclass(cls, enum.Enum):
             return cls[body]
-        assert is_dataclass(cls)
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: decode(item) for name, item in body.items() if name in known})
+        known = {field.name for field in _FIELDS[cls]}
+        return cls(**{name: decode(item, specs) for name, item in body.items() if name in known})
     except (KeyError, TypeError) as error:
         raise CodecError(f"not a {kind} as it is here: {error}") from None

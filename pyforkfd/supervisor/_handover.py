@@ -10,7 +10,7 @@ from typing import Any
 from ._codec import CodecError, decode, encode
 from ._events import Action, Reloaded, Spawn
 from ._model import State
-from ._spec import Service
+from ._spec import Component, Service
 
 VERSION = 1
 """Raised when a successor of another version would misunderstand; new fields need no other."""
@@ -61,7 +61,9 @@ class Handover:
 
 def dump(handover: Handover) -> bytes:
     """As JSON."""
-    body = {field.name: encode(getattr(handover, field.name)) for field in fields(handover)}
+    specs: list[Component] = []
+    body = {field.name: encode(getattr(handover, field.name), specs) for field in fields(handover)}
+    body["specs"] = [encode(spec) for spec in specs]
     return json.dumps({"version": VERSION, **body}, separators=(",", ":")).encode()
 
 
@@ -75,9 +77,10 @@ def load(data: bytes) -> Handover:
         body = json.loads(data)
         if body["version"] != VERSION:
             raise HandoverError(f"handover: version {body['version']}, this is {VERSION}")
+        specs = [decode(spec) for spec in body["specs"]]
         known = {field.name for field in fields(Handover)}
-        return Handover(**{name: decode(body[name]) for name in known & body.keys()})
+        return Handover(**{name: decode(body[name], specs) for name in known & body.keys()})
     except HandoverError:
         raise
-    except (CodecError, KeyError, TypeError, ValueError) as error:
+    except (CodecError, LookupError, TypeError, ValueError) as error:
         raise HandoverError(f"handover: {error}") from None

@@ -120,6 +120,11 @@ class Keeper:
                 break
         return self._reports.pop(pid, None)
 
+    def forget(self, pid: int) -> None:
+        """Whatever was told of this number was of another process, which ended long ago."""
+        self.read()
+        self._reports.pop(pid, None)
+
     def close(self) -> None:
         """Close the connection; what it holds it goes on to hold."""
         self._sock.close()
@@ -140,6 +145,8 @@ class Adopted(Process):
         """
         super().__init__((), pid, pidfd, "clone3", {}, frozenset())
         self._keeper = keeper
+        if not _core.wait_pidfd(pidfd, 0):
+            keeper.forget(pid)
 
     def poll(self) -> ff.ExitStatus | None:
         """The exit status, or None while it runs."""

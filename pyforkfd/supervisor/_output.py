@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Protocol
+
+from pyforkfd._fd import Fd
 
 from ._capture import Capture
 from ._log_file import LogFile, Switch
 from ._logs import Logs
 from ._loki import LokiSink
 from ._loki_push import LokiConfig
+from ._model import Worker
 from ._reactor import READABLE, WRITABLE, Reactor
 from ._records import Origin
 from ._sinks import RingTail, StreamSink
 from ._spec import Log
+from ._succession import Succession
 
 _LOKI_AGAIN = 5.0  # seconds before another sender is started in place of one that died
+_STREAMS = {"stdout": "o", "stderr": "e"}  # and how a successor finds them
 _LOKI_FAREWELL = 3.0  # seconds for it to send what it has when we end
 
 
@@ -38,14 +46,20 @@ class Output:
         tail: the last entries of each component.
     """
 
-    def __init__(self, config: Log, reactor: Reactor) -> None:
+    def __init__(self, config: Log, reactor: Reactor, succession: Succession) -> None:
         """Open what the specification names.
+
+        Args:
+            config: of the specification.
+            reactor: watches what is read and written.
+            succession: has the pipes of a predecessor's workers, and gets ours.
 
         Raises:
             OSError: the file cannot be opened.
             SpawnError: the sender for Loki cannot be started.
         """
         self._reactor = reactor
+        self._succession = succession
         self._captures: dict[int, list[Capture]] = {}  # by worker
         self._watched: dict[int, _Writing] = {}  # by descriptor
         self.tail = RingTail()
@@ -84,14 +98,33 @@ class Output:
         Returns:
             Its ``writer`` is for the worker, and to be closed here after the spawn.
         """
+        return self._read(origin, stream, None)
+
+    def readopt(self, worker: Worker) -> None:
+        """A predecessor's worker: read on from its pipes, and expect it to have its log file."""
+        origin = Origin(component=worker.component, worker=worker.id, generation=worker.generation)
+        for stream in _STREAMS:
+            if (fd := self._succession.take(_name(worker.id, stream))) is not None:
+                self._read(origin, stream, fd)
+        if self.file is not None:
+            self.file.adopt(worker.id, time.monotonic())
+
+    def _read(self, origin: Origin, stream: str, fd: Fd | None) -> Capture:
         assert origin.worker is not None
-        made = Capture(origin, stream, self._logs.add, on_end=self._reactor.remove)
+        name = _name(origin.worker, stream)
+
+        def end(number: int) -> None:
+            self._succession.drop(name)
+            self._reactor.remove(number)
+
+        made = Capture(origin, stream, self._logs.add, on_end=end, reader=fd)
         self._captures.setdefault(origin.worker, []).append(made)
 
         def handle(events: int) -> None:
             made.handle(time.monotonic())
 
         self._reactor.add(made.fileno(), handle)
+        self._succession.put(name, made)
         return made
 
     def worker_gone(self, worker: int, now: float) -> None:
@@ -119,6 +152,10 @@ class Output:
         switch = self._logs.poll(now)
         self.settle()
         return switch
+
+    def pending_switch(self) -> Switch | None:
+        """What is to be sent to workers that have an older file."""
+        return None if self.file is None else self.file.pending_switch()
 
     def settle(self) -> None:
         """Watch those sinks whose reader has no room, and no others."""
@@ -198,3 +235,42 @@ class Output:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _name(worker: int, stream: str) -> str:
+    return f"{_STREAMS[stream]}{worker}"
+
+
+class _Forwarder(logging.Handler):
+    """Records of our own loggers become lines of the log."""
+
+    def __init__(self, output: Output) -> None:
+        super().__init__(logging.INFO)
+        self._output = output
+        self._busy = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._busy:  # what the log itself has to say
+            return
+        self._busy = True
+        try:
+            self._output.say(record.levelname, record.getMessage())
+        except Exception:
+            self.handleError(record)
+        finally:
+            self._busy = False
+
+
+@contextmanager
+def forwarded(output: Output) -> Iterator[None]:
+    """What the supervisor's rooms log goes where the workers' output goes."""
+    logger = logging.getLogger("pyforkfd")
+    handler, level = _Forwarder(output), logger.level
+    logger.addHandler(handler)
+    if not logger.isEnabledFor(logging.INFO):
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

@@ -11,6 +11,7 @@ import pyforkfd as ff
 from pyforkfd._fd import Fd
 
 from ._keeper import own_arguments
+from ._record import Record
 from ._succession import VARIABLE, variable
 
 PATIENCE = 30.0  # seconds; imports and a look at the configuration
@@ -23,21 +24,24 @@ class Preflight:
     It imports, reads and checks its configuration and the handover, and changes nothing.
     """
 
-    def __init__(self, fds: Mapping[str, int]) -> None:
+    def __init__(self, fds: Mapping[str, int], text: bytes) -> None:
         """Start it.
 
         Args:
             fds: name -> what it would inherit; borrowed.
+            text: of the record: a copy, since we go on writing ours while it reads.
 
         Raises:
             SpawnError: it could not be started.
         """
+        copy = Record()
         self.deadline = time.monotonic() + PATIENCE
         self._late = False
         self._proof = Fd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         self._output = Fd(os.memfd_create("forkfd-preflight"))
-        given = {**fds, "preflight": self._proof.fileno()}
+        given = {**fds, "record": copy.fileno(), "preflight": self._proof.fileno()}
         try:
+            copy.write(text)
             self._process = ff.spawn(
                 own_arguments(),
                 fds={
@@ -56,6 +60,8 @@ class Preflight:
             self._proof.close()
             self._output.close()
             raise
+        finally:
+            copy.close()
 
     def fileno(self) -> int:
         """Readable when it has ended; borrowed."""

@@ -245,9 +245,10 @@ class Control:
     """The Unix socket by which the supervisor takes orders.
 
     Attributes:
-        path: of the socket; None: there is none.
+        path: of the socket; None: there is none, but ``pyforkfd serve`` chooses one.
         mode: its permissions.
-        allow_users: names or uids that may give orders, besides root and the supervisor's.
+        allow_users: names or uids that may give orders, besides root and the supervisor's;
+            ``mode`` must let them in.
     """
 
     path: str | None = None

@@ -247,6 +247,10 @@ class Succession:
         """All names and numbers, the keeper's end not included."""
         return dict(self._fds)
 
+    def text(self) -> bytes:
+        """What was saved last."""
+        return self._record.read()[0]
+
     def execute(self) -> None:
         """Execute the successor in our place: same pid, same children.
 

@@ -63,10 +63,21 @@ class Watch:
         """The number of a worker's slot."""
         return self._slots.get(worker)
 
+    def slots(self) -> dict[str, int]:
+        """Worker -> slot, as JSON has it, for a successor."""
+        return {str(worker): slot for worker, slot in self._slots.items()}
+
     def beat(self, worker: int) -> None:
         """A worker that cannot reach the page has said that it moves."""
         if (slot := self._slots.get(worker)) is not None:
             self.page.slot(slot).beat()
+
+    def beat_age(self, worker: int, now: float) -> float | None:
+        """Seconds since a worker's last beat; None: there was none."""
+        if (slot := self._slots.get(worker)) is None:
+            return None
+        beat = self.page.slot(slot).snapshot().beat_ns
+        return now - beat / 1e9 if beat else None
 
     def changed(self, before: State, after: State) -> None:
         """Take over what a step of the heart has changed."""
@@ -74,7 +85,7 @@ class Watch:
             old = before.workers.get(number)
             was = old is not None and old.phase is Phase.READY
             if worker.phase is Phase.READY and not was:
-                boots = old is None or old.phase is Phase.BOOTING
+                boots = old is not None and old.phase is Phase.BOOTING
                 self.metrics.ready(
                     number, boot_seconds=worker.since - worker.born if boots else None
                 )

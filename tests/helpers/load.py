@@ -18,7 +18,7 @@ class Load:
         failures: what went wrong, whatever it was.
     """
 
-    def __init__(self, port: int, *, kept: int = 4, fresh: int = 2) -> None:
+    def __init__(self, port: int, *, kept: int = 2, fresh: int = 1) -> None:
         self.answers: Counter[int] = Counter()
         self.failures: list[str] = []
         self._address = ("127.0.0.1", port)

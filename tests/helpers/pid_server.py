@@ -14,14 +14,16 @@ import socket
 def serve(listener: socket.socket) -> None:
     leaving = False
     alarm, rung = socket.socketpair()
-    with selectors.DefaultSelector() as selector, alarm, rung:
+    # Held to the end, so that what a worker has open is the same from READY on.
+    notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with selectors.DefaultSelector() as selector, alarm, rung, notify:
         rung.setblocking(False)
         signal.set_wakeup_fd(rung.fileno())
         signal.signal(signal.SIGTERM, lambda *_: None)
         listener.setblocking(False)
         selector.register(listener, selectors.EVENT_READ)
         selector.register(alarm, selectors.EVENT_READ)
-        ready()
+        notify.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
         while not leaving or len(selector.get_map()) > 1:
             for key, _ in selector.select():
                 sock = key.fileobj
@@ -50,11 +52,6 @@ def answer(selector: selectors.BaseSelector, sock: socket.socket, leaving: bool)
     if leaving or not asked:
         selector.unregister(sock)
         sock.close()
-
-
-def ready() -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-        notify.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
 
 
 def main() -> None:

@@ -12,10 +12,10 @@ from pyforkfd.supervisor._toml import load
 
 
 def main(config: str) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    log = logging.getLogger("pyforkfd.service")  # so that it goes where the supervisor's goes
 
     def heard(component: str, worker: int, data: Any) -> None:
-        logging.info("message %s", json.dumps([component, worker, data]))
+        log.info("message %s", json.dumps([component, worker, data]))
         if isinstance(data, dict) and "forward" in data:
             supervisor.send(data["forward"], data)
         if data == "roll back":

@@ -130,7 +130,12 @@ def ask(client: http.client.HTTPConnection, path: str = "/") -> tuple[bytes, boo
 
 @contextmanager
 def service(
-    directory: Path, config: str, *, ready: int = 1, env: Mapping[str, str] | None = None
+    directory: Path,
+    config: str,
+    *,
+    ready: int = 1,
+    env: Mapping[str, str] | None = None,
+    cgroup: Path | None = None,
 ) -> Iterator[Running]:
     """Run a supervisor until it has been stopped; it is stopped if nobody has done so.
 
@@ -139,6 +144,7 @@ def service(
         config: TOML; the listener of address "systemd:web" is ours.
         ready: wait until so many workers are.
         env: variables on top of ours.
+        cgroup: where the supervisor is started.
     """
     path = directory / "service.toml"
     path.write_text(config)
@@ -150,6 +156,7 @@ def service(
             fds={1: ff.PIPE, 2: ff.STDOUT},
             cwd=directory,
             env={**os.environ, "PYTHONPATH": str(directory), **(env or {})},
+            cgroup=cgroup,
         )
     log = Lines(os.dup(process.pipes[1].fileno()))
     running = Running(process, log, port, path)

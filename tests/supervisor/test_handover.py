@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyforkfd.supervisor import _handover
@@ -106,6 +106,7 @@ def handover(state: State, todo: list[Action], **options: Any) -> Handover:
     )
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(events, st.floats(0, 40)), max_size=40))
 def test_every_state_is_read_as_it_was_written(happened: list[tuple[Event, float]]) -> None:
     state, now = initial(service()), 1000.0
@@ -209,7 +210,6 @@ def test_a_record_is_whole_whenever_its_writer_is_killed() -> None:
                     for text in texts:
                         record.write(text)
             os.read(begun, 1)
-            record.read()
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             os.close(begun)
