@@ -4,8 +4,8 @@
 
 Every server runs the same application with three workers, one server after the other, while
 clients with kept and with new connections ask without pause (http_load.py).  Then: reloads by
-its own documented way; silent connections, which were accepted before a reload and speak after it; a
-deploy that cannot be imported; a handler that blocks the loop; SIGKILL to the master.
+its own documented way; silent connections, which were accepted before a reload and speak after
+it; a deploy that cannot be imported; a handler that blocks the loop; SIGKILL to the master.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import json
 import platform
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -193,6 +194,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="names of servers, or parts of them")
     parser.add_argument("--output", default="reload", help="name of the files in results/")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that no server is left
     rows = []
     for kind in KINDS:
         if asked.only and not any(part in kind.name for part in asked.only):
