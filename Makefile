@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 
 QUICK :=
 
-.PHONY: bench bench-passing demo test install lint
+.PHONY: bench bench-passing bench-reload demo test install lint
 install:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[test]'
@@ -26,3 +26,10 @@ bench: install
 
 bench-passing: install
 	$(BIN)/python benchmarks/bench_passing.py $(if $(QUICK),--quick)
+
+RELOADS := 3
+
+bench-reload: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[bench-reload]'
+	$(BIN)/python benchmarks/bench_reload.py --reloads $(RELOADS)
+	$(BIN)/python benchmarks/bench_overhead.py

@@ -43,6 +43,7 @@ CORE = [
     "prepared",
     "probe",
     "self_clone",
+    "shared_page",
     "socket_details",
     "spawn",
     "spawn_args",
@@ -54,6 +55,7 @@ CORE = [
     "transfer_marker",
 ]
 BIND = [
+    "at_fork_hooks",
     "bind_at_fork",
     "bind_channel",
     "bind_clone",
@@ -63,6 +65,7 @@ BIND = [
     "bind_fd_table",
     "bind_fork",
     "bind_fork_exec",
+    "bind_page",
     "bind_passing",
     "bind_peer",
     "bind_plan",
@@ -74,6 +77,8 @@ BIND = [
     "module",
     "passed_values",
     "passing_arguments",
+    "slot_snapshot",
+    "slot_type",
     "waiting",
 ]
 

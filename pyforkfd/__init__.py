@@ -22,6 +22,7 @@ from ._errors import (
     DescriptorError,
     ForkWarning,
     ListenerError,
+    PageError,
     PassingError,
     SpawnError,
     ThreadsError,
@@ -48,6 +49,7 @@ from ._fork import fork
 from ._listeners import ListenFd, bind, listen_environment, listen_fds, listener_from_fd
 from ._loops import Transports, new_event_loop, reinit_loop
 from ._notify import notify
+from ._page import SharedPage, Slot, SlotSnapshot
 from ._passing import (
     Credentials,
     Received,
@@ -146,6 +148,7 @@ __all__ = [
     "MemfdDetails",
     "Open",
     "OutputLimitError",
+    "PageError",
     "PassingError",
     "PidfdDetails",
     "PipeDetails",
@@ -157,8 +160,11 @@ __all__ = [
     "RunTimeoutError",
     "SameAs",
     "Scheduler",
+    "SharedPage",
     "Sibling",
     "SignalfdDetails",
+    "Slot",
+    "SlotSnapshot",
     "SocketDetails",
     "SpawnError",
     "Special",

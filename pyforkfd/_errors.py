@@ -134,6 +134,18 @@ class ChannelError(DescriptorError):
     """
 
 
+class PageError(DescriptorError):
+    """A descriptor is not the page of slots that it should be; it was left as it is.
+
+    It reads ``descriptor 5 is a page of version 2; this program knows version 1``.
+
+    Attributes:
+        fd: the descriptor's number.
+        reason: what it is instead.
+        errno: EINVAL; or EBADF (closed), EACCES (not open for writing), ENOMEM, EMFILE.
+    """
+
+
 class PassingError(OSError):
     """Something of what was sent did not arrive whole; the descriptors that came are closed.
 

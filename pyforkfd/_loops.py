@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import selectors
 import signal
@@ -33,26 +34,7 @@ _INTERNALS: dict[str, type] = {
     "_read_from_self": object,
 }
 
-_forked = False  # since this module was imported
-_ran: asyncio.AbstractEventLoop | None = None  # on the thread that forked last
-
-
-def _before_fork() -> None:
-    global _ran
-    _ran = events._get_running_loop()
-
-
-def _in_parent() -> None:
-    global _ran
-    _ran = None
-
-
-def _in_child() -> None:
-    global _forked
-    _forked = True
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)
+_BORN = os.getpid()  # the process that imported this
 
 
 def new_event_loop() -> asyncio.SelectorEventLoop:
@@ -106,9 +88,9 @@ def reinit_loop(
     """
     if transports not in ("refuse", "close", "keep"):
         raise ValueError(f"reinit_loop: transports={transports!r} is none of refuse, close, keep")
-    if not _forked:
+    if os.getpid() == _BORN:
         raise RuntimeError("reinit_loop: this process was not forked since pyforkfd was imported")
-    known: Any = _known(loop if loop is not None else _ran)
+    known: Any = _known(loop if loop is not None else _running_at_the_fork())
     held = _Held.of(known)
     reasons = _obstacles(known)
     if transports == "refuse":
@@ -134,6 +116,18 @@ def reinit_loop(
     if known._thread_id is not None:
         events._set_running_loop(known)
     return known  # type: ignore[no-any-return]
+
+
+def _running_at_the_fork() -> asyncio.AbstractEventLoop | None:
+    """The loop that says so of itself.
+
+    Nobody remembers it: a hook of every fork would cost all that never ask.
+    """
+    mine = threading.get_ident()
+    for found in gc.get_objects():
+        if isinstance(found, asyncio.BaseEventLoop) and vars(found).get("_thread_id") == mine:
+            return found
+    return None
 
 
 @dataclass(slots=True)

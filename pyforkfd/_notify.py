@@ -27,6 +27,7 @@ def notify(
     fdstore: Mapping[str, Iterable[int | HasFileno]] | None = None,
     fdstore_remove: Iterable[str] = (),
     barrier: float | None = None,
+    timeout: float | None = None,
     unset_environment: bool = False,
 ) -> bool:
     """Send a state to the service manager that NOTIFY_SOCKET names.
@@ -48,6 +49,7 @@ def notify(
         fdstore: name -> descriptors (borrowed) that the manager is to keep over our end.
         fdstore_remove: names whose descriptors it is to close.
         barrier: wait so many seconds until the manager has worked off all of this.
+        timeout: seconds to wait for room in the manager's queue, each time; None: without end.
         unset_environment: remove NOTIFY_SOCKET, so that children of ours do not use it.
 
     Returns:
@@ -56,7 +58,8 @@ def notify(
     Raises:
         ValueError: nothing is said, or a value holds a line break, which would say
             something else; or NOTIFY_SOCKET is no address that we know.
-        TimeoutError: the barrier was not passed in time.
+        TimeoutError: the barrier was not passed in time, or there was no room in time.
+        BlockingIOError: there was none at once, and ``timeout`` is 0.
         OSError: the manager's socket is gone or refuses us; it names the address.
     """
     lines = {
@@ -90,6 +93,7 @@ def notify(
         return False
     try:
         with _connect(address) as manager:
+            manager.settimeout(timeout)
             for message, fds in messages:
                 socket.send_fds(manager, [message], fds)
             if barrier is not None:

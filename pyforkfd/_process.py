@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import threading
@@ -29,18 +30,31 @@ def reap_forgotten() -> None:
             os.close(pidfd)
 
 
+def forget(pidfd: int) -> None:
+    """Remember to take the status of a child that nobody waits for; takes the pidfd."""
+    _watch_forks()
+    _forgotten.append(pidfd)
+
+
+@functools.cache  # a hook that has nothing to do costs every fork page faults all the same
+def _watch_forks() -> None:
+    os.register_at_fork(after_in_child=_leave_to_parent)
+
+
 _lock_of_copies = threading.Lock()
 
 
+def _lock_for_copies() -> threading.Lock:
+    _watch_forks()
+    return _lock_of_copies
+
+
 def _leave_to_parent() -> None:
+    """A child reaps none of its parent's children."""
     global _lock_of_copies
     _lock_of_copies = threading.Lock()
     while _forgotten:
         os.close(_forgotten.pop())
-
-
-# A child reaps none of its parent's children.
-os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 class Process:
@@ -218,7 +232,7 @@ class Process:
         """Close our pipe ends and the pidfd.  The child is neither ended nor waited for."""
         self.close_pipes()
         # The lock of a copy may be held for ever, by a thread of the parent.
-        with self._lock if os.getpid() == self._owner else _lock_of_copies:
+        with self._lock if os.getpid() == self._owner else _lock_for_copies():
             if self._pidfd >= 0:
                 pidfd, self._pidfd = self._pidfd, -1
                 os.close(pidfd)
@@ -254,7 +268,7 @@ class Process:
                 ResourceWarning,
                 source=self,
             )
-            _forgotten.append(os.dup(self._pidfd))
+            forget(os.dup(self._pidfd))
         self.close()
 
     def __repr__(self) -> str:

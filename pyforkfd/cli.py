@@ -1,8 +1,9 @@
 """The command line: ``pyforkfd COMMAND ...``, or ``python -m pyforkfd COMMAND ...``.
 
 Each command is a module that is imported when it is asked for, and has two functions:
-``add_arguments(parser)``, and ``main(args)``, which returns the exit code.  What follows
-``--`` is not parsed: it is the list ``args.command``.
+``add_arguments(parser)``, and ``main(args)``, which returns the exit code; where a module has
+several commands, each is an object with these two.  What follows ``--`` is not parsed: it is
+the list ``args.command``.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from . import __version__
 
-# name -> (module, help)
+# name -> (module, or module:object in it, help)
 _COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": (
         "pyforkfd.doctor._command",
@@ -24,6 +26,36 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "run": (
         "pyforkfd._preload",
         "execute the program after -- and stop descriptors from leaking to its children",
+    ),
+    "serve": (
+        "pyforkfd.supervisor._serve",
+        "run a network service of many processes, and reload it without losing a request",
+    ),
+    "status": ("pyforkfd.supervisor._status_command:status", "how a service is"),
+    "reload": (
+        "pyforkfd.supervisor._commands:reload",
+        "replace its workers by a new generation; if that fails, nothing changes",
+    ),
+    "rollback": (
+        "pyforkfd.supervisor._commands:rollback",
+        "go back to the generation that is paused since the last reload",
+    ),
+    "scale": (
+        "pyforkfd.supervisor._commands:scale",
+        "run another number of workers of a component",
+    ),
+    "restart": (
+        "pyforkfd.supervisor._commands:restart",
+        "replace single workers; each leaves when another is ready in its place",
+    ),
+    "signal": (
+        "pyforkfd.supervisor._commands:signal",
+        "send a signal to all workers of a component",
+    ),
+    "logs": ("pyforkfd.supervisor._commands:logs", "what its workers have said"),
+    "stop": (
+        "pyforkfd.supervisor._commands:stop",
+        "end a service, and wait until it has ended",
     ),
 }
 _ERROR = 2  # as argparse has it for bad usage; 1 is an answer
@@ -54,11 +86,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"pyforkfd {__version__}")
     commands = parser.add_subparsers(dest="name", metavar="COMMAND", required=True)
     chosen = next((word for word in words if word in _COMMANDS), None)
-    module = None
+    module: Any = None
     for name, (where, text) in _COMMANDS.items():
         below = commands.add_parser(name, help=text, description=text)
         if name == chosen:
-            module = importlib.import_module(where)
+            path, _, attribute = where.partition(":")
+            module = importlib.import_module(path)
+            if attribute:
+                module = getattr(module, attribute)
             module.add_arguments(below)
     args = parser.parse_args(words)
     args.command = command

@@ -1,177 +1,31 @@
 #include "bind/bindings.h"
 
-#include <array>
-#include <mutex>
-#include <optional>
 #include <pybind11/stl.h>
 
 #include "bind/at_fork_hooks.h"
-#include "bind/timing_pool.h"
-#include "core/at_fork_list.h"
+#include "bind/plain_call.h"
 
 namespace py = pybind11;
-using forkfd::Timing;
-
-namespace {
-
-enum Phase { before, after_in_parent, after_in_child, n_phases };
-
-using Pool = forkfd::bind::TimingPool<n_phases>;
-
-struct PyHandlers {
-    PyHandlers();
-    PyHandlers(const PyHandlers&) = delete;
-    PyHandlers& operator=(const PyHandlers&) = delete;
-    ~PyHandlers();
-    std::array<py::object, n_phases> functions;  // null where there is none
-    py::object registration;                     // whom sys.unraisablehook is told of
-    const Pool::Place timings;
-};
-using List = forkfd::AtForkList<std::unique_ptr<PyHandlers>>;
-
-// No Python code runs while `mutex` is held; recursive, for a handler that could not be added
-// dies under it.
-struct Handlers {
-    std::recursive_mutex mutex;
-    List list;
-    Pool timings;
-
-    template <class Work>
-    auto guarded(Work work) {
-        const std::lock_guard<std::recursive_mutex> guard(mutex);
-        return work();
-    }
-    std::shared_ptr<const List::Entries> entries() {
-        return guarded([this] { return list.entries(); });
-    }
-    List::Round begin() {
-        return guarded([this] { return list.begin(); });
-    }
-};
-
-Handlers& handlers() {
-    static Handlers* const made = new Handlers;  // Python objects may not die at exit
-    return *made;
-}
-
-PyHandlers::PyHandlers()
-    : timings(handlers().guarded([] { return handlers().timings.take(); })) {}
-PyHandlers::~PyHandlers() {
-    handlers().guarded([this] { handlers().timings.give_back(timings); });
-}
-
-// Forks under way on this thread: more than one where a handler forks.
-thread_local std::vector<List::Round> rounds;
-thread_local bool refusable = false;
-thread_local std::optional<py::error_already_set> refusal;
-
-// Calls from C in one go: each costs a call, a look at the clock and four additions.
-class Caller {
-  public:
-    Caller(Phase phase, bool keep_error) : phase_(phase), keep_error_(keep_error) {}
-
-    // False: it raised, and the error is left for the caller.
-    bool operator()(List::Entry& entry) {
-        PyHandlers& h = *entry.handler;
-        const py::object& function = h.functions[phase_];
-        if (!function) return true;
-        PyObject* const result = PyObject_CallNoArgs(function.ptr());
-        const auto now = Timing::Clock::now();
-        h.timings[phase_]->add(now - last_, result == nullptr);
-        last_ = now;
-        if (result != nullptr) {
-            Py_DECREF(result);
-            return true;
-        }
-        if (keep_error_) return false;
-        PyErr_WriteUnraisable(h.registration.ptr());
-        return true;
-    }
-
-  private:
-    const Phase phase_;
-    const bool keep_error_;
-    Timing::Clock::time_point last_ = Timing::Clock::now();
-};
-
-void run_before() {
-    const bool keep_error = std::exchange(refusable, false);
-    List::Round round = handlers().begin();
-    if (!round.before(Caller(before, keep_error))) refusal.emplace();
-    rounds.push_back(std::move(round));
-}
-
-void run_after(Phase phase) {
-    List::Round round;
-    if (rounds.empty()) {  // the hooks before were not run: an embedder's fork
-        round = handlers().begin();
-        round.reach_all();
-    } else {
-        round = std::move(rounds.back());
-        rounds.pop_back();
-    }
-    round.after(Caller(phase, false));
-}
-
-int add_handlers(const std::array<std::optional<py::object>, n_phases>& functions,
-        const py::object& registration, int order) {
-    auto made = std::make_unique<PyHandlers>();
-    for (int i = 0; i < n_phases; ++i)
-        if (functions[i]) made->functions[i] = *functions[i];
-    made->registration = registration;
-    const auto old = handlers().entries();  // dies after the lock, if it does
-    return handlers().guarded([&] { return handlers().list.add(std::move(made), order); });
-}
-
-bool remove_handlers(int id) {
-    const auto old = handlers().entries();
-    return handlers().guarded([id] { return handlers().list.remove(id); });
-}
-
-py::list all() {
-    py::list found;
-    const auto entries = handlers().entries();
-    for (const auto& entry : *entries) {
-        const PyHandlers& h = *entry->handler;
-        using forkfd::bind::numbers;
-        found.append(py::make_tuple(h.registration, numbers(*h.timings[before]),
-                                    numbers(*h.timings[after_in_parent]),
-                                    numbers(*h.timings[after_in_child])));
-    }
-    return found;
-}
-
-}  // namespace
-
-namespace forkfd::bind {
-
-py::tuple numbers(const Timing& t) {
-    return py::make_tuple(t.calls.load(), t.failures.load(), t.total_ns.load(),
-                          t.longest_ns.load());
-}
-
-Refusable::Refusable() {
-    refusable = true;
-    refusal.reset();
-}
-Refusable::~Refusable() {
-    refusable = false;
-    refusal.reset();
-}
-bool Refusable::refused() const { return refusal.has_value(); }
-void Refusable::rethrow() const {
-    if (refusal) throw py::error_already_set(*refusal);
-}
-
-}  // namespace forkfd::bind
+using namespace forkfd::bind;
 
 void bind_at_fork(py::module_& m) {
     m.def("add_at_fork", &add_handlers, py::arg("functions"), py::arg("registration"), py::arg("order"));
     m.def("remove_at_fork", &remove_handlers, py::arg("number"), py::pos_only(), "False: there is none of that id.");
-    m.def("at_fork_handlers", &all,
+    m.def("at_fork_handlers", &all_handlers,
           "(registration, and for each phase calls, failures, ns in all, ns of the longest), "
           "in the order of the list.");
-    m.def("run_before", &run_before, "For os.register_at_fork().");
-    m.def("run_after_in_parent", [] { run_after(after_in_parent); });
-    m.def("run_after_in_child", [] { run_after(after_in_child); });
+    // For os.register_at_fork().  Not by pybind11, whose call touches pages that every fork
+    // has left protected, with or without a handler.
+    static PyMethodDef hooks[] = {
+        {"run_before", [](PyObject*, PyObject*) { return guarded(run_before); }, METH_NOARGS,
+         nullptr},
+        {"run_after_in_parent",
+         [](PyObject*, PyObject*) { return guarded(run_after<after_in_parent>); }, METH_NOARGS,
+         nullptr},
+        {"run_after_in_child",
+         [](PyObject*, PyObject*) { return guarded(run_after<after_in_child>); }, METH_NOARGS,
+         nullptr},
+    };
+    for (PyMethodDef& hook : hooks)
+        m.attr(hook.ml_name) = steal(PyCFunction_NewEx(&hook, nullptr, nullptr));
 }

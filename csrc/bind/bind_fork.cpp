@@ -9,6 +9,7 @@
 #include <pybind11/stl.h>
 
 #include "bind/at_fork_hooks.h"
+#include "bind/plain_call.h"
 #include "core/child_actions.h"
 #include "core/fd_section.h"
 #include "core/fork_lock.h"
@@ -51,14 +52,16 @@ struct Unlock {
 }
 
 // os.fork() with a lock around it, a way out, and the child's pidfd; None in the child.
-// All in one call, since each Python object that is touched right after a fork, this one
-// or the last, costs a page fault.
-py::object fork_process(const std::optional<std::pair<int, std::string>>& cgroup,
-                        const py::function& warn) {
-    if (forkfd::ask_single_threaded() != 0) warn();
+// All in one call, and that not pybind11's, since each object and table that is touched right
+// after a fork, this one or the last, costs a page fault.
+py::object fork_process(const py::handle cgroup, const py::handle warn) {
+    if (forkfd::ask_single_threaded() != 0) steal(PyObject_CallNoArgs(warn.ptr()));
     if (PySys_Audit("os.fork", nullptr) < 0) throw py::error_already_set();
     std::optional<forkfd::CgroupEntry> entry;
-    if (cgroup) entry.emplace(cgroup->first, cgroup->second);
+    if (!cgroup.is_none()) {
+        const auto [procs, name] = cgroup.cast<std::pair<int, std::string>>();
+        entry.emplace(procs, name);
+    }
     lock(true);
     Unlock unlock;
     const forkfd::bind::Refusable refusable;
@@ -84,8 +87,23 @@ py::object fork_process(const std::optional<std::pair<int, std::string>>& cgroup
         const py::gil_scoped_release release;
         entry->await(pid, pidfd.get());
     }
-    return py::make_tuple(pid, pidfd.release());
+    return steal(Py_BuildValue("ii", pid, pidfd.release()));
 }
+
+PyMethodDef fork_method = {
+    "fork",
+    reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(
+        +[](PyObject*, PyObject* const* args, Py_ssize_t count) -> PyObject* {
+            if (count != 2) {
+                PyErr_SetString(PyExc_TypeError, "fork() takes cgroup and warn");
+                return nullptr;
+            }
+            return guarded([args] { return fork_process(args[0], args[1]); });
+        })),
+    METH_FASTCALL,
+    "(pid, pidfd) in the parent, None in the child; pidfd is owned, -1 if the child is "
+    "reaped already.  cgroup: its cgroup.procs, borrowed, and its name.  warn() is called unless "
+    "there is surely no other thread."};
 
 // Not by a call_guard: pybind11 then enters the object into its tables without the GIL.
 template <class T, class... Args>
@@ -99,10 +117,7 @@ std::unique_ptr<T> made_unlocked(const Args&... args) {
 void bind_fork(py::module_& m) {
     const auto unlocked = py::call_guard<py::gil_scoped_release>();
     forkfd::fork_lock();  // made while nobody forks
-    m.def("fork", &fork_process, py::arg("cgroup"), py::arg("warn"),
-          "(pid, pidfd) in the parent, None in the child; pidfd is owned, -1 if the child is "
-          "reaped already.  cgroup: its cgroup.procs, borrowed, and its name.  warn() is called unless "
-          "there is surely no other thread.");
+    m.attr("fork") = steal(PyCFunction_NewEx(&fork_method, nullptr, nullptr));
     m.def("lock_fork_lock", &lock, py::arg("exclusive"));
     m.def("unlock_fork_lock", [](bool exclusive) {
         if (exclusive) forkfd::fork_lock().unlock();

@@ -4,8 +4,10 @@
 
 #include <pybind11/pybind11.h>
 
+#include <cstdint>
 #include <new>
 #include <stdexcept>
+#include <string>
 #include <system_error>
 
 // pybind11's does more than is wanted, for a call that takes as long as the kernel's.
@@ -43,4 +45,37 @@ PyObject* guarded(const Body& body) {
 inline pybind11::object steal(PyObject* made) {
     if (made == nullptr) throw pybind11::error_already_set();
     return pybind11::reinterpret_steal<pybind11::object>(made);
+}
+
+inline std::uint64_t natural_of(PyObject* value) {
+    const unsigned long long number = PyLong_AsUnsignedLongLong(value);  // TypeError, OverflowError
+    if (number == static_cast<unsigned long long>(-1) && PyErr_Occurred() != nullptr)
+        throw pybind11::error_already_set();
+    return number;
+}
+
+// (name=default, ...), by position or by name: what PyArg_ParseTupleAndKeywords would take a
+// tuple and a dictionary for.
+template <std::size_t N>
+void named_numbers(const char* function, const char* const (&names)[N],
+                   std::uint64_t (&values)[N], PyObject* const* args, Py_ssize_t count,
+                   PyObject* keywords) {
+    if (count > static_cast<Py_ssize_t>(N))
+        throw pybind11::type_error(std::string(function) + ": too many arguments");
+    for (Py_ssize_t i = 0; i < count; ++i) values[i] = natural_of(args[i]);
+    const Py_ssize_t named = keywords == nullptr ? 0 : PyTuple_GET_SIZE(keywords);
+    for (Py_ssize_t k = 0; k < named; ++k) {
+        PyObject* const name = PyTuple_GET_ITEM(keywords, k);
+        std::size_t i = static_cast<std::size_t>(count);
+        while (i < N && PyUnicode_CompareWithASCIIString(name, names[i]) != 0) ++i;
+        if (i == N)
+            throw pybind11::type_error(std::string(function) + ": unknown or given twice: " +
+                                       pybind11::cast<std::string>(pybind11::handle(name)));
+        values[i] = natural_of(args[count + k]);
+    }
+}
+
+template <class Function>
+PyCFunction fast(Function function) {
+    return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
 }

@@ -8,6 +8,8 @@
 
 namespace forkfd {
 
+// Written by one thread at a time, under the GIL or the lock of the native list: so without the bus lock of fetch_add, which a
+// hundred handlers would pay four hundred times.  Atomic for those who read meanwhile.
 struct Timing {
     using Clock = std::chrono::steady_clock;
 
@@ -20,12 +22,16 @@ struct Timing {
     void add(Clock::duration taken, bool failed) noexcept {
         const auto ns = static_cast<std::uint64_t>(
             std::chrono::duration_cast<std::chrono::nanoseconds>(taken).count());
-        constexpr auto relaxed = std::memory_order_relaxed;
-        calls.fetch_add(1, relaxed);
-        if (failed) failures.fetch_add(1, relaxed);
-        total_ns.fetch_add(ns, relaxed);
-        std::uint64_t longest = longest_ns.load(relaxed);
-        while (ns > longest && !longest_ns.compare_exchange_weak(longest, ns, relaxed)) {}
+        increase(calls, 1);
+        if (failed) increase(failures, 1);
+        increase(total_ns, ns);
+        if (ns > longest_ns.load(kRelaxed)) longest_ns.store(ns, kRelaxed);
+    }
+
+  private:
+    static constexpr auto kRelaxed = std::memory_order_relaxed;
+    static void increase(std::atomic<std::uint64_t>& number, std::uint64_t by) noexcept {
+        number.store(number.load(kRelaxed) + by, kRelaxed);
     }
 };
 

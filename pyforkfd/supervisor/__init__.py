@@ -1,3 +1,89 @@
 """Network services of many processes that do not drop a request."""
 
 from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._handlers import ForkfdHandler, StructlogProcessor, log_uncaught, log_writer, obey
+    from ._loop import Supervisor
+    from ._record_writer import RecordWriter
+    from ._records import Origin
+    from ._spec import (
+        Component,
+        Control,
+        Heartbeat,
+        Limits,
+        Listener,
+        Log,
+        Loki,
+        MemoryGuard,
+        Metrics,
+        Privileges,
+        Problem,
+        Recycle,
+        Restart,
+        Service,
+        SpecError,
+        ZygoteSpec,
+    )
+    from ._toml import load, loads
+    from ._validate import validate
+
+__all__ = [
+    "Component",
+    "Control",
+    "ForkfdHandler",
+    "Heartbeat",
+    "Limits",
+    "Listener",
+    "Log",
+    "Loki",
+    "MemoryGuard",
+    "Metrics",
+    "Origin",
+    "Privileges",
+    "Problem",
+    "RecordWriter",
+    "Recycle",
+    "Restart",
+    "Service",
+    "SpecError",
+    "StructlogProcessor",
+    "Supervisor",
+    "ZygoteSpec",
+    "load",
+    "loads",
+    "log_uncaught",
+    "log_writer",
+    "obey",
+    "validate",
+]
+
+# A worker imports this package for its helpers, and is to pay for nothing else of it.
+_ELSEWHERE = {
+    "ForkfdHandler": "_handlers",
+    "Origin": "_records",
+    "RecordWriter": "_record_writer",
+    "StructlogProcessor": "_handlers",
+    "Supervisor": "_loop",
+    "load": "_toml",
+    "loads": "_toml",
+    "log_uncaught": "_handlers",
+    "log_writer": "_handlers",
+    "obey": "_handlers",
+    "validate": "_validate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f".{_ELSEWHERE.get(name, '_spec')}", __name__)
+    found = globals()[name] = getattr(module, name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from dataclasses import dataclass
@@ -10,10 +11,11 @@ KINDS = (
     "tcp://host:port, udp://host:port, unix:/path, unix:@name, unixgram:/path, "
     "unixpacket:/path, vsock:port, systemd:NAME"
 )
-_INTERNET = re.compile(r"(tcp|udp)://(?:\[([^]]*)\]|([^:/\[\]]*)):([0-9]+)")
+_INTERNET = re.compile(r"(tcp|udp)://(?:\[([^]]*)\]|([^:/\[\]\s]{0,253})):([0-9]+)")
 _UNIX = re.compile(r"(unix|unixgram|unixpacket):(.+)", re.DOTALL)
 _VSOCK = re.compile(r"vsock:(?:([0-9]+|any):)?([0-9]+)")
 _SYSTEMD = re.compile(r"systemd:(.+)")
+_WORD = 2**32 - 1
 _LONGEST = 107  # sun_path less its null byte, unix(7)
 
 
@@ -70,8 +72,15 @@ def parse_address(text: str) -> Address:
         port = int(match[4])
         if port > 0xFFFF:
             raise ValueError(f'"{text}": port {port} is above 65535')
+        if match[2]:
+            try:
+                ipaddress.IPv6Address(match[2])
+            except ValueError:
+                raise ValueError(f'"{text}": {match[2]} is not an IPv6 address') from None
         return Address(match[1], match[2] or match[3] or "", port)
     if match := _VSOCK.fullmatch(text):
+        if max(int(part) for part in (match[1], match[2]) if part not in (None, "any")) > _WORD:
+            raise ValueError(f'"{text}": cid and port have 32 bits')
         return Address("vsock", match[1] or "any", int(match[2]))
     if match := _SYSTEMD.fullmatch(text):
         return Address("systemd", match[1])

@@ -192,6 +192,7 @@ class Crashed:
     component: str
     cause: Cause
     detail: str
+    position: int = 0
 
 
 @dataclass(frozen=True, slots=True)

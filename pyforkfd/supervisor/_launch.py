@@ -6,8 +6,8 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyforkfd as ff
@@ -81,6 +81,8 @@ def launch(worker: Worker, given: Given, zygote: Zygote | None) -> tuple[ff.Proc
             if given.die_with_us:
                 options["parent_death_signal"] = signal.SIGKILL
             process = _start(spec, options, zygote)
+        if spec.give == "channel":
+            tell(ours, "listeners", given.listeners)  # there is room: it is the first
     except BaseException:
         ours.close()
         raise
@@ -132,6 +134,10 @@ def _environment(worker: Worker, given: Given, numbers: Mapping[str, int]) -> di
         "generation": worker.generation,
         **numbers,
     }
+    if spec.give == "channel":
+        about["listen"] = "channel"
+    elif spec.give == "numbers" and spec.numbers:
+        about["listen"] = ",".join(f"{name}:{spec.numbers[name]}" for name in given.listeners)
     if given.slot is not None:
         about["slot"] = given.slot
     env[VARIABLE] = " ".join(f"{name}={value}" for name, value in about.items())
@@ -139,24 +145,41 @@ def _environment(worker: Worker, given: Given, numbers: Mapping[str, int]) -> di
 
 
 def zygote_for(service: Service, spec: Component) -> ZygoteSpec:
-    """The zygote that makes a component's workers; its own where it names none."""
-    if spec.zygote is not None:
-        return service.zygotes[spec.zygote]
-    return ZygoteSpec(name=f"of {spec.name}")
+    """The zygote that makes a component's workers; its own where it names none.
+
+    It has imported the modules of its components' functions: a worker that had to would keep
+    the loop waiting meanwhile, as a spawn is over when the function was found.
+    """
+    if spec.zygote is None:
+        return ZygoteSpec(name=f"of {spec.name}", preload=_modules([spec]))
+    zygote = service.zygotes[spec.zygote]
+    made = [other for other in service.components.values() if other.zygote == zygote.name]
+    preload = dict.fromkeys([*zygote.preload, *_modules(made)])  # in this order, each once
+    return replace(zygote, preload=tuple(preload))
 
 
-def tell(channel: ff.FdChannel, order: str, fds: Mapping[str, ff.HasFileno] = {}) -> bool:
+def _modules(components: Iterable[Component]) -> tuple[str, ...]:
+    return tuple(c.function.partition(":")[0] for c in components if c.function is not None)
+
+
+def tell(
+    channel: ff.FdChannel,
+    order: str,
+    fds: Mapping[str, ff.HasFileno] = {},
+    about: Mapping[str, Any] = {},
+) -> bool:
     """Send an order; never waits.
 
     Args:
         channel: to the worker.
         order: its name.
         fds: name -> descriptor that goes with it; borrowed.
+        about: what else the order says.
 
     Returns:
         False if it cannot be delivered: the worker does not read, or has closed its end.
     """
-    body = {"order": order, **({"fds": list(fds)} if fds else {})}
+    body = {**about, "order": order, **({"fds": list(fds)} if fds else {})}
     try:
         channel.send(json.dumps(body).encode(), list(fds.values()), timeout=0)
     except (TimeoutError, OSError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import os
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
@@ -97,6 +98,8 @@ class Reader:
         return self._plain(value, wanted, place)
 
     def _plain(self, value: Any, wanted: type, place: tuple[str | int, ...]) -> Any:
+        if text := _impossible(value):
+            return self.wrong(place, text)
         if wanted is float and type(value) is int:
             return float(value) if self._units else value
         # A bool is an int, which nobody means; signal.SIGTERM is one too, which is fine.
@@ -124,6 +127,8 @@ class Reader:
         rest = [member for member in members if member is not type(None)]
         if self._units and value == "none" and len(rest) < len(members) and str not in rest:
             return None
+        if text := _impossible(value):
+            return self.wrong(place, text)
         if len(rest) == 1:
             return self.read(value, rest[0], place)
         tried = [Reader(units=self._units) for _ in rest]
@@ -161,6 +166,9 @@ class Reader:
         for key, element in value.items():
             if not isinstance(key, str):
                 self.wrong(place, f"the key {key!r} is not a string")
+                continue
+            if text := _impossible(key):
+                self.wrong((*place, key), f"the key {text}")
                 continue
             if self._units and isinstance(element, dict) and dataclasses.is_dataclass(wanted):
                 element = self._named(key, element, cast(type, wanted), (*place, key))
@@ -212,6 +220,20 @@ class Reader:
                 else:
                     self.wrong(place, line)
             return WRONG
+
+
+def _impossible(value: Any) -> str | None:
+    """What no system call can be given."""
+    if isinstance(value, str):
+        if "\0" in value:
+            return "has a null byte"
+        try:
+            os.fsencode(value)
+        except UnicodeEncodeError:
+            return f"{value!a} cannot be encoded"
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return f"{shown(value)} has more than 64 bits"
+    return None
 
 
 def shown(value: Any) -> str:

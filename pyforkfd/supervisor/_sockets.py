@@ -28,9 +28,25 @@ class Sockets:
         Args:
             inherited: from our own service manager, for ``systemd:NAME``; taken.
             adopted: from a predecessor; taken.
+
+        Raises:
+            ValueError: two that were inherited have the same name; all are closed.
         """
-        self._inherited = {given.name: given.fd for given in inherited}
+        self._inherited: dict[str, int] = {}
         self._open: dict[Key, socket.socket] = dict(adopted or {})
+        twice = set()
+        for given in inherited:
+            if given.name in self._inherited:
+                twice.add(given.name)
+                os.close(given.fd)
+            else:
+                self._inherited[given.name] = given.fd
+        if twice:
+            self.close()
+            raise ValueError(
+                f"several descriptors of the service manager are called {', '.join(twice)}: give "
+                "each socket a FileDescriptorName= of its own"
+            )
 
     def get(self, listener: Listener, position: int) -> socket.socket:
         """The socket that the worker of a position accepts from; borrowed.

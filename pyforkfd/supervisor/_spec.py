@@ -9,6 +9,11 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pyforkfd._spawn import Namespace
 
+from ._limits import Limits as Limits
+from ._limits import MemoryGuard as MemoryGuard
+from ._problems import Problem as Problem
+from ._problems import SpecError as SpecError
+
 Seconds: TypeAlias = Annotated[float, "seconds"]
 """A duration; in a file also ``"500ms"``, ``"30s"``, ``"5m"``, ``"2h"``, ``"1d"``."""
 Bytes: TypeAlias = Annotated[int, "bytes"]
@@ -20,49 +25,8 @@ Signal: TypeAlias = Annotated[int, "signal"]
 
 Stream: TypeAlias = Literal["capture", "inherit", "null"]
 """Where a worker's output goes: to the log by line, where the supervisor's goes, nowhere."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """One thing that is wrong in a specification.
-
-    Attributes:
-        place: keys that lead to it, ``("components", "web", "workers")``; a number is an
-            index, from 0.
-        text: what is wrong, and why.
-        line: where the file has it, from 1; None where there is no file.
-    """
-
-    place: tuple[str | int, ...]
-    text: str
-    line: int | None = None
-
-    def __str__(self) -> str:
-        where = ".".join(str(part) for part in self.place)
-        return f"{where}: {self.text}" if where else self.text
-
-
-class SpecError(ValueError):
-    """A specification makes no sense; all that is wrong with it, a line each.
-
-    Attributes:
-        problems: every problem, in the order of the file.
-    """
-
-    def __init__(self, problems: tuple[Problem, ...], source: str | None = None) -> None:
-        """Name the problems, and the file that has them."""
-        self.problems = problems
-        self.source = source
-        super().__init__("\n".join(self._lines()))
-
-    def _lines(self) -> list[str]:
-        return [
-            (f"{self.source}:" if self.source else "")
-            + (f"{problem.line}:" if self.source and problem.line else "")
-            + (" " if self.source else "")
-            + str(problem)
-            for problem in self.problems
-        ]
+LokiLabel: TypeAlias = Literal["component", "worker", "generation", "stream", "level"]
+"""A field of a record that Loki may index."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,50 +110,6 @@ class Heartbeat:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Limits of one worker and all its descendants, set on its cgroup; None leaves one alone.
-
-    Attributes:
-        memory_max: bytes; at this the kernel kills in the worker (memory.max).
-        memory_high: bytes; above this the kernel reclaims and slows it down (memory.high).
-        swap_max: bytes of swap on top (memory.swap.max).
-        oom_group: the kernel kills all of the worker's processes together.
-        cpu_weight: 1 to 10000; others have 100 (cpu.weight).
-        cpu_max: processors as a number, or (quota, period) in microseconds (cpu.max).
-        pids_max: processes and threads (pids.max).
-    """
-
-    memory_max: int | None = None
-    memory_high: int | None = None
-    swap_max: int | None = None
-    oom_group: bool | None = None
-    cpu_weight: int | None = None
-    cpu_max: float | tuple[int, int] | None = None
-    pids_max: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryGuard:
-    """When a worker's memory is too much, and what is done before the kernel does something.
-
-    Attributes:
-        high: bytes.
-        low: bytes; None is four fifths of ``high``.
-        seconds: for so long without a break.
-        keep_accepting: share of a component's workers that goes on accepting.
-        recycle: bytes; a worker that reaches them is replaced.
-        recycle_after: seconds above ``low`` after which it is replaced.
-    """
-
-    high: int
-    low: int | None = None
-    seconds: float = 30.0
-    keep_accepting: float = 0.5
-    recycle: int | None = None
-    recycle_after: float | None = 300.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Privileges:
     """What a worker may do.  The default is the least that a network service needs.
 
@@ -226,7 +146,7 @@ class Component:
         args: positional arguments of the function.
         kwargs: keyword arguments of the function.
         zygote: the name of the zygote that makes the workers; None is one of the
-            component's own, which has imported nothing.
+            component's own, which has imported the function's module.
         workers: how many are to be ready; 0: none until it is scaled.
         listen: names of the listeners its workers get.
         give: how they get them: "listen_fds" (3, 4, ... with LISTEN_FDS, LISTEN_PID,
@@ -280,7 +200,7 @@ class Component:
     cpu_affinity: tuple[int, ...] | None = None
     rlimits: Mapping[str, Limit | tuple[Limit, Limit]] | None = None
     privileges: Privileges = Privileges()
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     cgroup: Literal["prefer", "require", "off"] = "prefer"
     readiness: Literal["notify", "accept", "started"] = "notify"
     boot_timeout: Seconds = 30.0
@@ -325,9 +245,10 @@ class Control:
     """The Unix socket by which the supervisor takes orders.
 
     Attributes:
-        path: of the socket; None: there is none.
+        path: of the socket; None: there is none, but ``pyforkfd serve`` chooses one.
         mode: its permissions.
-        allow_users: names or uids that may give orders, besides root and the supervisor's.
+        allow_users: names or uids that may give orders, besides root and the supervisor's;
+            ``mode`` must let them in.
     """
 
     path: str | None = None
@@ -340,18 +261,40 @@ class Loki:
     """Grafana Loki's push endpoint, as a sink of the log.
 
     Attributes:
-        url: ``http://host:3100/loki/api/v1/push``.
-        labels: added to those of each record's stream.
+        url: http or https; without a path, /loki/api/v1/push is meant.
+        labels: fields of a record that are labels of its stream; Loki keeps one stream for
+            each combination of values, so that few are better.
+        static_labels: further labels with fixed values.
         tenant: X-Scope-OrgID.
-        interval: seconds until a batch that is not full is sent.
-        buffer: bytes kept in memory while the endpoint does not answer; the oldest go first.
+        user: of basic authentication, with password_file.
+        password_file: path; read before each request.
+        token_file: path of a bearer token; not beside user.
+        ca_file: path of certificates to trust instead of the system's.
+        batch_bytes: bytes of lines after which a batch is sent.
+        batch_seconds: age of its first line after which it is sent.
+        timeout: seconds for connecting, and for each wait for the other end.
+        retries: tries after the first before a batch is dropped.
+        backoff: seconds before the second try; then twice that, and so on.
+        backoff_cap: seconds; the most between two tries.
+        buffer: bytes kept in memory while the endpoint does not answer; what comes then is
+            dropped and counted.
     """
 
     url: str
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: tuple[LokiLabel, ...] = ("component", "stream", "level")
+    static_labels: Mapping[str, str] = field(default_factory=dict)
     tenant: str | None = None
-    interval: Seconds = 1.0
-    buffer: Bytes = 16 * 1024 * 1024
+    user: str | None = None
+    password_file: str | None = None
+    token_file: str | None = None
+    ca_file: str | None = None
+    batch_bytes: Bytes = 1 << 20
+    batch_seconds: Seconds = 1.0
+    timeout: Seconds = 10.0
+    retries: int = 10
+    backoff: Seconds = 0.5
+    backoff_cap: Seconds = 30.0
+    buffer: Bytes = 8 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -360,14 +303,16 @@ class Log:
 
     Attributes:
         path: file that all processes append to; None: there is none.
+        mode: permissions of the file when it is made.
         max_bytes: the supervisor rotates the file at this size; None: never.
-        keep: how many rotated files stay.
+        keep: how many rotated files stay, 1 at least.
         dsync: O_DSYNC, a record is on the disk when its write returns.
         stdout: records also go to the supervisor's standard output.
         loki: records also go to Loki.
     """
 
     path: str | None = None
+    mode: int = 0o640
     max_bytes: Bytes | None = None
     keep: int = 5
     dsync: bool = False

@@ -104,7 +104,7 @@ class _Step(Draft):
         if at_peace or (cause == "done" and worker.spec.restart.policy != "always"):
             self._note(worker, "info", f"has ended by itself: {detail}")
         else:
-            self.actions.append(Crashed(number, worker.component, cause, detail))
+            self.actions.append(Crashed(number, worker.component, cause, detail, worker.position))
         if asked:
             return
         if (pending := self.pending) is not None and worker.generation == pending.generation:

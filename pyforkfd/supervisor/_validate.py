@@ -14,7 +14,7 @@ from ._address import Address, parse_address
 from ._check import NAME, Found, check_component, is_target, mode_problem
 from ._privileges import Holder, user_entry
 from ._read import Reader, fields_of
-from ._spec import Component, Control, Listener, Log, Metrics, Problem, Service, ZygoteSpec
+from ._spec import Component, Control, Listener, Log, Loki, Metrics, Problem, Service, ZygoteSpec
 
 Place: TypeAlias = tuple[str | int, ...]
 T = TypeVar("T")
@@ -232,19 +232,39 @@ def _log(log: Log, components: Mapping[str, Component]) -> Iterator[tuple[Place,
                 yield ("log", name), "is for a file, and there is no path"
     if log.max_bytes is not None and log.max_bytes <= 0:
         yield ("log", "max_bytes"), f"{log.max_bytes} is not above 0"
-    if log.keep < 0:
-        yield ("log", "keep"), f"{log.keep} is negative"
+    if log.keep < 1:
+        yield ("log", "keep"), f"{log.keep} is not above 0"
+    if text := mode_problem(log.mode):
+        yield ("log", "mode"), text
     if log.path is None and not log.stdout and log.loki is None:
         for name, component in components.items():
             if "capture" in (component.stdout, component.stderr):
                 yield ("log",), f"has no sink, and the output of components.{name} goes to it"
     if log.loki is not None:
-        if not re.match(r"https?://[^/]+", log.loki.url):
-            yield ("log", "loki", "url"), f'"{log.loki.url}" is not http:// or https://'
-        for name in ("interval", "buffer"):
-            value = cast(float, getattr(log.loki, name))
-            if not (math.isfinite(value) and value > 0):
-                yield ("log", "loki", name), f"{value} is not above 0"
+        for place, text in _loki(log.loki):
+            yield ("log", "loki", *place), text
+
+
+def _loki(loki: Loki) -> Found:
+    if not re.match(r"https?://[^/]+", loki.url):
+        yield ("url",), f'"{loki.url}" is not http:// or https://'
+    if loki.user is not None and loki.token_file is not None:
+        yield ("token_file",), "there is a user as well: one way to say who we are"
+    if (loki.user is None) is not (loki.password_file is None):
+        missing = "user" if loki.user is None else "password_file"
+        yield (missing,), "user and password_file go together"
+    for name in ("password_file", "token_file", "ca_file"):
+        path = getattr(loki, name)
+        if path is not None and not os.access(path, os.R_OK):
+            yield (name,), f"{path} cannot be read"
+    for name in ("batch_bytes", "batch_seconds", "timeout", "buffer"):
+        value = cast(float, getattr(loki, name))
+        if not (math.isfinite(value) and value > 0):
+            yield (name,), f"{value} is not above 0"
+    for name in ("retries", "backoff", "backoff_cap"):
+        value = cast(float, getattr(loki, name))
+        if not (math.isfinite(value) and value >= 0):
+            yield (name,), f"{value} is not 0 or more"
 
 
 def _metrics(metrics: Metrics) -> Iterator[tuple[Place, str]]:

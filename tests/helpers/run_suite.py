@@ -69,7 +69,13 @@ def _with(words: list[str], suite: unittest.TestSuite) -> Iterator[unittest.Test
         elif any(isinstance(test, unittest.TestSuite) for test in part):
             yield from _with(words, part)
         else:
-            yield unittest.TestSuite(t for t in part if all(word in t.id() for word in words))
+            chosen = [test for test in part if all(word in _id(test) for word in words)]
+            yield unittest.TestSuite(chosen)
+
+
+def _id(test: unittest.TestCase | unittest.TestSuite) -> str:
+    assert isinstance(test, unittest.TestCase)
+    return test.id()
 
 
 def main() -> None:
@@ -80,7 +86,7 @@ def main() -> None:
     support.verbose = True
     installed = {} if adapter == "-" else runpy.run_path(adapter)
     words = [name[1:] for name in names if name.startswith("+")]
-    loaded = unittest.defaultTestLoader.loadTestsFromNames(n for n in names if n[0] != "+")
+    loaded = unittest.defaultTestLoader.loadTestsFromNames([n for n in names if n[0] != "+"])
     suite = unittest.TestSuite(_with(words, loaded))
     result = unittest.TextTestRunner(stream=sys.stderr, verbosity=2, resultclass=Outcomes).run(
         suite

@@ -1,171 +1,198 @@
-"""A supervisor in a process of its own, known by what it logs."""
+"""Services that tests run: a supervisor as a child, its log line by line, clients for it."""
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import re
-import select
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
-HERE = Path(__file__).parent
-_PATIENCE = 30.0
+import pyforkfd as ff
+
+PATIENCE = 60.0
+_LOAD = Path(__file__).parents[2] / "benchmarks" / "load.py"
+_RUNNER = Path(__file__).with_name("run_service.py")
+
+
+class Lines:
+    """What a program writes, as it comes, from a thread."""
+
+    def __init__(self, source: int) -> None:
+        """Read from a descriptor that is taken."""
+        self._lines: list[str] = []
+        self._changed = threading.Condition()
+        self._ended = False
+        self._thread = threading.Thread(target=self._read, args=(source,), name="lines")
+        self._thread.start()
+
+    def _read(self, source: int) -> None:
+        with open(source, errors="replace") as file:
+            for line in file:
+                with self._changed:
+                    self._lines.append(line.rstrip("\n"))
+                    self._changed.notify_all()
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def wait_for(self, pattern: str, *, count: int = 1, after: int = 0) -> re.Match[str]:
+        """The ``count``-th line after the first ``after`` lines in which the pattern is."""
+
+        def found() -> re.Match[str] | None:
+            hits = [m for line in self._lines[after:] if (m := re.search(pattern, line))]
+            return hits[count - 1] if len(hits) >= count else None
+
+        with self._changed:
+            self._changed.wait_for(lambda: found() or self._ended, PATIENCE)
+            match = found()
+        assert match, f"no {pattern!r} ({count}) in:\n" + self.text()
+        return match
+
+    def __len__(self) -> int:
+        with self._changed:
+            return len(self._lines)
+
+    def text(self, after: int = 0) -> str:
+        with self._changed:
+            return "\n".join(self._lines[after:])
+
+    def join(self) -> None:
+        self._thread.join()
 
 
 class Running:
-    """A service of :file:`serve.py`.  A context manager that ends it and all that is left.
+    """A supervisor that runs.
 
     Attributes:
-        main: the process that was started: the supervisor, or its keeper.
-        supervisor: the pid of whoever logged last.
-        lines: all that was logged.
+        process: its.
+        log: what it and its workers have written.
+        port: of its listener.
+        config: path of its configuration.
     """
 
-    def __init__(self, config: Path, program: Sequence[str] | None = None) -> None:
-        command = [sys.executable, os.fspath(HERE / "serve.py")] if program is None else program
-        self.main = subprocess.Popen(
-            [*command, os.fspath(config)],
-            stderr=subprocess.PIPE,
-            cwd=config.parent,
-            process_group=0,
-        )
-        assert self.main.stderr is not None
-        self._stderr = self.main.stderr.fileno()
-        self._rest = b""
-        self.lines: list[str] = []
-        self._seen = 0
-        self.supervisor = self.main.pid
+    def __init__(self, process: ff.Process, log: Lines, port: int, config: Path) -> None:
+        self.process = process
+        self.log = log
+        self.port = port
+        self.config = config
 
-    def wait_for(self, pattern: str) -> re.Match[str]:
-        """The next line in which it is found, after the last that was found."""
-        until = time.monotonic() + _PATIENCE
-        while True:
-            while self._seen < len(self.lines):
-                line = self.lines[self._seen]
-                self._seen += 1
-                if match := re.search(pattern, line):
-                    if found := re.match("([0-9]+) ", line):
-                        self.supervisor = int(found[1])
-                    return match
-            left = until - time.monotonic()
-            if left <= 0 or not self._read(left):
-                raise AssertionError(f"no line with {pattern!r}:\n" + "\n".join(self.lines))
+    def reload(self) -> None:
+        """Reload, and wait until the new generation serves."""
+        after = len(self.log)
+        self.process.send_signal(signal.SIGHUP)
+        self.log.wait_for(r"generation \d+ serves", after=after)
 
-    def _read(self, timeout: float) -> bool:
-        if not select.select([self._stderr], [], [], timeout)[0]:
-            return False
-        data = os.read(self._stderr, 65536)
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        self.lines.extend(line.decode() for line in lines)
-        return bool(data)
+    def connect(self) -> http.client.HTTPConnection:
+        """A client of its own; to be closed."""
+        client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        client.connect()
+        return client
 
-    def workers(self, count: int) -> None:
-        """Wait until so many more are ready."""
-        for _ in range(count):
-            self.wait_for("ready after")
-
-    def kill(self) -> None:
-        """SIGKILL to the supervisor."""
-        os.kill(self.supervisor, signal.SIGKILL)
-
-    def stop(self) -> int:
-        """Have it end in order; returns the exit code."""
-        self.main.terminate()
-        return self.main.wait(_PATIENCE)
-
-    def __enter__(self) -> Running:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self.main.poll() is None:
-            for pid in descendants(self.main.pid):
-                _kill(pid)
-            self.main.kill()
-        self.main.wait()
-        assert self.main.stderr is not None
-        self.main.stderr.close()
-
-
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-
-
-def children(pid: int) -> set[int]:
-    try:
-        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return set()
-    return {int(word) for word in text.split()}
-
-
-def descendants(pid: int) -> set[int]:
-    below = children(pid)
-    return below.union(*(descendants(child) for child in below))
-
-
-def alive(pid: int) -> bool:
-    """It has not ended, whether or not it was reaped."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat[stat.rindex(")") + 2] != "Z"
-
-
-def descriptors(pid: int) -> dict[int, str]:
-    """What a process has open, but for numbers that differ from one moment to the next."""
-    found = {}
-    for name in os.listdir(f"/proc/{pid}/fd"):
+    def get(self, path: str = "/") -> bytes:
+        """One request on a connection of its own."""
+        client = self.connect()
         try:
-            found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
-        except FileNotFoundError:
-            pass
-    return found
+            return ask(client, path)[0]
+        finally:
+            client.close()
+
+    def stop(self) -> None:
+        """Stop it in good order."""
+        self.process.send_signal(signal.SIGTERM)
+        status = self.process.wait(timeout=PATIENCE)
+        assert status.success, f"{status}\n{self.log.text()}"
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+def ask(client: http.client.HTTPConnection, path: str = "/") -> tuple[bytes, bool]:
+    """The body of the answer, and whether the connection stays."""
+    client.request("GET", path)
+    answer = client.getresponse()
+    body = answer.read()
+    assert answer.status == 200, (answer.status, body)
+    return body, not answer.will_close
 
 
-START = f'command = ["{sys.executable}", "-S", "{HERE / "pid_server.py"}"]'
+@contextmanager
+def service(
+    directory: Path, config: str, *, ready: int = 1, env: Mapping[str, str] | None = None
+) -> Iterator[Running]:
+    """Run a supervisor until it has been stopped; it is stopped if nobody has done so.
+
+    Args:
+        directory: where its configuration is put, and where its workers find modules.
+        config: TOML; the listener of address "systemd:web" is ours.
+        ready: wait until so many workers are.
+        env: variables on top of ours.
+    """
+    path = directory / "service.toml"
+    path.write_text(config)
+    with ff.bind("tcp://127.0.0.1:0") as listener:
+        port = listener.getsockname()[1]
+        process = ff.spawn(
+            [sys.executable, _RUNNER, path],
+            listen={"web": listener},
+            fds={1: ff.PIPE, 2: ff.STDOUT},
+            cwd=directory,
+            env={**os.environ, "PYTHONPATH": str(directory), **(env or {})},
+        )
+    log = Lines(os.dup(process.pipes[1].fileno()))
+    running = Running(process, log, port, path)
+    try:
+        log.wait_for("ready after", count=ready)
+        yield running
+        if process.poll() is None:
+            running.stop()
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        process.close()
+        log.join()
 
 
-def config(path: Path, *, keeper: bool = False, workers: int = 2, start: str = START) -> int:
-    """A service of pid_server.py; returns its port."""
-    port = free_port()
-    write(path, port, keeper=keeper, workers=workers, start=start)
-    return port
+def raw(port: int) -> socket.socket:
+    """A connection that says nothing yet."""
+    return socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
 
 
-def write(path: Path, port: int, *, keeper: bool, workers: int = 2, start: str = START) -> None:
-    path.write_text(
-        f"""
-name = "test"
-keeper = {str(keeper).lower()}
-[listeners.http]
-address = "tcp://127.0.0.1:{port}"
-[components.web]
-{start}
-workers = {workers}
-listen = ["http"]
-cgroup = "off"
-stdout = "inherit"
-stderr = "inherit"
-"""
+def until_last(client: http.client.HTTPConnection) -> set[bytes]:
+    """Ask until an answer says that it was the last; the first words of all of them.
+
+    The worker may be asked once more before it is told to leave.
+    """
+    bodies = set()
+    stays = True
+    while stays:
+        body, stays = ask(client)
+        bodies.add(body.split()[0])
+        assert client.sock is not None or not stays  # http.client would connect anew
+    client.close()
+    return bodies
+
+
+@contextmanager
+def load(port: int) -> Iterator[dict[str, Any]]:
+    """Clients that never stop, benchmarks/load.py; at the end, what they counted."""
+    process = subprocess.Popen(
+        [sys.executable, _LOAD, str(port), "--kept=8", "--new=2"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
+    counted: dict[str, Any] = {}
+    try:
+        yield counted
+        out, _ = process.communicate(timeout=PATIENCE)
+        counted.update(json.loads(out))
+    finally:
+        process.kill()
+        process.communicate()

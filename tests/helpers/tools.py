@@ -10,12 +10,12 @@ from collections.abc import Callable
 import pytest
 
 
-def tool(name: str, package: str) -> str:
-    """Its path; in CI, which installs it (.ci/install-servers), it must be there."""
+def tool(name: str, package: str, installer: str = ".ci/install-servers") -> str:
+    """Its path; in CI, which has run the installer, it must be there."""
     if path := shutil.which(name):
         return path
     if os.environ.get("CI"):
-        pytest.fail(f"{name} is missing: .ci/install-servers installs it")
+        pytest.fail(f"{name} is missing: {installer} installs it")
     pytest.skip(f"no {name} (Debian's {package})")
 
 

@@ -98,6 +98,18 @@ def test_a_barrier_that_is_not_passed(manager: socket.socket) -> None:
         ff.notify(barrier=0.01)
 
 
+def test_a_manager_that_does_not_read(manager: socket.socket) -> None:
+    room = int(Path("/proc/sys/net/unix/max_dgram_qlen").read_text())
+    for _ in range(room + 1):
+        ff.notify(watchdog=True, timeout=0)
+    with pytest.raises(BlockingIOError, match=r"notify .*: Resource temporarily unavailable"):
+        ff.notify(watchdog=True, timeout=0)
+    with pytest.raises(TimeoutError):
+        ff.notify(watchdog=True, timeout=0.01)
+    assert received(manager) == {"WATCHDOG": "1"}
+    assert ff.notify(watchdog=True, timeout=0)
+
+
 def test_nobody_wants_to_know(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     assert not ff.notify(ready=True)

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kept import Running, alive, children, config, descendants, descriptors, write
 from leaks import gone
 from load import Load
-from services import Running, alive, children, config, descendants, descriptors, write
 
 import pyforkfd as ff
 from pyforkfd._fd import Fd

@@ -39,9 +39,10 @@ def component(**changes: Any) -> Component:
     return Component(**{**listening, **changes})
 
 
-def parsed(text: str) -> dict[str, str]:
+def parsed(text: str | None) -> dict[str, str]:
     return {
-        key: value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())
+        key: value.strip()
+        for key, _, value in (line.partition(":") for line in (text or "").splitlines())
     }
 
 
@@ -168,7 +169,7 @@ print(ff.run(["/bin/cat", "/proc/self/status"], capture=True, text=True,
 """
     held_sets = ff.Capabilities(bounding=held, permitted=held, inheritable=held)
     found = ff.run(
-        [sys.executable, "-c", script],
+        [sys.executable, "-I", "-c", script],
         capture=True,
         text=True,
         capabilities=held_sets,
@@ -200,12 +201,7 @@ def test_a_user_namespace_takes_no_privilege_to_reduce() -> None:
     def act() -> None:
         become_nobody()
         privileges = Privileges(namespaces=("user", "net"), capabilities=())
-        try:
-            found = status(spawn_options(component(privileges=privileges)))
-        except ff.SpawnError as error:
-            if error.stage == "clone":  # user namespaces are switched off for users
-                return
-            raise
+        found = status(spawn_options(component(privileges=privileges)))
         assert sets(found) == [0] * len(SETS)
 
     in_a_fork(act)

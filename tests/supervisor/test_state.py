@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import TypeVar
 
 import pytest
 from hypothesis import settings
@@ -96,7 +97,10 @@ def started(of: Service) -> Driver:
     return driver
 
 
-def only(actions: list[Action], kind: type) -> list[Action]:
+A = TypeVar("A")
+
+
+def only(actions: list[Action], kind: type[A]) -> list[A]:
     return [action for action in actions if isinstance(action, kind)]
 
 
@@ -269,7 +273,7 @@ def test_and_leaves_when_none_comes() -> None:
     driver.feed(Reload())
     driver.ready(2)
     assert only(driver.feed(Tick(), after=30.0), Tell) == [Tell(1, "drain")]
-    assert only(driver.feed(RollBack()), Reloaded)[0].why  # type: ignore[attr-defined]
+    assert only(driver.feed(RollBack()), Reloaded)[0].why
 
 
 def test_a_reload_of_one_component_leaves_the_others_alone() -> None:
@@ -317,6 +321,10 @@ def ready_workers(state: State, component: str) -> set[int]:
 
 class Supervision(RuleBasedStateMachine):
     """Events in any order.  The model is told only by actions, as the rooms are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.owed: list[int] = []  # given up before they were there: the loop answers for them
 
     @initialize(
         workers=st.integers(1, 3),
@@ -389,11 +397,6 @@ class Supervision(RuleBasedStateMachine):
             case Exit():
                 assert not self.alive
                 self.exited = True
-
-    @property
-    def owed(self) -> list[int]:
-        """Workers that were given up before they were there: the loop answers for them."""
-        return self.__dict__.setdefault("_owed", [])
 
     def nobody_leaves_too_early(self, before: State, event: Event) -> None:
         """Whatever we decide, no fewer are ready than promised, or than there were."""
@@ -473,7 +476,7 @@ class Supervision(RuleBasedStateMachine):
     def time_passes(self, after: float) -> None:
         self.take(Tick(), after=after)
 
-    @precondition(lambda self: self.owed)
+    @precondition(lambda self: bool(self.owed))
     @rule()
     def the_loop_answers_for_one_that_was_given_up(self) -> None:
         number = self.owed.pop()

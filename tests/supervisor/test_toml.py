@@ -21,10 +21,11 @@ from pyforkfd.supervisor import _spec
 from pyforkfd.supervisor._read import Reader, fields_of
 from pyforkfd.supervisor._spec import Service, SpecError
 from pyforkfd.supervisor._toml import load, loads
+from pyforkfd.supervisor._validate import validate
 
 PAGE = config_tables.PAGE.read_text()
-TABLES = [
-    kind
+TABLES: list[type] = [
+    cast(type, kind)
     for kind in vars(_spec).values()
     if dataclasses.is_dataclass(kind) and kind is not _spec.Problem
 ]
@@ -156,6 +157,28 @@ def test_a_file(tmp_path: Path) -> None:
     assert web.rlimits == {"nofile": 1024, "core": (0, -1)}
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Strict:
+    """Checks itself, as some parts of a specification do."""
+
+    low: int
+    high: int = 5
+
+    def __post_init__(self) -> None:
+        if self.low < 0:
+            raise ValueError("low: is negative\nhigh: is too high\nall of it: is odd")
+
+
+def test_what_a_class_says_of_itself_has_its_place() -> None:
+    reader = Reader(units=True)
+    reader.read({"a": {"low": -1}}, Mapping[str, Strict], ("top",))
+    assert list(map(str, reader.problems)) == [
+        "top.a.low: is negative",
+        "top.a.high: is too high",
+        "top.a: all of it: is odd",
+    ]
+
+
 def test_a_file_that_is_not_text(tmp_path: Path) -> None:
     path = tmp_path / "shop.toml"
     path.write_bytes(b"# fine\n\xff")
@@ -178,9 +201,33 @@ def test_the_example_of_the_page_can_be_read() -> None:
     assert reader.problems == []
 
 
+def test_the_problems_of_the_page_are_what_is_said() -> None:
+    text = """\
+[listeners.http]
+address = "tcp://:8080"
+
+[components.web]
+command = ["/bin/true"]
+workers = 4
+listen = ["htpp"]
+
+boot_timeout = "30 sec"
+
+
+user = "www"
+"""
+    shown = PAGE.partition("```\n")[2].partition("```")[0]
+    assert problems(text) == shown.splitlines()
+
+
 # There and back: any service, written as a document, is read as the same.
 
-NAMES = st.text(min_size=1, max_size=4)
+# No system call takes a null byte, so no specification has one.
+NAMES = st.text(min_size=1, max_size=4).map(lambda text: text.replace("\0", "0"))
+TEXTS = st.one_of(
+    st.text(max_size=4).map(lambda text: text.replace("\0", "0")),
+    st.sampled_from(["root", "/", "/tmp/x", "a:b", "tcp://:80", "unix:/tmp/x", "udp://:1", "true"]),
+)
 
 
 def values(wanted: Any) -> st.SearchStrategy[Any]:
@@ -205,7 +252,7 @@ def values(wanted: Any) -> st.SearchStrategy[Any]:
         return things(cast(type, wanted))
     if origin is not None:
         return st.dictionaries(NAMES, values(arguments[1]), max_size=2)
-    return {int: st.integers(1, 2**40), str: st.text(max_size=4), bool: st.booleans()}[wanted]
+    return {int: st.integers(1, 2**40), str: TEXTS, bool: st.booleans()}[wanted]
 
 
 def things(kind: type, **fixed: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -258,20 +305,28 @@ def pairs(thing: Any) -> dict[str, Any]:
     return found
 
 
-@given(
-    things(
-        Service,
-        components=named(_spec.Component),
-        listeners=named(_spec.Listener),
-        zygotes=named(_spec.ZygoteSpec),
-    )
+SERVICES = things(
+    Service,
+    components=named(_spec.Component),
+    listeners=named(_spec.Listener),
+    zygotes=named(_spec.ZygoteSpec),
 )
+
+
+@given(SERVICES)
 def test_any_service_is_read_as_it_was_written(service: Service) -> None:
     document = "".join(f"{key} = {text_of(value)}\n" for key, value in pairs(service).items())
     reader = Reader(units=True)
     read = reader.read(tomllib.loads(document), Service, ())
     assert reader.problems == []
     assert read == service
+
+
+@given(SERVICES)
+def test_whatever_is_wrong_is_a_problem_and_no_accident(service: Service) -> None:
+    for problem in validate(service):
+        assert problem.text
+        assert problem.place
 
 
 @given(st.floats(0, 1e6), st.sampled_from([("ms", 1e-3), ("s", 1), ("m", 60), ("h", 3600)]))

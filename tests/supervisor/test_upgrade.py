@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from kept import Running, alive, children, config, descendants, descriptors, write
 from leaks import gone
 from load import Load
-from services import Running, alive, children, config, descendants, descriptors, write
 
 from pyforkfd.supervisor import _preflight
 

@@ -1,0 +1,223 @@
+"""What does a reload cost the clients, and what else can go wrong?  Servers side by side.
+
+    python benchmarks/bench_reload.py [--reloads N] [--seconds S] [--only NAME ...]
+
+Every server runs the same application with three workers, one server after the other, while
+clients with kept and with new connections ask without pause (load.py).  Then: reloads by its own
+documented way; silent connections, which were accepted before a reload and speak after it; a
+deploy that cannot be imported; a handler that blocks the loop; SIGKILL to the master.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from servers import KINDS, STALE, Kind, Server, alive, answer, kill, running
+
+RESULTS = Path(__file__).parent / "results"
+LOAD = Path(__file__).with_name("load.py")
+SILENT = 8  # connections before each reload
+SETTLE = 0.5  # seconds after a reload until they speak
+DEPLOY = 12.0  # seconds that a broken deploy has to do its harm
+PACKAGES = ("uvicorn", "gunicorn", "granian", "httptools", "uvloop")
+
+
+@dataclass
+class Row:
+    """One server."""
+
+    name: str
+    rate: float = 0.0
+    reloads: int = 0
+    requests: int = 0
+    new_failed: dict[str, int] = field(default_factory=dict)
+    kept_failed: dict[str, int] = field(default_factory=dict)
+    silent_answered: int = 0
+    silent_asked: int = 0
+    broken_survived: bool = False
+    blocked: str = ""
+    orphans: int = 0
+
+    def cells(self) -> list[str]:
+        return [
+            self.name,
+            str(sum(self.new_failed.values())),
+            str(sum(self.kept_failed.values())),
+            f"{self.silent_answered} of {self.silent_asked}",
+            "yes" if self.broken_survived else "no",
+            str(self.orphans),
+            self.blocked,
+            f"{self.rate:,.0f}",
+            f"{self.reloads}",
+            f"{self.requests:,}",
+        ]
+
+
+HEADS = (
+    *("server", "failed new connections", "failed keep-alive requests"),
+    *("silent connections answered", "broken deploy survived", "orphans 1 s after kill -9"),
+    *("blocked loop evicted, stack shown", "requests/s", "reloads", "requests meanwhile"),
+)
+
+
+@contextmanager
+def load(port: int, **options: float) -> Iterator[dict[str, Any]]:
+    """Clients, until the end of the block; then the dictionary has what they counted."""
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    process = subprocess.Popen(
+        [sys.executable, LOAD, str(port), *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    counted: dict[str, Any] = {}
+    try:
+        yield counted
+        out, _ = process.communicate(timeout=60)
+        counted.update(json.loads(out))
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def measure(kind: Kind, directory: Path, reloads: int, seconds: float) -> Row:
+    row = Row(kind.name)
+    with running(kind, directory) as server:
+        with load(server.port, kept=16, new=0, pause=0) as counted:
+            time.sleep(seconds)
+        row.rate = counted["rate"]
+        with load(server.port) as counted:
+            time.sleep(1.0)
+            for _ in range(reloads):
+                row.reloads += reload(server, row)
+            time.sleep(1.0)
+        row.new_failed = counted["new"]["failed"]
+        row.kept_failed = counted["kept"]["failed"]
+        row.requests = counted["new"]["done"] + counted["kept"]["done"]
+        row.broken_survived = survives(server)
+    with running(kind, directory) as server:
+        row.blocked = "no loop" if kind.wsgi else block(server)
+    with running(kind, directory) as server:
+        row.orphans = orphans(server)
+    return row
+
+
+def reload(server: Server, row: Row) -> bool:
+    """One reload, with connections that are silent while it is done."""
+    old = set(server.tree())
+    silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(SILENT)]
+    try:
+        time.sleep(0.2)  # they are accepted meanwhile
+        server.reload()
+        done = server.all_answer(old, 30.0) is not None
+        time.sleep(SETTLE)
+        for sock in silent:
+            row.silent_asked += 1
+            sock.settimeout(5.0)
+            try:
+                row.silent_answered += answer(sock) is not None
+            except OSError:
+                pass
+        return done
+    finally:
+        for sock in silent:
+            sock.close()
+
+
+def survives(server: Server) -> bool:
+    """A deploy that cannot be imported leaves what runs as it is."""
+    server.deploy(broken=True)
+    server.reload()
+    end = time.monotonic() + DEPLOY
+    answered = True
+    while time.monotonic() < end:
+        answered = answered and server.ask(timeout=2.0) is not None
+        time.sleep(0.05)
+    return answered and server.process.poll() is None
+
+
+def block(server: Server) -> str:
+    """Whether a worker whose loop is blocked is replaced, and its stack is in the log."""
+    with socket.create_connection(("127.0.0.1", server.port)) as sock:
+        sock.sendall(b"GET /block HTTP/1.1\r\nHost: x\r\n\r\n")
+        sock.settimeout(STALE + 8.0)
+        begin = time.monotonic()
+        try:
+            evicted = not sock.recv(1)
+        except TimeoutError:
+            evicted = False
+        except OSError:
+            evicted = True
+        took = time.monotonic() - begin
+    if not evicted:
+        return "no"
+    shown = "a_handler_that_blocks" in server.log.read_text(errors="replace")
+    return f"yes, {took:.1f} s" if shown else f"without its stack, {took:.1f} s"
+
+
+def orphans(server: Server) -> int:
+    """How many of its processes live on without their master."""
+    pids = server.tree()
+    server.process.kill()
+    server.process.wait()
+    time.sleep(1.0)
+    left = alive(pids)
+    kill(left)
+    return len(left)
+
+
+def table(rows: list[Row]) -> str:
+    lines = ["| " + " | ".join(HEADS) + " |", "|" + " --- |" * len(HEADS)]
+    lines += ["| " + " | ".join(row.cells()) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--reloads", type=int, default=3, help="of each server")
+    parser.add_argument("--seconds", type=float, default=2.0, help="for requests/s")
+    parser.add_argument("--only", nargs="*", default=[], help="names of servers, or parts of them")
+    parser.add_argument("--output", default="reload", help="name of the files in results/")
+    asked = parser.parse_args()
+    rows = []
+    for kind in KINDS:
+        if asked.only and not any(part in kind.name for part in asked.only):
+            continue
+        directory = Path(tempfile.mkdtemp(prefix="bench-reload-"))
+        try:
+            rows.append(measure(kind, directory, asked.reloads, asked.seconds))
+        finally:
+            shutil.rmtree(directory)
+        print(" | ".join(rows[-1].cells()), rows[-1].new_failed, rows[-1].kept_failed, flush=True)
+    about = {
+        "command": "python benchmarks/bench_reload.py " + " ".join(sys.argv[1:]),
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "rows": [asdict(row) for row in rows],
+    }
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    text = f"`{about['command']}`\n\n{table(rows)}\nPython {about['python']}, Linux "
+    text += f"{about['kernel']}; {versions}.\n"
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{asked.output}.json").write_text(json.dumps(about, indent=1) + "\n")
+    (RESULTS / f"{asked.output}.md").write_text(text)
+    print("\n" + text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+// Slot, a type of CPython's own: a beat through pybind11 would take longer than the beat.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <memory>
+
+#include "core/shared_page.h"
+
+void add_slot_type(pybind11::module_& m);
+
+// A Slot, which keeps the mapping; IndexError.
+pybind11::object make_slot(const std::shared_ptr<forkfd::PageMapping>& mapping,
+                           std::uint32_t index);

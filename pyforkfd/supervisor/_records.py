@@ -1,0 +1,192 @@
+"""A log record as one line of JSON: made, cut to a bound, read again.  Pure."""
+
+from __future__ import annotations
+
+import calendar
+import functools
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MAX_LINE = 16384  # bytes with the newline; a bound keeps one record from filling a sink's memory
+_MAX_NAME = 256  # characters of a logger's name or a level where the rest had to be cut
+_OWN = frozenset(
+    "time seq level component worker generation pid logger message exception stream "
+    "cut lost buffered".split()
+)
+# Made once: json.dumps() would make another for each record, which is half of its cost.
+_encode = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=repr
+).encode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Who writes: the fields that all records of a worker have.
+
+    Attributes:
+        component: the worker's component.
+        worker: its number, never used again.
+        generation: the generation it is of.
+    """
+
+    component: str
+    worker: int | None = None
+    generation: int | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """As they are in a record; what is not known is not there."""
+        known = {"worker": self.worker, "generation": self.generation}
+        return {"component": self.component} | {k: v for k, v in known.items() if v is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A record on its way through the supervisor.
+
+    Attributes:
+        time: nanoseconds since 1970, UTC, taken where it was written.
+        origin: who wrote it.
+        stream: "log" for a record, "stdout" or "stderr" for a captured line.
+        level: name of the level, empty for a captured line.
+        line: the record as JSON in UTF-8, without its newline.
+    """
+
+    time: int
+    origin: Origin
+    stream: str
+    level: str
+    line: bytes
+
+
+def time_text(ns: int) -> str:
+    """Nanoseconds since 1970 as UTC, RFC 3339: all nine digits, so that text sorts as time."""
+    seconds, rest = divmod(ns, 1_000_000_000)
+    return f"{_second_text(seconds)}.{rest:09}Z"
+
+
+def time_ns(text: str) -> int:
+    """The inverse of :func:`time_text`.
+
+    Raises:
+        ValueError: it is not of that form.
+    """
+    if len(text) != 30 or text[19] != "." or text[29] != "Z" or not text[20:29].isdigit():
+        raise ValueError(f"{text!r} is not a time as records have it")
+    return _seconds(text[:19]) * 1_000_000_000 + int(text[20:29])
+
+
+@functools.lru_cache(maxsize=64)  # most records are of the second of the one before
+def _second_text(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
+@functools.lru_cache(maxsize=64)
+def _seconds(text: str) -> int:
+    return calendar.timegm(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
+
+
+def encode(
+    head: Mapping[str, Any],
+    message: str,
+    *,
+    exception: str = "",
+    extra: Mapping[Any, Any] | None = None,
+    limit: int = MAX_LINE,
+) -> bytes:
+    """One record as one line, newline included, of at most ``limit`` bytes.
+
+    A longer one loses its extra fields, then the end of its message and the beginning of
+    its traceback, and says in ``"cut"`` how long it was.  It is never split: half a record
+    is of use to nobody, and two lines of one record could be told apart from two records
+    by nobody.
+
+    Args:
+        head: time, seq, level and the fields of the origin; plain values.
+        message: any text; newlines and lone surrogates are escaped as JSON has it.
+        exception: a traceback.
+        extra: fields of the application's.  What JSON cannot hold is there as its repr();
+            a name of ours gets a ``_`` behind it.
+        limit: bytes; at least 1024.
+    """
+    body: dict[str, Any] = {**head, "message": message}
+    if exception:
+        body["exception"] = exception
+    if extra:
+        body.update((_free_name(str(name)), value) for name, value in extra.items())
+    line = _dump(body)
+    if len(line) < limit:
+        return line + b"\n"
+    short = {k: v[:_MAX_NAME] if isinstance(v, str) else v for k, v in head.items()}
+    short["cut"] = len(line) + 1
+    room = limit - len(_dump(short)) - len(b',"message":"","exception":""\n')
+    half = room // 2 if exception else 0
+    short["message"] = _cut(message, room - half)
+    if exception:
+        # The last lines say what was raised, and where.
+        short["exception"] = _cut(exception[::-1], half)[::-1]
+    return _dump(short) + b"\n"
+
+
+def decode(line: bytes) -> Entry | None:
+    """An :class:`Entry` of a line without its newline; None if it is no record of ours."""
+    try:
+        body = json.loads(line)
+        origin = Origin(
+            component=str(body["component"]),
+            worker=body.get("worker"),
+            generation=body.get("generation"),
+        )
+        return Entry(
+            time=time_ns(body["time"]),
+            origin=origin,
+            stream=str(body.get("stream", "log")),
+            level=str(body.get("level", "")),
+            line=line,
+        )
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def captured(origin: Origin, stream: str, ns: int, text: bytes, *, cut: int = 0) -> Entry:
+    r"""A line of a foreign program's output as an entry.
+
+    Args:
+        origin: whose output it is.
+        stream: "stdout" or "stderr".
+        ns: when it was read.
+        text: the line; bytes that are not UTF-8 are there as ``\xNN``.
+        cut: how many bytes the line had, if it had more than these.
+    """
+    head = {"time": time_text(ns), **origin.fields(), "stream": stream}
+    if cut:
+        head["cut"] = cut
+    head["message"] = text.decode("utf-8", "backslashreplace")
+    return Entry(time=ns, origin=origin, stream=stream, level="", line=_dump(head))
+
+
+def _free_name(name: str) -> str:
+    return name + "_" if name in _OWN else name
+
+
+def _dump(body: Mapping[Any, Any]) -> bytes:
+    try:
+        text = _encode(body)
+    except (ValueError, TypeError, RecursionError):  # NaN, a loop, a key that is a tuple
+        text = _encode({k: v if _is_plain(v) else repr(v) for k, v in body.items()})
+    # What UTF-8 cannot hold is a lone surrogate, and its backslash form is JSON's own.
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, str | int)
+
+
+def _cut(text: str, room: int) -> str:
+    """The longest beginning, or nearly, that takes no more than ``room`` bytes in JSON."""
+    kept = text[: max(room, 0)]
+    while kept and (size := len(_dump({"": kept})) - len(b'{"":""}')) > room:
+        kept = kept[: min(len(kept) - 1, len(kept) * room // size)]
+    return kept
