@@ -46,6 +46,7 @@ static siginfo_t last_end;
 static unsigned waiting;  /* signals for a supervisor that is not there yet, a bit each */
 static unsigned told;     /* what was sent to this one */
 static sigset_t original; /* the mask that we were started with */
+static void (*original_pipe)(int);
 static int signals = -1;
 
 static long long now_ms(void) {
@@ -55,6 +56,8 @@ static long long now_ms(void) {
 }
 
 void keeper_say(const char *what, const char *detail) {
+    struct pollfd room = {2, POLLOUT, 0};
+    if (poll(&room, 1, 0) != 1 || (room.revents & POLLOUT) == 0) return; /* it must not wait */
     dprintf(2, "forkfd-keeper: %s%s%s\n", what, *detail ? ": " : "", detail);
 }
 
@@ -103,6 +106,7 @@ static _Noreturn void become_supervisor(char **argv, int theirs, pid_t keeper) {
     sigset_t mask = original;
     for (int i = 0; i < FORWARDED; i++) sigaddset(&mask, forwarded[i]);
     sigprocmask(SIG_SETMASK, &mask, NULL);
+    signal(SIGPIPE, original_pipe);
     const char *listen_pid = getenv("LISTEN_PID");
     if (listen_pid != NULL && strtol(listen_pid, NULL, 10) == keeper) {
         snprintf(pid, sizeof pid, "%d", (int)getpid());
@@ -218,6 +222,7 @@ int main(int argc, char **argv) {
     sigaddset(&taken, SIGCHLD);
     for (int i = 0; i < FORWARDED; i++) sigaddset(&taken, forwarded[i]);
     sigprocmask(SIG_BLOCK, &taken, &original);
+    original_pipe = signal(SIGPIPE, SIG_IGN); /* whoever reads our standard error may be gone */
     signals = signalfd(-1, &taken, SFD_CLOEXEC | SFD_NONBLOCK);
     if (signals < 0 || prctl(PR_SET_CHILD_SUBREAPER, 1) != 0) {
         keeper_say("signalfd, prctl", strerror(errno));
