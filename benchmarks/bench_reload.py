@@ -3,9 +3,9 @@
     python benchmarks/bench_reload.py [--reloads N] [--seconds S] [--only NAME ...]
 
 Every server runs the same application with three workers, one server after the other, while
-clients with kept and with new connections ask without pause (load.py).  Then: reloads by its own
-documented way; silent connections, which were accepted before a reload and speak after it; a
-deploy that cannot be imported; a handler that blocks the loop; SIGKILL to the master.
+clients with kept and with new connections ask without pause (http_load.py).  Then: reloads by
+its own documented way; silent connections, which were accepted before a reload and speak after
+it; a deploy that cannot be imported; a handler that blocks the loop; SIGKILL to the master.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import json
 import platform
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from typing import Any
 from servers import KINDS, STALE, Kind, Server, alive, answer, kill, running
 
 RESULTS = Path(__file__).parent / "results"
-LOAD = Path(__file__).with_name("load.py")
+LOAD = Path(__file__).with_name("http_load.py")
 SILENT = 8  # connections before each reload
 SETTLE = 0.5  # seconds after a reload until they speak
 DEPLOY = 12.0  # seconds that a broken deploy has to do its harm
@@ -193,6 +194,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="names of servers, or parts of them")
     parser.add_argument("--output", default="reload", help="name of the files in results/")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that no server is left
     rows = []
     for kind in KINDS:
         if asked.only and not any(part in kind.name for part in asked.only):

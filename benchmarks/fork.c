@@ -1,7 +1,8 @@
 /* The least that a worker can cost: fork of a process that has this many megabytes in its
- * memory, in C, with nothing else.  For each byte on stdin: two decimal numbers on stdout, the
+ * memory, in small pages, in C, with nothing else.  For each byte on stdin: two decimal numbers on stdout, the
  * nanoseconds until the child's first instruction and until it is reaped. */
 #define _DEFAULT_SOURCE
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,6 +23,8 @@ int main(int argc, char **argv) {
     long long *const first = mmap(NULL, sizeof *first, PROT_READ | PROT_WRITE,
                                   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (memory == NULL || first == MAP_FAILED) return 1;
+    const uintptr_t page = 4096, start = ((uintptr_t)memory + page - 1) / page * page;
+    if (size > page) madvise((void *)start, size / page * page - page, MADV_NOHUGEPAGE);
     memset(memory, 1, size + 1);
     char byte;
     while (read(0, &byte, 1) == 1) {

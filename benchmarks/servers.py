@@ -44,13 +44,6 @@ def app(environ, start_response):
     return [body]
 """
 BROKEN = 'raise RuntimeError("a broken deploy")\n'
-OURS = """
-import logging, sys
-from pyforkfd.supervisor._loop import Supervisor
-from pyforkfd.supervisor._toml import load
-logging.basicConfig(level=logging.INFO)
-sys.exit(Supervisor(load("service.toml"), read_again=lambda: load("service.toml")).run())
-"""
 TOML = """
 name = "bench"
 [listeners.web]
@@ -98,7 +91,7 @@ def _gunicorn(*arguments: str) -> Command:
 
 
 def _ours(port: int) -> list[str]:
-    return [sys.executable, "-c", OURS]
+    return _python("pyforkfd", "serve", "service.toml")
 
 
 KINDS = (

@@ -99,12 +99,13 @@ FORKFD_CHILD void die_with_parent(const ChildArgs& a, Stage stage, int parent_pi
     if (a.death_signal == 0) return;
     enter(a, stage);
     check(a, call(SYS_prctl, PR_SET_PDEATHSIG, a.death_signal));
-    if (parent_pidfd >= 0) {
-        pollfd gone = {parent_pidfd, POLLIN, 0};
-        if (check(a, call(SYS_ppoll, addr(&gone), 1, addr(&kNow), 0, 0)) != 0) fail(a, ESRCH);
-    } else if (call(SYS_getppid) != a.parent_pid) {
-        fail(a, ESRCH);
-    }
+    // A dying parent's children have another before its pidfd tells, so both are asked; in a
+    // new pid namespace getppid() is 0, and only the pidfd can tell.
+    const long parent = call(SYS_getppid);
+    if (parent != a.parent_pid && (parent != 0 || parent_pidfd < 0)) fail(a, ESRCH);
+    if (parent_pidfd < 0) return;
+    pollfd gone = {parent_pidfd, POLLIN, 0};
+    if (check(a, call(SYS_ppoll, addr(&gone), 1, addr(&kNow), 0, 0)) != 0) fail(a, ESRCH);
 }
 
 FORKFD_CHILD void enter_cgroup(const ChildArgs& a) noexcept {

@@ -73,7 +73,7 @@ struct ChildArgs {
     // The parent, as it must still be.
     int death_signal;    // 0: none
     pid_t parent_pid;
-    int parent_pidfd;    // -1, or polled instead where getppid() says nothing (pid namespace)
+    int parent_pidfd;    // -1, or polled as well: getppid() says nothing in a pid namespace
 
     int exec_watch;        // -1, or held until the exec (exec_watch.h)
 

@@ -16,7 +16,7 @@ namespace forkfd {
 // Whose child it is to be, and whether it executes a program.
 struct Kinship {
     pid_t parent_pid;
-    int parent_pidfd = -1;  // borrowed, or polled instead where getppid() says nothing
+    int parent_pidfd = -1;  // borrowed; polled as well where getppid() may say nothing
     bool executes = true;   // false: apply() in a process that goes on as it is
 };
 

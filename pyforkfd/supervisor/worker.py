@@ -20,13 +20,13 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyforkfd as ff
 from pyforkfd._page import SharedPage, Slot
 
-from ._drive import drive_in_thread, drive_on_loop
+from ._drive import drive_in_thread, drive_on_loop, say_watchdog
 from ._handlers import ForkfdHandler, log_uncaught, log_writer, obey
 from ._order import VARIABLE, Identity, Order, identify, parse
 
@@ -183,23 +183,22 @@ class Worker:
         self._tell({"event": "stopping"})
         ff.notify(stopping=True)
 
-    def send(self, data: Any, fds: Iterable[int | ff.HasFileno] = ()) -> bool:
+    def send(self, data: Any) -> bool:
         """Send a message of your own to the supervisor; its ``on_message`` gets it.
 
         Args:
             data: whatever JSON can say.
-            fds: descriptors that go with it; borrowed.
 
         Returns:
             False if there is nobody to take it.
         """
-        return self._tell({"event": "message", "data": data}, fds)
+        return self._tell({"event": "message", "data": data})
 
-    def _tell(self, body: Mapping[str, Any], fds: Iterable[int | ff.HasFileno] = ()) -> bool:
+    def _tell(self, body: Mapping[str, Any]) -> bool:
         if self._channel is None:
             return False
         try:
-            self._channel.send(json.dumps(body).encode(), fds, timeout=1.0)
+            self._channel.send(json.dumps(body).encode(), timeout=1.0)
         except (TimeoutError, BrokenPipeError, ConnectionResetError):
             return False  # its end is for the reader to notice
         return True
@@ -216,20 +215,7 @@ class Worker:
         if now < self._next_beat:
             return
         self._next_beat = now + self.interval / 2
-        self._say_watchdog()
-
-    def _say_watchdog(self) -> None:
-        """Never waits, unlike notify(): a supervisor that is held up must not hold us up."""
-        address = os.environ.get("NOTIFY_SOCKET")
-        if not address:
-            return
-        name = "\0" + address[1:] if address[0] == "@" else address
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-                manager.setblocking(False)
-                manager.sendto(b"WATCHDOG=1", name)
-        except OSError:
-            pass  # its queue is full, or there is no supervisor: the next will tell
+        say_watchdog()
 
     def count(self, requests: int = 1, errors: int = 0) -> None:
         """Count requests that were answered, and those of them that went wrong."""

@@ -13,7 +13,7 @@ from pyforkfd._fd import Fd
 from pyforkfd._process import Process
 
 from ._errors import ZygoteError
-from ._messages import Kind, Report, receive
+from ._messages import Kind, Received, Report, receive, send
 from ._request import Request
 
 _PATIENCE = 10.0  # seconds for a birth that nobody waits for any more
@@ -21,7 +21,7 @@ _A_MOMENT = 1.0  # between a killed zygote's last descriptor and its end
 
 
 class Gone(Exception):
-    """The zygote ended before it made the worker."""
+    """Whoever was asked, the zygote or an idle worker, ended before it knew of the request."""
 
 
 class Maker(Protocol):
@@ -38,9 +38,16 @@ class Birth:
 
     The zygote tells its pid, the worker that it has started.  Either may be killed before it
     has spoken: then their pidfds tell, and the page in which the kernel itself wrote the pid.
+    A worker made ahead is one whose request comes later, over the connection of its answers.
+
+    Args:
+        maker: has been asked for the worker, or is about to be.
+        request: None for an idle worker, which gets one by :meth:`give`.
+        serial: of what the zygote is asked.
+        answers: where all of them tell; taken.
     """
 
-    def __init__(self, maker: Maker, request: Request, serial: int, answers: Fd) -> None:
+    def __init__(self, maker: Maker, request: Request | None, serial: int, answers: Fd) -> None:
         self._maker = maker
         self._request = request
         self._serial = serial
@@ -52,19 +59,45 @@ class Birth:
         self._pid = 0
         self._pidfd: Fd | None = None
 
-    def wait(self) -> tuple[int, int]:
-        """Wait until the worker has started; pid and pidfd, which the caller owns."""
-        while self._pidfd is None or not self._started:
-            self._step(None)
-            if self._error is not None:
-                raise self._error
+    def give(self, request: Request) -> None:
+        """Hand an idle worker its request; then as :meth:`wait`."""
+        self._request = request
+        try:
+            send(self._answers, Kind.SPAWN, request.body, request.fds)
+        except BaseException as error:
+            self.end()
+            if isinstance(error, BrokenPipeError | ConnectionResetError):
+                raise Gone from None
+            raise
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until the worker has started.
+
+        Raises:
+            Gone, SpawnError, ThreadsError, ZygoteError: there is no worker, and why.
+        """
+        try:
+            while self._pidfd is None or not self._started:
+                self._step(None)
+                if self._error is not None:
+                    raise self._error
+        except BaseException:
+            self.end()
+            raise
+
+    def take(self) -> tuple[int, int]:
+        """The pid and pidfd of a worker that has started; the caller owns them."""
+        assert self._pidfd is not None
+        self._answers.close()
         return self._pid, self._pidfd.detach()
 
     def end(self) -> None:
         """Nobody wants it any more: what was born, or still is, is killed and reaped."""
-        while self._pidfd is None and not self._none:
-            if not self._step(_PATIENCE):
-                return  # a stopped zygote
+        with self._answers:
+            while self._pidfd is None and not self._none:
+                if not self._step(_PATIENCE):
+                    return  # a stopped zygote
         if self._pidfd is not None and not self._pidfd.closed:
             with self._pidfd as pidfd:
                 try:
@@ -72,6 +105,12 @@ class Birth:
                 except ProcessLookupError:
                     pass
                 _reaped(pidfd.fileno())
+
+    def abandon(self) -> None:
+        """Close what we have of it: nothing was asked, or it is our parent's."""
+        self._answers.close()
+        if self._pidfd is not None:
+            self._pidfd.close()
 
     def _step(self, timeout: float | None) -> bool:
         """Wait for the next event; False: none came."""
@@ -102,18 +141,21 @@ class Birth:
     def _hear(self) -> None:
         try:
             answer = receive(self._answers)
-        except ConnectionResetError:
-            answer = None
+        except ConnectionResetError:  # unix(7): closed with a message of ours in it, unread
+            self._error = Gone()
+            return
         if answer is None:
             self._silent = True
+        elif isinstance(answer, Received) and answer.kind is Kind.BORN:
+            self._pid = answer.body
+            (self._pidfd,) = answer.fds
+        elif self._request is None:  # whoever asks next is told why
+            self._none = True
         elif isinstance(answer, Report):
             stage, subject, text = _core.failed(
                 self._request.plan, self._request.sources, answer.stage, answer.index
             )
             self._error = SpawnError(self._request.name, stage, answer.errno, subject, text)
-        elif answer.kind is Kind.BORN:
-            self._pid = answer.body
-            (self._pidfd,) = answer.fds
         elif answer.kind is Kind.STARTED:
             self._started = True
         else:

@@ -45,6 +45,7 @@ class Configuration:
     setup: str | None
     freeze_gc: bool
     env: tuple[tuple[str, str], ...] | None
+    warm: int
     scope: Scope
 
 
@@ -75,6 +76,8 @@ class Link:
         self._serials = itertools.count(1)
         self._lock = threading.Lock()
         self._users = 1  # whoever has made it, until close(), and each birth
+        self._warm = configuration.warm
+        self._idle: list[Birth] = []  # what was asked for ahead, the oldest first
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as lent:
             page = lent.enter_context(Fd(os.memfd_create("forkfd-zygote")))
             os.ftruncate(page.fileno(), mmap.PAGESIZE)
@@ -131,7 +134,10 @@ class Link:
         self.siblings = answer.body["why_not"] == ""
         if not self.siblings:
             _core.become_subreaper()
+            # A zygote that is killed between two forks would leave the first behind.
+            self._warm = 0
         self.settled = True
+        self._fill()
 
     @property
     def alive(self) -> bool:
@@ -147,6 +153,8 @@ class Link:
     def abandon(self) -> None:
         """In a forked child, whose only thread this is: close what is the parent's."""
         self._lock, self._users = threading.Lock(), 1
+        while self._idle:
+            self._idle.pop().abandon()
         self._leave()
 
     @contextlib.contextmanager
@@ -165,6 +173,8 @@ class Link:
             self._users -= 1
             if self._users:
                 return
+        while self._idle:
+            self._idle.pop().end()
         self._channel.close()
         self.process.close()
         self._slot.close()
@@ -180,24 +190,57 @@ class Link:
             SpawnError, ThreadsError, ZygoteError: there is no worker, and why.
         """
         with self._used():
-            return self._birth(request)
-
-    def _birth(self, request: Request) -> tuple[int, int]:
-        serial = next(self._serials)
-        ours, theirs = answer_pair()
-        with ours:
-            with theirs:
-                body = {**request.body, "serial": serial}
-                try:
-                    send(self._channel, Kind.SPAWN, body, [theirs.fileno(), *request.fds])
-                except (BrokenPipeError, ConnectionResetError):
-                    raise Gone from None
-            born = Birth(self, request, serial, ours)
+            born = self._born(request)
             try:
-                return born.wait()
+                self._fill()
             except BaseException:
                 born.end()
                 raise
+            return born.take()
+
+    def _born(self, request: Request) -> Birth:
+        while not request.born_for_it and (idle := self._take()) is not None:
+            try:
+                idle.give(request)
+            except Gone:
+                continue  # it was killed while it was idle
+            return idle
+        born = self._ask(Kind.SPAWN, request)
+        born.wait()
+        return born
+
+    def _take(self) -> Birth | None:
+        with self._lock:
+            return self._idle.pop(0) if self._idle else None
+
+    def _fill(self) -> None:
+        """Have as many idle workers as are wanted; nobody waits for them."""
+        with self._lock:
+            try:
+                while len(self._idle) < self._warm:
+                    self._idle.append(self._ask(Kind.WARM, None))
+            except (Gone, OSError):
+                pass  # the next birth tries again
+
+    def _ask(self, kind: Kind, request: Request | None) -> Birth:
+        serial = next(self._serials)
+        ours, theirs = answer_pair()
+        born = Birth(self, request, serial, ours)
+        body, fds = (request.body, request.fds) if request is not None else ({}, [])
+        timeout = 0 if request is None else None
+        try:
+            with theirs:
+                body = {**body, "serial": serial}
+                send(self._channel, kind, body, [theirs.fileno(), *fds], timeout)
+        except OSError as error:
+            born.abandon()
+            if isinstance(error, BrokenPipeError | ConnectionResetError):
+                raise Gone from None
+            raise
+        except BaseException:
+            born.end()
+            raise
+        return born
 
     def has_environment(self) -> bool:
         """Our environment is still what it was when the zygote was started with it."""

@@ -25,6 +25,8 @@ _HEADER = struct.Struct("=4sHBB")  # magic, version, kind, whether the body is i
 _MAGIC = b"FKZY"
 _INLINE = 32 * 1024
 _ANSWER_FDS = 2  # a pidfd, and perhaps the body
+MAX_FDS = 4096
+"""The most descriptors that come with a request."""
 REPORT = struct.Struct("=5i")
 """csrc/core/child_args.h: what a worker's stage writes where it fails; without a header."""
 SLOT = struct.Struct("=Qi")
@@ -43,6 +45,7 @@ class Kind(enum.IntEnum):
     BORN = 5  # zygote: pid; descriptor: pidfd
     REFUSED = 6  # zygote, worker: no worker, and why
     STARTED = 7  # worker: is what was asked for, and calls its function now
+    WARM = 8  # application: one worker to wait for its SPAWN; descriptor: where to answer
 
 
 class ProtocolError(Exception):
@@ -73,7 +76,13 @@ def answer_pair() -> tuple[Fd, Fd]:
     return Fd(ours.detach()), Fd(theirs.detach())
 
 
-def send(channel: FdChannel | Fd, kind: Kind, body: object, fds: Sequence[int] = ()) -> None:
+def send(
+    channel: FdChannel | Fd,
+    kind: Kind,
+    body: object,
+    fds: Sequence[int] = (),
+    timeout: float | None = None,
+) -> None:
     """Send one message; the descriptors are borrowed.
 
     Args:
@@ -81,31 +90,36 @@ def send(channel: FdChannel | Fd, kind: Kind, body: object, fds: Sequence[int] =
         kind: what it is.
         body: plain values.
         fds: borrowed.
+        timeout: seconds to wait for room.
 
     Raises:
-        OSError: EPIPE or ECONNRESET where the other end is gone.
+        OSError: EPIPE or ECONNRESET where the other end is gone; TimeoutError.
     """
     data = pickle.dumps(body, 5)
     large = len(data) > _INLINE
     header = _HEADER.pack(_MAGIC, VERSION, kind, large)
     if not large:
-        _send(channel, header + data, fds)
+        _send(channel, header + data, fds, timeout)
         return
     with Fd(os.memfd_create("forkfd-message")) as body_fd:
         with open(body_fd.fileno(), "wb", closefd=False) as file:
             file.write(data)
-        _send(channel, header, [*fds, body_fd.fileno()])
+        _send(channel, header, [*fds, body_fd.fileno()], timeout)
 
 
-def _send(channel: FdChannel | Fd, data: bytes, fds: Sequence[int]) -> None:
+def _send(channel: FdChannel | Fd, data: bytes, fds: Sequence[int], timeout: float | None) -> None:
     if isinstance(channel, FdChannel):
-        channel.send(data, fds)
+        channel.send(data, fds, timeout=timeout)
     else:
-        send_fds(channel, data, fds)
+        send_fds(channel, data, fds, timeout=timeout)
 
 
-def receive(channel: FdChannel | Fd) -> Received | Report | None:
+def receive(channel: FdChannel | Fd, max_fds: int = _ANSWER_FDS) -> Received | Report | None:
     """Wait for one message; None at the end.
+
+    Args:
+        channel: a channel, or a connection for answers.
+        max_fds: descriptors that may come; a channel has its own limit.
 
     Raises:
         ProtocolError: it is of another version.
@@ -115,7 +129,7 @@ def receive(channel: FdChannel | Fd) -> Received | Report | None:
         message = (
             channel.recv()
             if isinstance(channel, FdChannel)
-            else recv_fds(channel, 2 * _INLINE, _ANSWER_FDS)
+            else recv_fds(channel, 2 * _INLINE, max_fds)
         )
     except EOFError:
         return None

@@ -55,6 +55,7 @@ class Request:
         sources: our numbers, in the order of the plan.
         ends: child's number -> our end of its pipe; ours until they are taken.
         writable: those of them that we write.
+        born_for_it: the clone itself must know it: of namespaces, of the cgroup to be born in.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Request:
     ends: dict[int, int]
     writable: frozenset[int]
     made: list[int]
+    born_for_it: bool = False
 
     def __enter__(self) -> Request:
         return self
@@ -146,6 +148,7 @@ def request(
         elif plan.cgroup_fd is not None:
             others["cgroup_fd"] = len(made.fds)
             made.fds.append(plan.cgroup_fd)
+        made.born_for_it = "cgroup_fd" in others or plan.namespaces != 0
         body["cwd"] = None
         if directory(".") != home:  # relative paths are ours, and the directory itself
             body["cwd"] = len(made.fds)

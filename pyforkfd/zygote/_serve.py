@@ -20,14 +20,14 @@ from pyforkfd._clone import CloneFlag, core_clone, demand_one_thread
 from pyforkfd._errors import PassingError, ThreadsError
 from pyforkfd._fd import Fd
 
-from ._messages import SLOT, SLOT_PID, Kind, ProtocolError, Received, receive, send
-from ._worker import Birthplace, resolve, work
+from ._messages import MAX_FDS, SLOT, SLOT_PID, Kind, ProtocolError, Received, receive, send
+from ._worker import Birthplace, rehearse, resolve, wait, work
 
 # Below this nothing that the preloaded code opens gets its number, so that it is in nobody's
 # way: LISTEN_FDS begins at 3.
 _FLOOR = 64
 _CHANNEL = 3
-_MAX_FDS = 4096
+_REHEARSALS = 20  # the interpreter adapts its code to what it sees after a few
 
 
 def main() -> NoReturn:
@@ -44,7 +44,7 @@ def main() -> NoReturn:
 
 
 def _live() -> None:
-    channel = FdChannel(_lifted(_CHANNEL), max_fds=_MAX_FDS)
+    channel = FdChannel(_lifted(_CHANNEL), max_fds=MAX_FDS)
     placeholders = _reserve()
     try:
         message = receive(channel)
@@ -54,6 +54,7 @@ def _live() -> None:
     if not isinstance(message, Received):
         return
     page, application = message.fds
+    zygote = Fd(os.pidfd_open(os.getpid()))
     with page:
         slot = mmap.mmap(page.fileno(), mmap.PAGESIZE)
     before = set(_open_numbers())
@@ -74,10 +75,13 @@ def _live() -> None:
         slot=slot,
         application=application,
         application_pid=body["pid"],
+        zygote=zygote,
         held=held,
         gc_enabled=gc.isenabled(),
         siblings=not why_not,
     )
+    for _ in range(_REHEARSALS):
+        rehearse(place)
     _settle(freeze=body["freeze_gc"])
     send(channel, Kind.READY, {"held": held, "why_not": why_not})
     _serve(place)
@@ -169,8 +173,10 @@ def _answer(place: Birthplace, message: Received) -> None:
     reply, *fds = message.fds
     body = message.body
     SLOT.pack_into(place.slot, 0, body["serial"], 0)
-    flags = body["plan"][0].pop("namespaces", 0)
-    cgroup = body["others"].pop("cgroup_fd", None)
+    flags, cgroup = 0, None
+    if message.kind is Kind.SPAWN:
+        flags = body["plan"][0].pop("namespaces", 0)
+        cgroup = body["others"].pop("cgroup_fd", None)
     try:
         pid, pidfd = _clone(place, flags, -1 if cgroup is None else fds[cgroup].fileno())
     except ThreadsError as error:
@@ -180,6 +186,9 @@ def _answer(place: Birthplace, message: Received) -> None:
         _tell(reply, Kind.REFUSED, ("stage", stage))
     else:
         if pid == 0:
+            place.channel.close()  # or the application would not see the zygote end
+            if message.kind is Kind.WARM:
+                wait(place, reply)
             work(place, body, reply, fds)
         _tell(reply, Kind.BORN, pid, [pidfd])
         os.close(pidfd)

@@ -10,6 +10,7 @@ import io
 import mmap
 import os
 import pickle
+import select
 import sys
 import threading
 import traceback
@@ -20,9 +21,10 @@ from typing import Any, NoReturn, TextIO
 from pyforkfd import _core
 from pyforkfd._channel import FdChannel
 from pyforkfd._core import FdKind
+from pyforkfd._errors import PassingError
 from pyforkfd._fd import Fd
 
-from ._messages import Kind, send
+from ._messages import MAX_FDS, Kind, Received, answer_pair, receive, send
 
 _LISTEN = ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES")
 _NOT_BORN = 127
@@ -37,6 +39,7 @@ class Birthplace:
         slot: the page shared with it.
         application: its pidfd.
         application_pid: its number.
+        zygote: its own pidfd.
         held: what the preloaded code has opened: it stays open.
         gc_enabled: what the preloaded code left it as.
         siblings: workers are made by CLONE_PARENT.
@@ -46,9 +49,56 @@ class Birthplace:
     slot: mmap.mmap
     application: Fd
     application_pid: int
+    zygote: Fd
     held: Mapping[int, str]
     gc_enabled: bool
     siblings: bool
+
+
+def wait(place: Birthplace, reply: Fd) -> NoReturn:
+    """Be a worker without a request until one comes; end with the application and the zygote.
+
+    They are watched themselves: a forked child of the application may hold its end as well.
+    """
+    rehearse(place)
+    poll = select.poll()
+    for fd in (reply, place.application, place.zygote):
+        poll.register(fd, select.POLLIN)
+    if reply.fileno() in dict(poll.poll()):
+        try:
+            message = receive(reply, MAX_FDS)
+        except PassingError:
+            failure = ("the worker could not receive its descriptors", traceback.format_exc())
+            send(reply, Kind.FAILED, ("zygote", failure))
+        else:
+            if isinstance(message, Received):
+                work(place, message.body, reply, list(message.fds))
+    os._exit(0)
+
+
+def rehearse(place: Birthplace) -> None:
+    """Do to no effect what a request will have a worker do.
+
+    In the zygote, so that caches are filled and functions found before it is cloned; in an idle
+    worker, so that pages this writes to are copied while nobody waits.
+    """
+    one, other = answer_pair()
+    with one, other:
+        body: dict[str, Any] = {"plan": ({}, [], []), "args": pickle.dumps(((), {}))}
+        send(one, Kind.SPAWN, body, [0])
+        message = receive(other, MAX_FDS)
+        assert isinstance(message, Received)
+        for fd in message.fds:
+            fd.close()
+        plan, number = _plan(message.body, place.held, other.fileno())
+        os.close(number)
+        plan.close_others = False
+        plan.clear_fds()
+        _core.become(plan, [], place.application_pid, place.application.fileno(), -1)
+        for target, stream in enumerate((sys.__stdin__, sys.__stdout__, sys.__stderr__)):
+            _stream(target, stream)
+        reseed()
+        pickle.loads(message.body["args"])
 
 
 def work(place: Birthplace, body: dict[str, Any], reply: Fd, fds: list[Fd]) -> NoReturn:
@@ -80,16 +130,11 @@ def _become(place: Birthplace, body: dict[str, Any], reply: Fd, fds: list[Fd]) -
     # From here on numbers mean other files, or none: no object may close one of them.
     numbers = [fd.detach() for fd in fds]
     answer: int = reply.detach()
-    place.channel.detach()
+    place.zygote.detach()
     application = place.application.detach()
     if (cwd := body["cwd"]) is not None:
         os.fchdir(numbers[cwd])
-    fields, actions, limits = body["plan"]
-    highest = max([2, *place.held, *(action[0] for action in actions)])
-    number: int = fcntl.fcntl(answer, fcntl.F_DUPFD_CLOEXEC, highest + 1)
-    kept = [(fd, FdKind.INHERIT_IF_OPEN, -1, b"", 0, 0) for fd in (*place.held, number)]
-    plan = _core.SpawnPlan.from_state((fields, sorted([*actions, *kept]), limits))
-    plan.cgroup_path, plan.cgroup_fd = b"", None  # we were born there
+    plan, number = _plan(body, place.held, answer)
     for option, index in body["others"].items():
         setattr(plan, option, numbers[index])
     sources = numbers[: body["sources"]]
@@ -100,6 +145,19 @@ def _become(place: Birthplace, body: dict[str, Any], reply: Fd, fds: list[Fd]) -
             send(answers, Kind.FAILED, ("stage", error.args))
         raise _Stopped from None
     return number
+
+
+def _plan(
+    body: dict[str, Any], held: Mapping[int, str], answer: int
+) -> tuple[_core.SpawnPlan, int]:
+    """The plan, which leaves open what is held, and the reply by a number that is free."""
+    fields, actions, limits = body["plan"]
+    highest = max([2, *held, *(action[0] for action in actions)])
+    number: int = fcntl.fcntl(answer, fcntl.F_DUPFD_CLOEXEC, highest + 1)
+    kept = [(fd, FdKind.INHERIT_IF_OPEN, -1, b"", 0, 0) for fd in (*held, number)]
+    plan = _core.SpawnPlan.from_state((fields, sorted([*actions, *kept]), limits))
+    plan.cgroup_path, plan.cgroup_fd = b"", None  # we were born there
+    return plan, number
 
 
 def _prepare(
@@ -175,11 +233,13 @@ def _stream(fd: int, old: TextIO | None) -> TextIO:
 
 
 def reseed() -> None:
-    """No two workers may draw the same numbers; :mod:`random` sees to it by itself."""
+    """No two workers may draw the same numbers.
+
+    :mod:`random` sees to it by itself, and so does OpenSSL since 1.1.1, below which Python does
+    not go: RAND_bytes(3) notices that the process is another.
+    """
     if (numpy := sys.modules.get("numpy.random")) is not None:
         numpy.seed()
-    if (ssl := sys.modules.get("ssl")) is not None:
-        ssl.RAND_add(os.urandom(32), 32.0)
 
 
 def call(function: Callable[..., object], *args: Any, **kwargs: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import pickle
@@ -46,6 +47,7 @@ class Zygote:
         setup: str | None = None,
         freeze_gc: bool = True,
         env: Mapping[str, str] | None = None,
+        warm: int = 0,
         parent_death_scope: Scope = "process",
     ) -> None:
         """Describe a zygote; nothing is started yet.
@@ -60,11 +62,16 @@ class Zygote:
             env: the whole environment of the zygote, and of its workers unless they have
                 their own; None is ours.  What libraries read at import goes here, such as
                 ``OPENBLAS_NUM_THREADS``.
+            warm: how many workers to have made ahead: they wait for what they will be, and
+                are replaced once taken.  A worker with namespaces or a cgroup is none of
+                them.
             parent_death_scope: whose end the zygote, and workers with a parent_death_signal,
                 are told of: "process" starts it from one long-lived thread; "thread" from the
                 one that needs it, which is right for the main thread of a program that
                 executes another in its place, where all other threads end.
         """
+        if warm < 0:
+            raise ValueError(f"warm: {warm} is no number of workers")
         if isinstance(preload, str):
             raise TypeError(f"preload: a sequence of names is wanted, not {preload!r}")
         if setup is not None:
@@ -74,10 +81,12 @@ class Zygote:
             setup=setup,
             freeze_gc=freeze_gc,
             env=None if env is None else tuple(sorted(env.items())),
+            warm=warm,
             scope=parent_death_scope,
         )
         self.generation = 0
         self._forget()
+        _watch_forks()
         _zygotes.add(self)
 
     def _forget(self) -> None:
@@ -93,9 +102,10 @@ class Zygote:
         setup: str | None = None,
         freeze_gc: bool = True,
         env: Mapping[str, str] | None = None,
+        warm: int = 0,
     ) -> Zygote:
         """The zygote of this configuration that the whole process uses; made at first."""
-        made = cls(preload=preload, setup=setup, freeze_gc=freeze_gc, env=env)
+        made = cls(preload=preload, setup=setup, freeze_gc=freeze_gc, env=env, warm=warm)
         with _shared_lock:
             return _shared.setdefault(made._configuration, made)
 
@@ -376,4 +386,6 @@ def _after_fork_in_child() -> None:
             link.abandon()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+@functools.cache  # a hook that has nothing to do costs every worker page faults all the same
+def _watch_forks() -> None:
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 import pyforkfd as ff
 
 PATIENCE = 60.0
-_LOAD = Path(__file__).parents[2] / "benchmarks" / "load.py"
+_LOAD = Path(__file__).parents[2] / "benchmarks" / "http_load.py"
 _RUNNER = Path(__file__).with_name("run_service.py")
 
 
@@ -105,6 +106,12 @@ class Running:
         finally:
             client.close()
 
+    def get_until(self, pattern: bytes) -> None:
+        """Ask on new connections until an answer has this: an order takes effect in a moment."""
+        end = time.monotonic() + PATIENCE
+        while not re.search(pattern, body := self.get()):
+            assert time.monotonic() < end, f"the last answer is {body!r}, without {pattern!r}"
+
     def stop(self) -> None:
         """Stop it in good order."""
         self.process.send_signal(signal.SIGTERM)
@@ -123,7 +130,12 @@ def ask(client: http.client.HTTPConnection, path: str = "/") -> tuple[bytes, boo
 
 @contextmanager
 def service(
-    directory: Path, config: str, *, ready: int = 1, env: Mapping[str, str] | None = None
+    directory: Path,
+    config: str,
+    *,
+    ready: int = 1,
+    env: Mapping[str, str] | None = None,
+    cgroup: Path | None = None,
 ) -> Iterator[Running]:
     """Run a supervisor until it has been stopped; it is stopped if nobody has done so.
 
@@ -132,6 +144,7 @@ def service(
         config: TOML; the listener of address "systemd:web" is ours.
         ready: wait until so many workers are.
         env: variables on top of ours.
+        cgroup: where the supervisor is started.
     """
     path = directory / "service.toml"
     path.write_text(config)
@@ -143,6 +156,7 @@ def service(
             fds={1: ff.PIPE, 2: ff.STDOUT},
             cwd=directory,
             env={**os.environ, "PYTHONPATH": str(directory), **(env or {})},
+            cgroup=cgroup,
         )
     log = Lines(os.dup(process.pipes[1].fileno()))
     running = Running(process, log, port, path)
@@ -181,7 +195,7 @@ def until_last(client: http.client.HTTPConnection) -> set[bytes]:
 
 @contextmanager
 def load(port: int) -> Iterator[dict[str, Any]]:
-    """Clients that never stop, benchmarks/load.py; at the end, what they counted."""
+    """Clients that never stop, benchmarks/http_load.py; at the end, what they counted."""
     process = subprocess.Popen(
         [sys.executable, _LOAD, str(port), "--kept=8", "--new=2"],
         stdin=subprocess.PIPE,

@@ -21,8 +21,19 @@ TELL = 50  # the descriptor on which jobs tell what they see
 
 
 @pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
+def cold() -> Iterator[Zygote]:
     with Zygote(preload=["zygote_jobs"]) as zygote:
+        zygote.start()
+        yield zygote
+
+
+@pytest.fixture(params=["cold", "warm"])
+def zygote(request: pytest.FixtureRequest, cold: Zygote) -> Iterator[Zygote]:
+    """One for all tests; and one of each test's own, since idle workers come and go."""
+    if request.param == "cold":
+        yield cold
+        return
+    with Zygote(preload=["zygote_jobs"], warm=2) as zygote:
         zygote.start()
         yield zygote
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import random
@@ -19,19 +20,25 @@ from children import needs_root
 from leaks import gone
 
 import pyforkfd as ff
+from pyforkfd import _core
 from pyforkfd.zygote import Zygote, ZygoteError
+from pyforkfd.zygote._messages import REPORT
 
 # In CI a tenth; PYFORKFD_STRESS=10000 is the full run.
 STRESS = int(os.environ.get("PYFORKFD_STRESS", "1000"))
 HELPERS = Path(__file__).parents[1] / "helpers"
 
 
-def jobs(setup: str | None = None, **env: str) -> Zygote:
+def jobs(setup: str | None = None, warm: int = 0, **env: str) -> Zygote:
     return Zygote(
         preload=["zygote_jobs"],
         setup=setup and f"zygote_jobs:{setup}",
         env={**os.environ, **env} if env else None,
+        warm=warm,
     )
+
+
+both = pytest.mark.parametrize("warm", [0, 2], ids=["cold", "warm"])
 
 
 # --- the start
@@ -57,8 +64,9 @@ def test_a_zygote_that_is_killed_at_its_start() -> None:
         jobs("kill_here").start()
 
 
-def test_threads_are_named() -> None:
-    with jobs("start_thread") as zygote:
+@both
+def test_threads_are_named(warm: int) -> None:
+    with jobs("start_thread", warm) as zygote:
         with pytest.raises(ff.ThreadsError, match=r"forgotten pool \(\d+\)") as error:
             zygote.spawn("zygote_jobs:nothing")
         assert list(error.value.threads.values()) == ["forgotten pool"]
@@ -79,8 +87,19 @@ def test_another_version_of_the_protocol(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
+def cold() -> Iterator[Zygote]:
     with jobs() as zygote:
+        zygote.start()
+        yield zygote
+
+
+@pytest.fixture(params=["cold", "warm"])
+def zygote(request: pytest.FixtureRequest, cold: Zygote) -> Iterator[Zygote]:
+    """One for all tests; and one of each test's own, since idle workers come and go."""
+    if request.param == "cold":
+        yield cold
+        return
+    with jobs(warm=2) as zygote:
         zygote.start()
         yield zygote
 
@@ -191,19 +210,24 @@ def test_which_stages_a_worker_has() -> None:
     assert set(childs) == STAGES.keys() | others | terminals | {"keep_capabilities"}
 
 
-def test_a_worker_that_dies_while_it_is_born() -> None:
-    with jobs("die_as_worker") as zygote:
+@both
+def test_a_worker_that_dies_while_it_is_born(warm: int) -> None:
+    with jobs("die_as_worker", warm) as zygote:
         with pytest.raises(ZygoteError, match=r"worker \d+ ended while it was born: killed by"):
             zygote.spawn("zygote_jobs:nothing", fds={1: ff.PIPE})
         assert zygote.generation == 1
 
 
-def test_a_zygote_that_dies_just_after_a_birth() -> None:
+@both
+def test_a_zygote_that_dies_just_after_a_birth(warm: int) -> None:
     """Nobody told us the pid but the kernel, and the worker is ours all the same."""
-    with jobs("die_after_birth") as zygote:
-        workers = [zygote.spawn("zygote_jobs:leave", args=(n,)) for n in range(3)]
-        assert [worker.wait().code for worker in workers] == [0, 1, 2]
-        assert zygote.generation == 3
+    with jobs("die_after_birth", warm) as zygote:
+        for code in range(3):
+            try:
+                assert zygote.spawn("zygote_jobs:leave", args=(code,)).wait().code == code
+            except ZygoteError as error:  # an idle worker ends with the zygote, perhaps at once
+                assert warm and "killed twice" in str(error)
+        assert zygote.generation >= 3
 
 
 def test_zygote_and_worker_die_at_once() -> None:
@@ -211,20 +235,24 @@ def test_zygote_and_worker_die_at_once() -> None:
         zygote.spawn("zygote_jobs:nothing")
 
 
-def test_a_zygote_that_dies_before_each_birth() -> None:
-    with jobs("die_before_birth") as zygote:
+@both
+def test_a_zygote_that_dies_before_each_birth(warm: int) -> None:
+    with jobs("die_before_birth", warm) as zygote:
         with pytest.raises(ZygoteError, match="killed twice before it could start"):
             zygote.spawn("zygote_jobs:nothing", fds={1: ff.PIPE})
         assert zygote.generation == 2
 
 
-def test_a_killed_zygote_is_replaced(zygote: Zygote) -> None:
-    with jobs() as zygote:
+@both
+def test_a_killed_zygote_is_replaced(warm: int) -> None:
+    with jobs(warm=warm) as zygote:
         for generation in range(1, 4):
             assert zygote.spawn("zygote_jobs:nothing").wait().success
             assert zygote.generation == generation
             assert zygote.pid is not None
-            os.kill(zygote.pid, signal.SIGKILL)
+            with ff.Fd(os.pidfd_open(zygote.pid)) as pidfd:
+                os.kill(zygote.pid, signal.SIGKILL)
+                assert ff._core.wait_pidfd(pidfd.fileno(), 30)
 
 
 class Alarm(Exception):
@@ -266,17 +294,17 @@ def test_a_full_socket(zygote: Zygote) -> None:
         assert all(future.result().wait().success for future in waiting)
 
 
-def test_more_descriptors_than_the_zygote_may_have(zygote: Zygote, other_fd: int) -> None:
+def test_more_descriptors_than_the_zygote_may_have(cold: Zygote, other_fd: int) -> None:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.prlimit(zygote.pid or 0, resource.RLIMIT_NOFILE, (90, hard))
+    resource.prlimit(cold.pid or 0, resource.RLIMIT_NOFILE, (90, hard))
     try:
         with pytest.raises(ZygoteError, match="could not receive the worker's descriptors"):
-            zygote.spawn("zygote_jobs:nothing", fds=dict.fromkeys(range(3, 100), other_fd))
+            cold.spawn("zygote_jobs:nothing", fds=dict.fromkeys(range(3, 100), other_fd))
     finally:
-        resource.prlimit(zygote.pid or 0, resource.RLIMIT_NOFILE, (soft, hard))
-    assert zygote.spawn("zygote_jobs:nothing").wait().success
+        resource.prlimit(cold.pid or 0, resource.RLIMIT_NOFILE, (soft, hard))
+    assert cold.spawn("zygote_jobs:nothing").wait().success
 
 
 def test_after_a_fork_each_has_its_own(zygote: Zygote) -> None:
@@ -301,7 +329,7 @@ APPLICATION = """
 import os, sys
 from pyforkfd.zygote import Zygote
 sys.path.insert(0, sys.argv[1])
-zygote = Zygote(preload=["zygote_jobs"])
+zygote = Zygote(preload=["zygote_jobs"], warm=int(sys.argv[2]))
 workers = [zygote.spawn("zygote_jobs:wait", parent_death_signal=9) for _ in range(3)]
 print(os.getpid(), zygote.pid, *(worker.pid for worker in workers), flush=True)
 while True:
@@ -333,25 +361,26 @@ def nothing_of(session: int) -> bool:
     return not descendants_of(session)
 
 
+@both
 @pytest.mark.parametrize("whom", ["application", "zygote"])
-def test_killed_at_any_moment_under_load(whom: str) -> None:
+def test_killed_at_any_moment_under_load(whom: str, warm: int) -> None:
     """kill -9: nothing stays behind, of the session in which all of it ran."""
     rounds = max(3, STRESS // 50)
     rng = random.Random(7)
     if whom == "zygote":
-        with jobs() as zygote:
+        with jobs(warm=warm) as zygote:
             kill_the_zygote(zygote, rounds, rng)
         return
     for _ in range(rounds):
         application = subprocess.Popen(
-            [sys.executable, "-P", "-c", APPLICATION, HELPERS],
+            [sys.executable, "-P", "-c", APPLICATION, HELPERS, str(warm)],
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
         assert application.stdout is not None
         with application.stdout:
             pids = application.stdout.readline().split()
-            assert len(pids) == 5
+            assert len(pids) == 5, pids
             threading.Event().wait(rng.random() / 20)
             application.kill()
             application.wait()
@@ -394,9 +423,27 @@ def kill_the_zygote(zygote: Zygote, rounds: int, rng: random.Random) -> None:
     assert served and zygote.generation >= kills
 
 
+def test_a_parent_that_is_another_already() -> None:
+    """The kernel gives a child its next parent before the pidfd of the last one tells."""
+    reader, writer = os.pipe()
+    with ff.Fd(reader), ff.Fd(writer), ff.Fd(os.pidfd_open(os.getpid())) as alive_still:
+        if (pid := os.fork()) == 0:
+            try:
+                plan = _core.SpawnPlan()
+                plan.close_others = False
+                plan.death_signal = signal.SIGKILL
+                _core.become(plan, [], os.getpid(), alive_still.fileno(), writer)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 127
+        stage, index, error, *_ = REPORT.unpack(os.read(reader, 100))
+    assert _core.failed(_core.SpawnPlan(), [], stage, index)[0] == "parent_alive"
+    assert error == errno.ESRCH
+
+
 def test_a_zygote_ends_with_its_application(tmp_path: Path) -> None:
     application = ff.spawn(
-        [sys.executable, "-P", "-c", APPLICATION, str(HELPERS)], fds={1: ff.PIPE}
+        [sys.executable, "-P", "-c", APPLICATION, str(HELPERS), "0"], fds={1: ff.PIPE}
     )
     with application:
         assert application.stdout is not None
@@ -455,7 +502,7 @@ try:
     ff.clone()
 except OSError as error:
     assert "the kernel does not tell where the thread id is kept" in str(error)
-with Zygote(preload=["zygote_jobs"]) as zygote:
+with Zygote(preload=["zygote_jobs"], warm=int(sys.argv[2])) as zygote:
     with zygote.spawn("zygote_jobs:facts", args=(9,), fds={9: ff.PIPE}, umask=7) as worker:
         import json
         seen = json.loads(worker.pipes[9].read())
@@ -473,7 +520,8 @@ print(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 """
 
 
-def test_the_fall_back(tmp_path: Path) -> None:
+@both
+def test_the_fall_back(warm: int) -> None:
     number = {"x86_64": "157", "aarch64": "167"}[os.uname().machine]
     done = subprocess.run(
         [
@@ -484,6 +532,7 @@ def test_the_fall_back(tmp_path: Path) -> None:
             "-c",
             WITHOUT_TID_ADDRESS.replace("NUMBER", number),
             HELPERS,
+            str(warm),
         ],
         text=True,
         capture_output=True,

@@ -24,15 +24,15 @@ ADDRESS = re.compile(r'(\[listeners\.)http(\]\naddress = )"tcp://127\.0\.0\.1:80
 @contextmanager
 def example(name: str, directory: Path, *, ready: int) -> Iterator[Running]:
     """A copy of it runs; its captured output is inherited, so that it can be looked at."""
-    for path in (EXAMPLES / name).iterdir():
-        if path.is_file():
-            shutil.copy(path, directory)
+    for source in (EXAMPLES / name).iterdir():
+        if source.is_file():
+            shutil.copy(source, directory)
     text = (directory / "service.toml").read_text()
     assert ADDRESS.search(text)
     text = text.replace("/run/signing.sock", f"{directory}/signing.sock")
     text = ADDRESS.sub(r'\1http\2"systemd:web"', text)
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    with service(directory, text, ready=ready, env={"PATH": path}) as running:
+    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    with service(directory, text, ready=ready, env={"PATH": programs}) as running:
         yield running
 
 
@@ -96,7 +96,7 @@ def test_the_asgi_service(tmp_path: Path) -> None:
     with example("asgi", tmp_path, ready=4) as running:
         assert b"generation 1" in running.get()
         running.reload()
-        assert b"generation 2" in running.get()
+        running.get_until(rb"generation 2\b")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,9 @@ from cgroups import CONTROLLERS, mount
 from vm import Run, run_pytest
 
 HERE = Path(__file__).parent
-FILES = [HERE / f"test_{name}.py" for name in ("delegation", "leaf", "leaf_limits")]
+FILES = [
+    HERE / f"test_{name}.py" for name in ("delegation", "leaf", "leaf_limits", "limited_service")
+]
 
 
 def names() -> list[str]:

@@ -1,6 +1,6 @@
 """HTTP clients that count every request with its outcome.
 
-    python load.py PORT [--kept N] [--new N] [--pause SECONDS]
+    python http_load.py PORT [--kept N] [--new N] [--pause SECONDS]
 
 Runs until its standard input ends, then writes what it counted as JSON.  *Kept* clients use
 a connection as long as the server lets them; *new* ones make one for each request.  A request

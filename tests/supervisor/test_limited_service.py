@@ -1,0 +1,89 @@
+"""A whole service in cgroups with controllers: limits, the proof of an OOM kill, whole trees."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from cgroups import cgroup_given as given
+from cgroups import cgroup_home as home
+from cgroups import mount
+from leaks import gone
+from services import Running, service
+
+__all__ = ["given", "home"]
+
+# A worker that says nothing but READY; it grows when it gets SIGUSR1, and has a daemon that is
+# in no session or group of its.
+WORKER = """
+import os, signal, socket, sys, time
+def grow(*_):
+    kept = []
+    while True:
+        kept.append(bytearray(1 << 20))
+signal.signal(signal.SIGUSR1, grow)
+daemon = os.fork()
+if daemon == 0:
+    os.setsid()
+    time.sleep(1000)
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+    manager.connect(os.environ["NOTIFY_SOCKET"])
+    manager.send(f"READY=1\\nSTATUS={daemon}".encode())
+print(f"daemon {daemon}", flush=True)
+while True:
+    time.sleep(1000)
+"""
+
+
+def config(directory: Path) -> str:
+    (directory / "worker.py").write_text(WORKER)
+    return f"""
+    [components.web]
+    command = ["{sys.executable}", "-I", "-S", "{directory / "worker.py"}"]
+    cgroup = "require"
+    limits = {{ memory_max = "48M", swap_max = 0 }}
+    stop_timeout = 1
+    drain_timeout = 1
+    """
+
+
+def worker(running: Running) -> int:
+    """The pid of the worker."""
+    leafs = [path for path in own_cgroup(running).iterdir() if path.name.startswith("web-")]
+    (leaf,) = [leaf for leaf in leafs if (leaf / "cgroup.procs").read_text()]
+    return min(map(int, (leaf / "cgroup.procs").read_text().split()))
+
+
+def own_cgroup(running: Running) -> Path:
+    """That of the service: the supervisor has moved to a leaf below it."""
+    lines = Path(f"/proc/{running.process.pid}/cgroup").read_text().splitlines()
+    path = next(line for line in lines if line.startswith("0::")).removeprefix("0::")
+    assert path.endswith("/supervisor")
+    return (mount() / path.lstrip("/")).parent
+
+
+def test_an_oom_kill_is_proved_and_another_kill_is_none(given: Path, tmp_path: Path) -> None:
+    with service(tmp_path, config(tmp_path), cgroup=given) as running:
+        os.kill(worker(running), signal.SIGUSR1)
+        running.log.wait_for(r"died \(oom\): killed by SIGKILL")
+        running.log.wait_for("ready after", count=2)
+        os.kill(worker(running), signal.SIGKILL)
+        running.log.wait_for(r"died \(signal\): killed by SIGKILL")
+        running.log.wait_for("ready after", count=3)
+
+
+def test_a_worker_leaves_nothing_behind(given: Path, tmp_path: Path) -> None:
+    with service(tmp_path, config(tmp_path), cgroup=given) as running:
+        daemon = int(running.log.wait_for(r"daemon (\d+)")[1])
+        os.kill(worker(running), signal.SIGKILL)
+        running.log.wait_for("ready after", count=2)
+        assert gone(lambda: not Path(f"/proc/{daemon}").exists() or is_zombie(daemon))
+        home = own_cgroup(running)
+        assert gone(lambda: len([p for p in home.iterdir() if p.name.startswith("web-")]) == 1)
+    assert gone(lambda: [p for p in home.iterdir() if p.is_dir()] == [home / "supervisor"])
+
+
+def is_zombie(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
