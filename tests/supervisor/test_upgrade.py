@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from kept import Running, alive, children, config, descendants, descriptors, write
 from leaks import gone
-from load import Load
+from pid_clients import Load
 
 from pyforkfd.supervisor import _preflight
 
