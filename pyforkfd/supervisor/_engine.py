@@ -211,9 +211,10 @@ class Engine:
             self._go_to(self._state, left)
             while self._events:
                 event = self._events.popleft()
-                state, actions = step(self._state, event, time.monotonic())
+                before = self._state
+                state, actions = step(before, event, time.monotonic())
                 self._go_to(state, actions)
-                if isinstance(event, (Ended, SpawnFailed)):
+                if isinstance(event, (Ended, SpawnFailed)) and event.worker in before.workers:
                     self._count_end(event, actions)
         finally:
             self._feeding = False

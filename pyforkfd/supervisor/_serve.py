@@ -23,6 +23,7 @@ from ._spec import (
     SpecError,
     ZygoteSpec,
 )
+from ._succession import inherited_service
 from ._toml import load
 from ._validate import validate
 
@@ -114,7 +115,8 @@ def _main(args: argparse.Namespace) -> int:
     if args.config is None:
         service, read = from_arguments(args), None
     else:
-        service = load(args.config)
+        # What a predecessor has run, if there is one: the file may be broken by now.
+        service = inherited_service() or load(args.config)
         # The file's directory may be left by then.
         read = functools.partial(_read, os.path.abspath(args.config), args.control)
     if not service.log.stdout:

@@ -194,8 +194,9 @@ class Workers:
             self._give_up(number)
 
     def _give_up(self, number: int) -> None:
-        self.waiting.discard(number)
-        self.post(SpawnFailed(number, "it was given up while its zygote started"))
+        if number in self.waiting:  # or it has failed already, and nobody has heard of it yet
+            self.waiting.discard(number)
+            self.post(SpawnFailed(number, "it was given up while its zygote started"))
 
     def tell(
         self,
@@ -261,11 +262,12 @@ class Workers:
         with message:
             try:
                 said = json.loads(message.data)
-                event = said.get("event")
-            except (ValueError, AttributeError):
+            except (ValueError, RecursionError):
+                said = None
+            if not isinstance(said, dict):
                 log.warning("worker %d: not a message: %r", number, message.data[:80])
                 return
-            match event:
+            match said.get("event"):
                 case "ready":
                     self.post(BecameReady(number, speaks=True))
                 case "status":

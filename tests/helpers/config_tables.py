@@ -20,7 +20,7 @@ WORDS = {bool: "boolean", int: "integer", float: "number", str: "string", Any: "
 
 def described(kind: type) -> dict[str, str]:
     text = inspect.getdoc(kind) or ""
-    _, _, attributes = text.partition("Attributes:\n")
+    attributes = text.partition("Attributes:\n")[2].partition("\nRaises:\n")[0]
     found = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", attributes, re.M)
     return {name: plain(words) for name, words in found}
 

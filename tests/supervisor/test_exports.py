@@ -11,8 +11,9 @@ import pytest
 import pyforkfd.supervisor as public
 
 NAMES = """
-Component Control Heartbeat Limits Listener Log Loki MemoryGuard Metrics Privileges Problem
-Recycle Restart Service SpecError Supervisor ZygoteSpec load loads validate
+Component Control ForkfdHandler Heartbeat Limits Listener Log Loki MemoryGuard Metrics Origin
+Privileges Problem RecordWriter Recycle Restart Service SpecError StructlogProcessor Supervisor
+ZygoteSpec load loads log_uncaught log_writer obey validate
 """.split()
 
 
@@ -48,7 +49,7 @@ def test_who_imports_us_pays_for_no_supervisor() -> None:
     package = imported_by("import pyforkfd.supervisor") - front
     assert package == {"pyforkfd.supervisor"}
     described = imported_by("from pyforkfd.supervisor import Service") - front
-    package |= {f"pyforkfd.supervisor.{name}" for name in ("_problems", "_spec")}
+    package |= {f"pyforkfd.supervisor.{name}" for name in ("_limits", "_problems", "_spec")}
     assert described == package
     running = imported_by("from pyforkfd.supervisor import Supervisor") - front
     assert not {name for name in running if name.startswith("rich")}

@@ -88,8 +88,8 @@ def test_what_a_dead_worker_has_counted_stays(tmp_path: Path) -> None:
         assert ask(running, "c") == b"done"
         found = scrape(port)
     by_name = {key[0]: [v for k, v in found.items() if k[0] == key[0]] for key in found}
-    assert sum(by_name["component_requests_total"]) == 5
-    assert sum(by_name["component_errors_total"]) == 1
+    assert sum(by_name["forkfd_requests_total"]) == 5
+    assert sum(by_name["forkfd_errors_total"]) == 1
     assert found["process_crash_total", "cause=exit", "component=web"] == 1
     assert "process_crash_total" in (tmp_path / "m.prom").read_text()
 

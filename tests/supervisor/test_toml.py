@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from pyforkfd.supervisor import _spec
 from pyforkfd.supervisor._read import Reader, fields_of
-from pyforkfd.supervisor._spec import Service, SpecError
+from pyforkfd.supervisor._spec import Limits, MemoryGuard, Service, SpecError
 from pyforkfd.supervisor._toml import load, loads
 from pyforkfd.supervisor._validate import validate
 
@@ -263,9 +263,17 @@ def things(kind: type, **fixed: st.SearchStrategy[Any]) -> st.SearchStrategy[Any
     }
     parts = {name: values(annotation) for name, annotation in fields_of(kind).items()} | fixed
     optional = {name: parts[name] for name in parts if name not in required}
-    return st.fixed_dictionaries({name: parts[name] for name in required}, optional=optional).map(
-        lambda found: kind(**found)
-    )
+    found = st.fixed_dictionaries({name: parts[name] for name in required}, optional=optional)
+    if kind in (Limits, MemoryGuard):  # these check themselves: what they refuse is nothing
+        return found.map(lambda values: made(kind, values)).filter(lambda thing: thing is not None)
+    return found.map(lambda values: kind(**values))
+
+
+def made(kind: type, values: Mapping[str, Any]) -> Any:
+    try:
+        return kind(**values)
+    except ValueError:
+        return None
 
 
 def named(kind: type) -> st.SearchStrategy[Any]:
