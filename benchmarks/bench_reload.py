@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shlex
 import shutil
 import signal
 import socket
@@ -206,7 +207,7 @@ def main() -> None:
             shutil.rmtree(directory)
         print(" | ".join(rows[-1].cells()), rows[-1].new_failed, rows[-1].kept_failed, flush=True)
     about = {
-        "command": "python benchmarks/bench_reload.py " + " ".join(sys.argv[1:]),
+        "command": shlex.join(["python", "benchmarks/bench_reload.py", *sys.argv[1:]]),
         "python": platform.python_version(),
         "kernel": platform.release(),
         "versions": {name: version(name) for name in PACKAGES},

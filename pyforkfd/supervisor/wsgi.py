@@ -12,7 +12,7 @@ its own terms, after two seconds with the idle connections cut.  Of gunicorn's o
 used: ``BaseApplication``, ``cfg``, and of ``ThreadWorker`` the methods ``init_process``,
 ``init_signals``, ``run``, ``notify``, ``wait_for_and_dispatch_events``, ``enqueue_req``,
 ``murder_keepalived`` and ``on_pending_socket_readable``, with ``poller``, ``pending_conns``,
-``nr_conns``, ``worker_connections``, ``max_keepalived`` and ``alive``.
+``nr``, ``nr_conns``, ``worker_connections``, ``max_keepalived`` and ``alive``.
 """
 
 from __future__ import annotations
@@ -109,6 +109,7 @@ class _Thread(ThreadWorker):  # type: ignore[misc]
         super().__init__(*args)
         self._most = self.worker_connections
         self._said_ready = False
+        self._counted = 0
 
     def init_signals(self) -> None:
         super().init_signals()
@@ -153,6 +154,9 @@ class _Thread(ThreadWorker):  # type: ignore[misc]
     def _follow(self) -> None:
         assert self.ours is not None
         self.ours.poll()
+        total: int = self.nr
+        self.ours.count(total - self._counted)
+        self._counted = total
         # gunicorn accepts nothing while there are as many connections as may be.
         self.worker_connections = self._most if self.ours.accepting else 0
         if self.ours.draining:

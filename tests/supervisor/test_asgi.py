@@ -212,6 +212,16 @@ def test_no_request_fails_over_reloads_under_load(tmp_path: Path) -> None:
         assert counted["kept"]["done"] and counted["new"]["done"]
 
 
+def test_requests_are_counted_so_that_a_worker_is_recycled(tmp_path: Path) -> None:
+    with service(tmp_path, config(more="recycle = { requests = 10, jitter = 0 }")) as running:
+        pid = running.get()
+        for _ in range(10):
+            running.get()
+        running.log.wait_for(r"worker 1: to be replaced: \d+ requests")
+        running.log.wait_for("worker 1: has left: exit code 0")
+        assert running.get() != pid
+
+
 def test_a_supervisor_that_is_killed_leaves_nobody_behind(tmp_path: Path) -> None:
     with service(tmp_path, config(workers=2), ready=2) as running:
         pids = {int(running.get().split()[1]) for _ in range(20)}

@@ -134,6 +134,16 @@ def test_paused_it_keeps_who_is_there_and_resumed_it_accepts(tmp_path: Path) -> 
         old.close()
 
 
+def test_requests_are_counted_so_that_a_worker_is_recycled(tmp_path: Path) -> None:
+    with service(tmp_path, config(more="recycle = { requests = 10, jitter = 0 }")) as running:
+        pid = running.get()
+        for _ in range(10):
+            running.get()
+        running.log.wait_for(r"worker 1: to be replaced: \d+ requests")
+        running.log.wait_for("worker 1: has left: exit code 0")
+        assert running.get() != pid
+
+
 def test_a_broken_deploy_changes_nothing(application: Path, tmp_path: Path) -> None:
     with service(tmp_path, config()) as running:
         application.write_text('raise RuntimeError("a broken deploy")\n')
