@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,12 +14,14 @@ from ._types import HasFileno
 
 __all__ = ["HandlerStats", "PhaseStats", "Registration", "in_child", "register", "stats"]
 
-# The one time that the interpreter is told of us.
-os.register_at_fork(
-    before=_core.run_before,
-    after_in_parent=_core.run_after_in_parent,
-    after_in_child=_core.run_after_in_child,
-)
+
+@functools.cache  # it has no unregister; and a hook that has nothing to do costs every fork
+def _watch_forks() -> None:
+    os.register_at_fork(
+        before=_core.run_before,
+        after_in_parent=_core.run_after_in_parent,
+        after_in_child=_core.run_after_in_child,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,8 +134,7 @@ def register(
     ``before`` is called last in, first out, the others first in, first out, as
     pthread_atfork(3) has it.  ``order`` comes before the time of registration: a handler of
     a lower order is as if registered earlier, so it is the outer one.  All of them together
-    have the one place among os.register_at_fork's functions that the import of pyforkfd
-    gave them.
+    have the one place among os.register_at_fork's functions that the first of them got.
 
     Handlers may register and unregister handlers, and threads may while another one forks.
     Who takes part in a fork is settled when it begins: one registered later waits for the
@@ -160,6 +162,7 @@ def register(
         if not callable(function):
             raise TypeError(f"register: {function!r} cannot be called")
     registration = Registration(name if name is not None else _name(given[0]), order)
+    _watch_forks()
     number = _core.add_at_fork(functions, registration, order)
     registration._undo.append(lambda: _core.remove_at_fork(number))
     return registration

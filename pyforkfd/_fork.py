@@ -7,7 +7,6 @@ import sys
 import threading
 import warnings
 
-from . import _atfork as _atfork  # its hooks are what lets handlers refuse
 from . import _core
 from ._errors import ForkWarning
 from ._fds import as_fd
@@ -48,6 +47,7 @@ def fork(*, cgroup: StrPath | int | HasFileno | None = None) -> Process | None:
     """
     if sys.is_finalizing():
         raise RuntimeError("fork: the interpreter shuts down")
+    # Made before the fork: right after it each page that is written costs a page fault.
     process = Process((), -1, -1, "fork", {}, frozenset())
     if cgroup is None:
         forked = _core.fork(None, _warn_of_threads)
