@@ -1,6 +1,6 @@
 """How long is a killed worker missed?  From SIGKILL until its replacement is ready.
 
-A service of uvicorn workers that a zygote makes, under `pyforkfd serve`, as its status says.
+A service of uvicorn workers that a zygote makes, under `pyforkfd serve`, as its log says.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import IO
 
 from pyforkfd.supervisor._client import ControlClient
 
@@ -59,30 +60,33 @@ def main() -> None:
             [sys.executable, "-m", "pyforkfd", "serve", "--control", control, "service.toml"],
             cwd=directory,
             env={**os.environ, "PYTHONPATH": name},
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
         ) as service:
             try:
-                print(json.dumps(measure(control, kills)))
+                assert service.stdout is not None
+                print(json.dumps(measure(service.stdout, control, kills)))
             finally:
                 service.terminate()
 
 
-def measure(control: Path, kills: int) -> dict[str, float]:
+def wait_for_ready(log: IO[str]) -> None:
+    """The next worker that is."""
+    while "ready after" not in (line := log.readline()):
+        assert line, "the service has ended"
+
+
+def measure(log: IO[str], control: Path, kills: int) -> dict[str, float]:
     """Milliseconds."""
-    until = time.monotonic() + 30
-    while not control.exists() and time.monotonic() < until:
-        time.sleep(0.01)
     times = []
+    for _ in range(WORKERS):
+        wait_for_ready(log)
     with ControlClient(str(control)) as client:
-        while len(workers(client)) < WORKERS:
-            time.sleep(0.01)
         for _ in range(kills):
-            before = workers(client)
-            victim = random.choice(sorted(before))
+            victim = random.choice(sorted(workers(client).values()))
             start = time.monotonic_ns()
-            os.kill(before[victim], signal.SIGKILL)
-            while victim in (now := workers(client)) or len(now) < WORKERS:
-                time.sleep(0.0005)
+            os.kill(victim, signal.SIGKILL)
+            wait_for_ready(log)
             times.append((time.monotonic_ns() - start) / 1e6)
     return {
         "kills": kills,
