@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pyforkfd as ff
-from pyforkfd._page import SharedPage
-
-from ._cgroup import Policy, Tree, open_tree
 from ._control import ControlSocket
 from ._endpoint import Endpoint
 from ._events import (
@@ -43,22 +38,16 @@ from ._keeper import Keeper
 from ._launch import zygote_for
 from ._log_file import Switch
 from ._manager import Manager
-from ._metrics import Metrics
 from ._model import State, due, initial
-from ._notify_socket import NotifySocket
-from ._output import Output, forwarded
 from ._peers import Peers
-from ._reactor import Reactor
+from ._rooms import open_rooms
 from ._signals import SignalQueue
-from ._sockets import Sockets
 from ._spec import Service
 from ._state import step
 from ._status import Death, Deaths, summary
 from ._succession import Succession
 from ._upgrade import Upgrade
-from ._watch import Watch
-from ._workers import Rooms, Workers, is_looked_at
-from ._zygotes import Zygotes
+from ._workers import Workers, is_looked_at
 
 log = logging.getLogger("pyforkfd.supervisor")
 
@@ -68,7 +57,6 @@ _SIGNALS = (
 )
 _LOOK_FOR_ACCEPT = 0.02  # seconds between looks at a program that does not say it is ready
 _LOOK = 0.2  # seconds between looks at heartbeats, logs, memory
-_SLOTS = 1024  # workers that have one; 64 bytes each
 
 
 class Engine:
@@ -109,61 +97,28 @@ class Engine:
         return self._code
 
     def _enter(self, stack: contextlib.ExitStack, past: Handover | None) -> None:
-        """All rooms, in the order in which they need one another."""
         service, succession = self._service, self._succession
         enter = stack.enter_context
-        self._reactor = enter(Reactor())
-        self._output = enter(Output(service.log, self._reactor, succession))
-        enter(forwarded(self._output))
-        self._sockets = enter(Sockets(ff.listen_fds(), succession.sockets()))
+        rooms = open_rooms(stack, service, succession, lambda number: self._workers.memory(number))
+        self._reactor, self._output, self._watch = rooms.reactor, rooms.output, rooms.watch
+        self._sockets, self._zygotes, self._cgroups = rooms.sockets, rooms.zygotes, rooms.cgroups
         if past is None:
             self._open_listeners(service)
-        self._cgroups = _cgroups(service, succession.keeper)
-        if self._cgroups is not None:
-            enter(self._cgroups)
-        self._watch = enter(self._make_watch())
         self._endpoint = enter(Endpoint(service.metrics, self._watch.metrics, self._reactor))
         if service.control.path is not None:
             enter(ControlSocket(service.control, self._reactor, self._orders()))
         self._manager = Manager()
         self._signals = enter(SignalQueue(_SIGNALS))
-        path = f"{succession.directory}/notify"
-        self._notify = enter(NotifySocket(path, succession.notify_socket()))
-        succession.put_notify(self._notify)
-        self._zygotes = Zygotes()
-        stack.callback(self._zygotes.close)
         self._hooks = Hooks(self._reactor)
         stack.callback(self._hooks.close)
-        self._workers = Workers(
-            Rooms(
-                reactor=self._reactor,
-                sockets=self._sockets,
-                notify=self._notify,
-                zygotes=self._zygotes,
-                succession=succession,
-                output=self._output,
-                watch=self._watch,
-                cgroups=self._cgroups,
-            ),
-            self._feed,
-            self._on_message,
-        )
+        self._workers = Workers(rooms, self._feed, self._on_message)
         stack.callback(self._workers.abandon)
         self._upgrade = enter(Upgrade(self._reactor, succession))
         self._reactor.add(self._signals.fileno(), self._on_signals)
-        self._reactor.add(self._notify.fileno(), lambda _: self._workers.hear())
+        self._reactor.add(rooms.notify.fileno(), lambda _: self._workers.hear())
         self._reactor.add(self._zygotes.fileno(), self._on_zygotes)
         if (keeper := succession.keeper) is not None:
             self._reactor.add(keeper.fileno(), lambda _: self._on_keeper(keeper))
-
-    def _make_watch(self) -> Watch:
-        if (fd := self._succession.take("page")) is None:
-            page = SharedPage.create(_SLOTS)
-        else:
-            page = SharedPage(fd.detach())
-        metrics = Metrics(page, memory=lambda number: self._workers.memory(number))
-        self._succession.put("page", page)
-        return Watch(page, metrics, lambda number: self._workers.memory(number))
 
     def _resume(self, past: Handover) -> None:
         """Go on where a predecessor was stopped."""
@@ -421,19 +376,3 @@ class Engine:
             for crew in crews
             if crew.spec.function is not None
         )
-
-
-def _cgroups(service: Service, keeper: Keeper | None) -> Tree | None:
-    """Our own cgroup, divided, as strictly as the strictest component wants it."""
-    policies = {spec.cgroup for spec in service.components.values()}
-    policy: Policy = "off"
-    for stricter in ("prefer", "require"):
-        if stricter in policies:
-            policy = stricter
-    limits = [spec.limits for spec in service.components.values() if spec.cgroup == policy]
-    also = () if keeper is None else (os.getppid(),)
-    tree, missing = open_tree(policy, limits, also=also)
-    wanted = any(each.files() for each in limits)
-    for what in missing:
-        log.log(logging.WARNING if wanted else logging.INFO, "%s", what)
-    return tree

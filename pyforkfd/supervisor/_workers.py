@@ -15,40 +15,20 @@ import pyforkfd as ff
 from pyforkfd.zygote import ZygoteError
 
 from ._causes import cause
-from ._cgroup import Tree
 from ._cgroup_file import CgroupError
 from ._events import BecameReady, Ended, Event, Spawned, SpawnFailed, WentStale
 from ._launch import Given, launch, tell, zygote_for
 from ._leaf import Leaf
 from ._model import Phase, Worker
-from ._notify_socket import NotifySocket, worker_of
-from ._output import Output
-from ._reactor import Reactor
+from ._notify_socket import worker_of
 from ._readiness import accepts, inodes
 from ._records import Origin
 from ._resident import resident_memory
-from ._sockets import Sockets
+from ._rooms import Rooms
 from ._spec import Service, Stream
 from ._strangers import reap_strangers
-from ._succession import Succession
-from ._watch import Watch
-from ._zygotes import Zygotes
 
 log = logging.getLogger("pyforkfd.supervisor")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rooms:
-    """What workers are made with; borrowed."""
-
-    reactor: Reactor
-    sockets: Sockets
-    notify: NotifySocket
-    zygotes: Zygotes
-    succession: Succession
-    output: Output
-    watch: Watch
-    cgroups: Tree | None
 
 
 @dataclass(slots=True)
