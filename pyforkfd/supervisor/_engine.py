@@ -40,7 +40,7 @@ from ._log_file import Switch
 from ._manager import Manager
 from ._model import State, due, initial
 from ._peers import Peers
-from ._rooms import open_rooms
+from ._rooms import leaf_name, open_rooms
 from ._signals import SignalQueue
 from ._spec import Service
 from ._state import step
@@ -134,7 +134,7 @@ class Engine:
                 leaf = None
                 if self._cgroups is not None:
                     with contextlib.suppress(OSError):  # it has none
-                        leaf = self._cgroups.adopt(f"{worker.component}-{worker.id}")
+                        leaf = self._cgroups.adopt(leaf_name(worker))
                 service = self._services[worker.generation]
                 self._output.readopt(worker)
                 self._workers.adopt(worker, service, *known, leaf)

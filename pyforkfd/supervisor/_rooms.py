@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
+import select
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,8 +15,12 @@ import pyforkfd as ff
 from pyforkfd._page import SharedPage
 
 from ._cgroup import Policy, Tree, open_tree
+from ._cgroup_file import CgroupError
+from ._handover import Handover
 from ._keeper import Keeper
+from ._leaf import Leaf
 from ._metrics import Metrics
+from ._model import Worker
 from ._notify_socket import NotifySocket
 from ._output import Output, forwarded
 from ._reactor import Reactor
@@ -26,6 +33,7 @@ from ._zygotes import Zygotes
 log = logging.getLogger("pyforkfd.supervisor")
 
 _SLOTS = 1024  # workers that have one; 64 bytes each
+_PATIENCE = 2.0  # seconds for killed processes to be gone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +76,7 @@ def open_rooms(
     cgroups = _cgroups(service, succession.keeper)
     if cgroups is not None:
         enter(cgroups)
+        _end_leftovers(cgroups, succession.past)
     watch = enter(_watch(succession, memory))
     notify = enter(NotifySocket(f"{succession.directory}/notify", succession.notify_socket()))
     succession.put_notify(notify)
@@ -108,3 +117,41 @@ def _cgroups(service: Service, keeper: Keeper | None) -> Tree | None:
     for what in missing:
         log.log(logging.WARNING if wanted else logging.INFO, "%s", what)
     return tree
+
+
+def leaf_name(worker: Worker) -> str:
+    """What a worker's cgroup is called: nobody else's is called so."""
+    return f"{worker.component}-{worker.id}.worker"
+
+
+def _end_leftovers(tree: Tree, past: Handover | None) -> None:
+    """What a supervisor that was killed has left, but for workers that we take over."""
+    known = () if past is None else map(leaf_name, past.state.workers.values())
+    ours = (name for name in tree.leftovers() if re.search(r"-\d+\.worker(\.\d+)?$", name))
+    for name in set(ours).difference(known):
+        with contextlib.suppress(CgroupError):  # it has gone since
+            end_leaf(tree.adopt(name), time.monotonic() + _PATIENCE)
+
+
+def end_leaf(leaf: Leaf, until: float) -> None:
+    """Kill all that is in a cgroup, and remove it when that has ended; closes it.
+
+    Args:
+        leaf: taken.
+        until: when to give up, time.monotonic().
+    """
+    poll = select.poll()
+    try:
+        with leaf.watch() as changed:
+            poll.register(changed, select.POLLPRI)
+            while not leaf.remove():
+                leaf.kill()
+                left = until - time.monotonic()
+                if left <= 0 or not poll.poll(left * 1000):
+                    log.warning("%s: something in it does not end", leaf.path)
+                    leaf.close()
+                    return
+                os.pread(changed.fileno(), 4096, 0)
+    except CgroupError as error:
+        log.warning("%s", error)
+        leaf.close()

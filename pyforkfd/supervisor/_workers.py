@@ -24,11 +24,13 @@ from ._notify_socket import worker_of
 from ._readiness import accepts, inodes
 from ._records import Origin
 from ._resident import resident_memory
-from ._rooms import Rooms
+from ._rooms import Rooms, end_leaf, leaf_name
 from ._spec import Service, Stream
 from ._strangers import reap_strangers
 
 log = logging.getLogger("pyforkfd.supervisor")
+
+_FAREWELL = 2.0  # seconds for killed processes to be gone when we end
 
 
 @dataclass(slots=True)
@@ -124,7 +126,7 @@ class Workers:
         tree = self.rooms.cgroups
         if tree is None or worker.spec.cgroup == "off":
             return None
-        leaf = tree.leaf(f"{worker.component}-{worker.id}", worker.spec.limits)
+        leaf = tree.leaf(leaf_name(worker), worker.spec.limits)
         for what in leaf.missing:
             log.warning("%s: worker %d: %s", worker.component, worker.id, what)
         return leaf
@@ -323,6 +325,9 @@ class Workers:
             running.process.kill()
             running.process.wait()
             self.forget(running.worker.id)
+        until = time.monotonic() + _FAREWELL
+        for leaf in self._emptying:
+            end_leaf(leaf, until)
 
 
 def is_looked_at(worker: Worker) -> bool:

@@ -32,7 +32,7 @@ def holdings(running: Running) -> Mapping[str, object]:
     kinds: dict[str, int] = {}
     for fd in os.listdir(f"/proc/{pid}/fd"):
         try:
-            kind = re.sub(r":.*|-\d+$", "", os.readlink(f"/proc/{pid}/fd/{fd}"))
+            kind = re.sub(r":.*|-\d+\.worker.*$", "", os.readlink(f"/proc/{pid}/fd/{fd}"))
         except FileNotFoundError:
             continue
         kinds[kind] = kinds.get(kind, 0) + 1

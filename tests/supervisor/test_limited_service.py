@@ -102,3 +102,19 @@ def has_ended(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return True
     return stat.rpartition(")")[2].split()[0] == "Z"
+
+
+def test_what_a_killed_supervisor_has_left_is_ended(given: Path, tmp_path: Path) -> None:
+    with service(tmp_path, config(tmp_path), cgroup=given) as running:
+        home = own_cgroup(running)
+        daemon, process = int(running.log.wait_for(r"daemon (\d+)")[1]), worker(running)
+        running.process.kill()
+        running.process.wait()
+    reap_orphan(process)  # it dies with its supervisor, what it has started does not
+    assert not has_ended(daemon)
+    with service(tmp_path, config(tmp_path), cgroup=home / "supervisor") as again:
+        assert gone(functools.partial(has_ended, daemon))
+        reap_orphan(daemon)
+        left = sorted(path.name for path in home.iterdir() if path.is_dir())
+        assert left == ["supervisor", "web-1.worker"]  # the new one's
+    reap_daemons(again)
