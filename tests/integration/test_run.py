@@ -148,6 +148,8 @@ def test_ctrl_c_kills_the_group(tmp_path: Path) -> None:
         tmp_path.joinpath("seen").write_text(told.read_text())
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
+    # A shell has it ignored in what it starts in the background.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     thread = threading.Thread(target=interrupt)
     thread.start()
     try:
@@ -155,6 +157,7 @@ def test_ctrl_c_kills_the_group(tmp_path: Path) -> None:
             ff.run(["sh", "-c", script])
     finally:
         thread.join()
+        signal.signal(signal.SIGINT, before)
     assert gone(lambda: has_gone(int((tmp_path / "seen").read_text())))
 
 
