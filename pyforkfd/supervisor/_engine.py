@@ -124,12 +124,10 @@ class Engine:
         """Go on where a predecessor was stopped."""
         self._state, self._service, self._services = past.state, past.service, {**past.services}
         self._untidy = True
-        rooms = self._succession.rooms
-        if "metrics" in rooms:
-            self._watch.metrics.restore(rooms["metrics"])
-        slots = rooms.get("slots", {})
+        if "metrics" in self._succession.rooms:
+            self._watch.metrics.restore(self._succession.rooms["metrics"])
+        begun = []  # those of which there is or was a process
         for worker in past.state.workers.values():
-            self._watch.adopted(worker, slots.get(str(worker.id)))
             if (known := self._succession.worker(worker.id, worker.pid)) is not None:
                 leaf = None
                 if self._cgroups is not None:
@@ -139,8 +137,11 @@ class Engine:
                 self._output.readopt(worker)
                 self._workers.adopt(worker, service, *known, leaf)
                 self._events.append(Spawned(worker.id, known[0].pid))
+                begun.append(worker)
             elif worker.pid is not None:
                 self._events.append(Ended(worker.id, "exit", "nothing is known of it any more"))
+                begun.append(worker)
+        self._watch.adopt(begun)
         self._succession.finish()
         done = self._succession.done
         self._replies.extend([lambda _: None] * past.promised(done))  # who asked is gone
@@ -196,7 +197,6 @@ class Engine:
 
     def _save(self, todo: Sequence[Action]) -> None:
         """So that a successor knows what we know."""
-        self._succession.rooms["slots"] = self._watch.slots()
         self._succession.rooms["metrics"] = self._watch.metrics.state()
         self._succession.save(
             Handover(

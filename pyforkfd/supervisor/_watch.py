@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from pyforkfd._page import SharedPage, SlotSnapshot
 
@@ -51,21 +51,23 @@ class Watch:
             self._slots[worker.id] = slot
         return slot
 
-    def adopted(self, worker: Worker, slot: int | None) -> None:
-        """A worker runs already."""
-        self.metrics.adopted(
-            component=worker.component, worker=worker.id, generation=worker.generation, slot=slot
-        )
-        if slot is not None:
-            self._slots[worker.id] = slot
+    def adopt(self, workers: Iterable[Worker]) -> None:
+        """These run already; the page knows which slots they have."""
+        slots = {snapshot.worker: slot for slot, snapshot in enumerate(self.page.snapshots())}
+        for worker in workers:
+            slot = slots.get(worker.id)
+            self.metrics.adopted(
+                component=worker.component,
+                worker=worker.id,
+                generation=worker.generation,
+                slot=slot,
+            )
+            if slot is not None:
+                self._slots[worker.id] = slot
 
     def slot_of(self, worker: int) -> int | None:
         """The number of a worker's slot."""
         return self._slots.get(worker)
-
-    def slots(self) -> dict[str, int]:
-        """Worker -> slot, as JSON has it, for a successor."""
-        return {str(worker): slot for worker, slot in self._slots.items()}
 
     def beat(self, worker: int) -> None:
         """A worker that cannot reach the page has said that it moves."""

@@ -11,11 +11,12 @@ import struct
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kept import Running, alive, children, config, descendants, descriptors, write
+from kept import Running, alive, children, config, descendants, descriptors, free_port, write
 from leaks import gone
 from pid_clients import Load
 
@@ -462,3 +463,23 @@ def test_a_keeper_that_is_gone_tells_nothing() -> None:
     with pytest.raises(BrokenPipeError):
         keeper.hold("a", 0)
     keeper.close()
+
+
+def test_the_counters_go_on(tmp_path: Path) -> None:
+    """The page is handed over like the listeners, and what was counted of the dead."""
+    path, port = tmp_path / "s.toml", free_port()
+    config(path, keeper=True)
+    with path.open("a") as file:
+        file.write(f'\n[metrics]\naddress = "tcp://127.0.0.1:{port}"\n')
+    with Running(path) as running:
+        running.workers(2)
+        os.kill(min(workers_of(running.main.pid)), signal.SIGKILL)
+        running.wait_for(r"died \(signal\)")
+        running.workers(1)
+        running.kill()
+        running.wait_for("took over 2 workers")
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+            lines = answer.read().decode().splitlines()
+        assert 'process_crash_total{cause="signal",component="web"} 1.0' in lines
+        assert 'forkfd_workers_ready{component="web"} 2.0' in lines
+        assert running.stop() == 0
