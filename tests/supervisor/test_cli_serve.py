@@ -71,7 +71,7 @@ def test_a_program_on_the_command_line(tmp_path: Path) -> None:
         done = service.command("stop")
         assert (done.returncode, done.stderr) == (0, "")
         assert service.wait() == 0
-        line = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (INFO|WARNING|ERROR) +\S.*"
+        line = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z supervisor (INFO|WARNING|ERROR): \S.*"
         assert all(re.fullmatch(line, one) for one in service.text().splitlines())
 
 
@@ -418,5 +418,12 @@ def children(pid: int) -> list[int]:
 
 
 def zombies(pid: int) -> list[int]:
-    stats = [(child, Path(f"/proc/{child}/stat").read_text()) for child in children(pid)]
-    return [child for child, stat in stats if stat.rpartition(") ")[2].startswith("Z")]
+    found = []
+    for child in children(pid):
+        try:
+            stat = Path(f"/proc/{child}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # reaped since
+        if stat.rpartition(") ")[2].startswith("Z"):
+            found.append(child)
+    return found
