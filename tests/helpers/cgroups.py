@@ -144,9 +144,14 @@ def answer(code: str, *args: str, **options: Any) -> Any:
 def line(child: ff.Process, timeout: float = 20) -> str:
     """The next line that a child prints."""
     assert child.stdout is not None
-    ready, _, _ = select.select([child.stdout], [], [], timeout)
-    assert ready, f"{child} says nothing"
-    return child.stdout.readline().decode().strip()
+    said = b""
+    while not said.endswith(b"\n"):  # byte by byte: what is buffered could not be waited for
+        ready, _, _ = select.select([child.stdout], [], [], timeout)
+        assert ready, f"{child} says nothing after {said!r}"
+        byte = os.read(child.stdout.fileno(), 1)
+        assert byte, f"{child} has closed its output after {said!r}"
+        said += byte
+    return said.decode().strip()
 
 
 def usage(cgroup: Path) -> int:
