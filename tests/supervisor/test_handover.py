@@ -205,10 +205,10 @@ def test_a_record_is_whole_whenever_its_writer_is_killed() -> None:
         for _ in range(30):
             begun, other = os.pipe()
             if (pid := os.fork()) == 0:
-                os.write(other, b"x")
                 while True:
                     for text in texts:
                         record.write(text)
+                    os.write(other, b"x")
             os.read(begun, 1)
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
