@@ -207,3 +207,8 @@ def due(state: State) -> float | None:
     if state.previous is not None:
         times.append(state.previous.until)
     return min(times, default=None)
+
+
+def spread(worker: int) -> float:
+    """From 0 to 1 by its id: workers that were started together shall not leave together."""
+    return (worker * 0.6180339887498949) % 1.0  # golden ratio: far apart for neighbours

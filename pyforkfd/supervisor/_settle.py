@@ -19,7 +19,7 @@ from ._events import (
     TakeBack,
     Tell,
 )
-from ._model import SERVING, STAYING, Crew, Pending, Phase, Previous, State, Worker, missing
+from ._model import SERVING, STAYING, Crew, Pending, Phase, Previous, State, Worker, missing, spread
 from ._spec import Component
 
 _DUMP_TIME = 1.0  # seconds for a stack dump to be written
@@ -348,12 +348,11 @@ class Draft:
 
 
 def age(worker: Worker) -> float | None:
-    """How long it may stay; workers that were started together do not leave together."""
+    """How long it may stay."""
     recycle = worker.spec.recycle
     if recycle.age is None:
         return None
-    spread = (worker.id * 0.6180339887498949) % 1.0  # golden ratio: far apart for neighbours
-    return recycle.age * (1.0 - recycle.jitter * spread)
+    return recycle.age * (1.0 - recycle.jitter * spread(worker.id))
 
 
 def wanted_count(old: Crew | None, spec: Component) -> int:

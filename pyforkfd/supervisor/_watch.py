@@ -10,7 +10,7 @@ from ._events import Cause, Crashed, Event, Reloaded, Retire, WentStale
 from ._health import Watched, scan
 from ._memory import Guard, Told
 from ._metrics import Metrics
-from ._model import Crew, Phase, State, Worker
+from ._model import Crew, Phase, State, Worker, spread
 from ._spec import Component
 
 _WATCHED = (Phase.READY, Phase.PAUSED)
@@ -195,9 +195,7 @@ def _done(worker: Worker, snapshot: SlotSnapshot) -> str:
     recycle = worker.spec.recycle
     if recycle.requests is None:
         return ""
-    # Workers that were started together do not leave together.
-    spread = (worker.id * 0.6180339887498949) % 1.0
-    limit = recycle.requests * (1.0 - recycle.jitter * spread)
+    limit = recycle.requests * (1.0 - recycle.jitter * spread(worker.id))
     return f"{snapshot.requests} requests" if snapshot.requests >= limit else ""
 
 
