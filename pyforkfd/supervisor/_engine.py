@@ -181,12 +181,15 @@ class Engine:
 
     def _go_to(self, state: State, actions: Sequence[Action]) -> None:
         before, self._state = self._state, state
+        kept = self._succession.keeper is not None  # or nobody comes after us unannounced
         if actions or state != before:
             self._watch.changed(before, state)
-            self._save(actions)
+            if kept:
+                self._save(actions)
         for action in actions:
             self._perform(action)
-            self._succession.advance()
+            if kept:
+                self._succession.advance()
 
     def _count_end(self, event: Ended | SpawnFailed, actions: Sequence[Action]) -> None:
         crashes = [a for a in actions if isinstance(a, Crashed) and a.worker == event.worker]
@@ -320,8 +323,7 @@ class Engine:
         if worker is None:
             self._workers.waiting.discard(number)
             return
-        if self._watch.slot_of(number) is None:
-            self._watch.started(worker)
+        self._watch.started(worker)
         self._workers.start(worker, self._services[worker.generation])
 
     def _crashed(self, crash: Crashed) -> None:

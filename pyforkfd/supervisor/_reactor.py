@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
-URGENT = select.EPOLLPRI
 
 _MOST_AT_ONCE = 64
 

@@ -38,18 +38,16 @@ class Watch:
         self.page = page
         self.metrics = metrics
         self._memory = memory
-        self._slots: dict[int, int] = {}  # worker -> slot
+        self._slots: dict[int, int | None] = {}  # worker -> slot; None: the page was full
         self._guards: dict[str, Guard] = {}
         self._memory_at = 0.0
 
-    def started(self, worker: Worker) -> int | None:
-        """A worker is about to be started: the number of its slot."""
-        slot = self.metrics.started(
-            component=worker.component, worker=worker.id, generation=worker.generation
-        )
-        if slot is not None:
-            self._slots[worker.id] = slot
-        return slot
+    def started(self, worker: Worker) -> None:
+        """A worker is about to be started, or still is: it has a slot from now on."""
+        if worker.id not in self._slots:
+            self._slots[worker.id] = self.metrics.started(
+                component=worker.component, worker=worker.id, generation=worker.generation
+            )
 
     def adopt(self, workers: Iterable[Worker]) -> None:
         """These run already; the page knows which slots they have."""
@@ -62,8 +60,7 @@ class Watch:
                 generation=worker.generation,
                 slot=slot,
             )
-            if slot is not None:
-                self._slots[worker.id] = slot
+            self._slots[worker.id] = slot
 
     def slot_of(self, worker: int) -> int | None:
         """The number of a worker's slot."""
@@ -132,7 +129,9 @@ class Watch:
                 stale_ns=int(worker.spec.heartbeat.stale_after * 1e9),
             )
             for number, slot in self._slots.items()
-            if (worker := state.workers.get(number)) is not None and worker.phase in _WATCHED
+            if slot is not None
+            and (worker := state.workers.get(number)) is not None
+            and worker.phase in _WATCHED
         }
         if not watched:
             return
