@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
-from pathlib import Path
-
 from cgroups import AS_NOBODY, answer, line, python
 from children import needs_root
 
@@ -44,11 +41,11 @@ def test_what_it_shares_is_counted_in_part() -> None:
     """As workers of a zygote share what that has imported."""
     with python(WITH_CHILD, fds=PIPES) as parent:
         child = int(line(parent))
-        resident = int(Path(f"/proc/{child}/statm").read_text().split()[1]) * mmap.PAGESIZE
-        assert resident > 64 * MIB
         exact = resident_memory(child)
         assert exact is not None and 30 * MIB < exact < 48 * MIB
-        assert resident_memory(child, exact_above=resident) == resident, "the cheap answer"
+        # Not of its resident set as it was a moment ago: it still starts.
+        cheap = resident_memory(child, exact_above=96 * MIB)
+        assert cheap is not None and 64 * MIB < cheap < 96 * MIB
         finish(parent)
 
 
