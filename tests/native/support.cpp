@@ -94,6 +94,8 @@ int run(int argc, char** argv) {
     for (const Test* test = first; test != nullptr; test = test->next) {
         if (argc > 1 && std::strcmp(argv[1], test->name) != 0) continue;
         ++ran;
+        std::printf("%s\n", test->name);  // the last one is who hangs
+        std::fflush(stdout);
         std::string trouble;
         const State before;
         try {
