@@ -26,10 +26,16 @@ namespace {
 // Children of ours that are between clone and exec.  They may hold a copy of a
 // script's descriptor that another thread has just written and closed.
 std::atomic<int> in_flight{0};
+std::atomic<unsigned> landed{0};  // those that were
 
 struct InFlight {
     InFlight() noexcept { ++in_flight; }
-    ~InFlight() { --in_flight; }
+    ~InFlight() {
+        ++landed;
+        --in_flight;
+    }
+    // Whether there was another, since `before` had landed.
+    static bool others(unsigned before) noexcept { return in_flight > 1 || landed != before; }
 };
 
 class Spawn {
@@ -91,6 +97,7 @@ SpawnResult Spawn::run() {
     Attempt t = Attempt::first(plan_, cgroup_fd() >= 0);
     for (;;) {
         const std::uint64_t begun = trace.begin();
+        const unsigned before = landed;
         const long pid = clone_once(t);
         trace.cloned(t, pid, report_, begun);
         if (pid < 0) {
@@ -124,7 +131,8 @@ SpawnResult Spawn::run() {
             trace.gave_way("CLOSE_RANGE_UNSHARE", report_.err);
             continue;
         }
-        if (stage == Stage::exec && report_.err == ETXTBSY && in_flight > 1 && patience > 0) {
+        if (stage == Stage::exec && report_.err == ETXTBSY && patience > 0 &&
+            InFlight::others(before)) {
             trace.busy();
             patience -= pause.tv_nsec;
             ::nanosleep(&pause, nullptr);
