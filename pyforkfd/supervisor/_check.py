@@ -243,6 +243,8 @@ def _resources(c: Component) -> Found:
     limits, guard = c.limits, c.memory_guard
     if c.cgroup == "off" and limits != type(limits)():
         yield ("limits",), 'are those of a cgroup, and cgroup = "off"'
+    if c.cgroup == "off" and c.pressure.wanted():
+        yield ("pressure",), 'is that of a cgroup, and cgroup = "off"'
     most = limits.memory_max
     if most is not None and guard is not None and guard.high >= most:
         yield (

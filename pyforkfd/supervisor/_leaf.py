@@ -11,7 +11,8 @@ from pathlib import Path
 from pyforkfd._fd import Fd
 
 from ._cgroup_file import CgroupError, flat_keyed, open_directory, read, write
-from ._pressure import Resource, trigger
+from ._limits import Resource
+from ._pressure import trigger
 
 
 class Leaf:

@@ -1,17 +1,24 @@
-"""What a worker may use, and when its memory is too much: plain frozen values."""
+"""What a worker may use, and when it lacks something: plain frozen values."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import Literal, TypeAlias, TypeGuard, get_args
 
 # cgroup v2, "cpu.max": the kernel refuses a period outside of these, and a quota below 1 ms.
 _PERIODS = (1_000, 1_000_000)
 _QUOTA = 1_000
 _PERIOD = 100_000
 _WEIGHTS = (1, 10_000)
+_SHORTEST_STALL = 0.01  # of a window; less is told of every worker that does something
+
+Resource: TypeAlias = Literal["cpu", "io", "memory"]
+"""What a process can lack."""
+RESOURCES: tuple[Resource, ...] = get_args(Resource)
+PRESSURE_WINDOW = 2.0
+"""Seconds; the shortest that the kernel lets a process without privileges watch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +141,41 @@ class MemoryGuard:
         return self.high * 4 // 5 if self.low is None else self.low
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pressure:
+    """How long a worker may wait for what it lacks, before the supervisor says so.
+
+    Each is a share of two seconds, 0.01 to 1: for so long some process of the worker could not
+    run for want of it (the kernel's pressure stall information).  None: it is not watched.
+
+    Attributes:
+        cpu: waiting for a processor, ``limits.cpu_max`` included.
+        io: waiting for a disk.
+        memory: waiting for memory to be reclaimed, for ``limits.memory_high`` too.  A
+            ``memory_guard`` takes a worker that waits so long as one above its bound.
+
+    Raises:
+        ValueError: every value that makes no sense, a line each.
+    """
+
+    cpu: float | None = None
+    io: float | None = None
+    memory: float | None = None
+
+    def __post_init__(self) -> None:
+        if wrong := [
+            line
+            for name in RESOURCES
+            for line in _check(getattr(self, name), name, _stall, "a share from 0.01 to 1")
+        ]:
+            raise ValueError("\n".join(wrong))
+
+    def wanted(self) -> Mapping[Resource, float]:
+        """What is watched -> the share."""
+        shares = {name: getattr(self, name) for name in RESOURCES}
+        return {name: share for name, share in shares.items() if share is not None}
+
+
 def _check(value: object, name: str, fits: Callable[[object], bool], what: str) -> list[str]:
     if value is None or fits(value):
         return []
@@ -162,6 +204,10 @@ def _weight(value: object) -> bool:
 
 def _duration(value: object) -> bool:
     return _is_number(value) and value >= 0
+
+
+def _stall(value: object) -> bool:
+    return _is_number(value) and _SHORTEST_STALL <= value <= 1
 
 
 def _share(value: object) -> bool:

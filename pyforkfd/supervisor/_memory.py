@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from ._limits import MemoryGuard
+from ._limits import PRESSURE_WINDOW, MemoryGuard
 
 Order: TypeAlias = Literal[
     "stop_accepting", "resume_accepting", "collect", "buffer_logs", "flush_logs", "recycle"
@@ -27,6 +27,7 @@ class Told:
 class _Worker:
     used: int = 0
     above_since: float | None = None  # without a break
+    waited: float | None = None  # when it last waited for memory for too long
     limited_since: float | None = None
     collected: float = 0.0
     stopped: bool = False  # it does not accept, since we said so
@@ -63,8 +64,24 @@ class Guard:
         for number, worker in self._workers.items():
             worker.used = used[number]
             said[number] += self._judge(worker, now)
-        self._share(said)
+        self._share(said, now)
         return [Told(number, tuple(orders)) for number, orders in said.items() if orders]
+
+    def waited(self, number: int, now: float) -> None:
+        """A worker has waited for memory for too long, however much it uses.
+
+        It is taken as one that is above the bound, until it has not done so for ``seconds``.
+
+        Args:
+            number: of the worker; one that :meth:`look` has not seen yet is known from then on.
+            now: as for :meth:`look`.
+        """
+        self._workers.setdefault(number, _Worker()).waited = now
+
+    def _waits(self, worker: _Worker, now: float) -> bool:
+        # It is told once in a window, so a shorter time would see breaks that are none.
+        lasts = max(self._config.seconds, 2 * PRESSURE_WINDOW)
+        return worker.waited is not None and now - worker.waited < lasts
 
     def _judge(self, worker: _Worker, now: float) -> list[Order]:
         """What it is told for its own memory alone."""
@@ -73,7 +90,9 @@ class Guard:
             worker.above_since = None
         elif worker.above_since is None:
             worker.above_since = now
-        if worker.limited_since is not None and worker.used < config.resume_below:
+        waits = self._waits(worker, now)
+        freed = worker.used < config.resume_below and not waits
+        if worker.limited_since is not None and freed:
             worker.limited_since = None
             if worker.stopped:
                 worker.stopped = False
@@ -84,7 +103,9 @@ class Guard:
             if now - worker.collected >= config.seconds:
                 worker.collected = now
                 said.append("collect")
-        elif worker.above_since is not None and now - worker.above_since >= config.seconds:
+        elif waits or (
+            worker.above_since is not None and now - worker.above_since >= config.seconds
+        ):
             worker.limited_since = worker.collected = now
             said += ["collect", "buffer_logs"]
         if not worker.recycled and self._is_hopeless(worker, now):
@@ -102,7 +123,7 @@ class Guard:
             and now - worker.limited_since >= config.recycle_after
         )
 
-    def _share(self, said: dict[int, list[Order]]) -> None:
+    def _share(self, said: dict[int, list[Order]], now: float) -> None:
         """Who of the limited stops accepting: the largest first, and never too many."""
         workers = self._workers
         # 0.07 * 100 is a little above 7.
@@ -119,7 +140,7 @@ class Guard:
             number
             for number, worker in workers.items()
             if worker.limited_since is not None
-            and worker.above_since is not None
+            and (worker.above_since is not None or self._waits(worker, now))
             and not worker.stopped
             and "resume_accepting" not in said[number]
         ]

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from pyforkfd._page import SharedPage, SlotSnapshot
 
 from ._events import Cause
+from ._limits import RESOURCES, Resource
 
 BOOT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper bounds in seconds of the histogram of boot times, without the infinite one."""
@@ -79,6 +80,7 @@ FAMILIES: dict[str, Family] = _families(
     ("forkfd_restarts_total", "counter", _C, "Workers started in place of one that crashed."),
     ("process_crash_total", "counter", ("component", "cause"), "Ends that nobody asked for."),
     ("forkfd_exits_total", "counter", ("component", "cause"), "All ends of workers."),
+    ("forkfd_pressure_total", "counter", ("component", "resource"), "Waits that were too long."),
     ("forkfd_boot_seconds", "histogram", _C, "From the start of a worker until it was ready."),
     ("forkfd_worker_generation", "gauge", _CW, "Generation of a worker."),
     ("forkfd_worker_ready", "gauge", _CW, "1: the worker serves."),
@@ -101,6 +103,7 @@ class _Component:
     restarts: int = 0
     crashes: dict[str, int] = field(default_factory=dict)
     exits: dict[str, int] = field(default_factory=dict)
+    lacks: dict[str, int] = field(default_factory=dict)
     boots: list[int] = field(default_factory=lambda: [0] * (len(BOOT_BUCKETS) + 1))
     boot_sum: float = 0.0
 
@@ -250,6 +253,11 @@ class Metrics:
         """A worker is started in place of one that crashed."""
         self._components.setdefault(component, _Component()).restarts += 1
 
+    def lacked(self, component: str, resource: Resource) -> None:
+        """A worker has waited for too long for what it lacks."""
+        lacks = self._components.setdefault(component, _Component()).lacks
+        lacks[resource] = lacks.get(resource, 0) + 1
+
     def reloaded(self, outcome: str) -> None:
         """A reload has ended.
 
@@ -289,6 +297,8 @@ class Metrics:
             ):
                 for cause, n in (dict.fromkeys(CAUSES, 0) | causes).items():
                     rows[name].append(((component, cause), n))
+            for resource, n in (dict.fromkeys(RESOURCES, 0) | of.lacks).items():
+                rows["forkfd_pressure_total"].append(((component, resource), n))
         for name, samples in rows.items():
             yield FAMILIES[name], samples
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 from pyforkfd._fd import Fd
 
 from ._cgroup_file import CgroupError
-
-Resource: TypeAlias = Literal["cpu", "io", "memory"]
+from ._limits import Resource
 
 
 def trigger(

@@ -16,9 +16,12 @@ from pyforkfd._page import SharedPage
 
 from ._cgroup import Policy, Tree, open_tree
 from ._cgroup_file import CgroupError
+from ._delegation import OWN_LEAF
 from ._handover import Handover
 from ._keeper import Keeper
+from ._lacks import Lacks, lacking
 from ._leaf import Leaf
+from ._limits import RESOURCES, Resource
 from ._metrics import Metrics
 from ._model import Worker
 from ._notify_socket import NotifySocket
@@ -48,6 +51,7 @@ class Rooms:
     output: Output
     watch: Watch
     cgroups: Tree | None
+    lacks: Lacks
 
 
 def open_rooms(
@@ -82,6 +86,7 @@ def open_rooms(
     succession.put_notify(notify)
     zygotes = Zygotes()
     stack.callback(zygotes.close)
+    lacks = enter(Lacks(reactor, watch.lacks, _there(service, cgroups)))
     return Rooms(
         reactor=reactor,
         sockets=sockets,
@@ -91,6 +96,7 @@ def open_rooms(
         output=output,
         watch=watch,
         cgroups=cgroups,
+        lacks=lacks,
     )
 
 
@@ -117,6 +123,20 @@ def _cgroups(service: Service, keeper: Keeper | None) -> Tree | None:
     for what in missing:
         log.log(logging.WARNING if wanted else logging.INFO, "%s", what)
     return tree
+
+
+def _there(service: Service, tree: Tree | None) -> frozenset[Resource]:
+    """What the kernel tells of workers that lack it; an error where one must be told."""
+    if tree is None:
+        return frozenset()
+    components = service.components.values()
+    wanted = {resource for spec in components for resource in spec.pressure.wanted()}
+    missing = lacking(tree.path / OWN_LEAF, sorted(wanted))
+    for resource, error in missing.items():
+        if any(s.cgroup == "require" and resource in s.pressure.wanted() for s in components):
+            raise error
+        log.warning("%s", error)
+    return frozenset(RESOURCES) - missing.keys()
 
 
 def leaf_name(worker: Worker) -> str:

@@ -11,6 +11,7 @@ from pyforkfd._spawn import Namespace
 
 from ._limits import Limits as Limits
 from ._limits import MemoryGuard as MemoryGuard
+from ._limits import Pressure as Pressure
 from ._problems import Problem as Problem
 from ._problems import SpecError as SpecError
 
@@ -161,6 +162,7 @@ class Component:
         rlimits: ``"NOFILE"`` -> limit, or (soft, hard); -1 is none.
         privileges: user, capabilities and confinement.
         limits: of each worker's cgroup.
+        pressure: when one waits for too long for what it lacks; wants its cgroup.
         cgroup: a cgroup for each worker: "prefer" (a warning where that is impossible),
             "require", "off".
         readiness: when a worker is ready: "notify" (it says READY=1 or calls our helper),
@@ -201,6 +203,7 @@ class Component:
     rlimits: Mapping[str, Limit | tuple[Limit, Limit]] | None = None
     privileges: Privileges = Privileges()
     limits: Limits = field(default_factory=Limits)
+    pressure: Pressure = field(default_factory=Pressure)
     cgroup: Literal["prefer", "require", "off"] = "prefer"
     readiness: Literal["notify", "accept", "started"] = "notify"
     boot_timeout: Seconds = 30.0

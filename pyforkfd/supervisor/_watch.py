@@ -8,6 +8,7 @@ from pyforkfd._page import SharedPage, SlotSnapshot
 
 from ._events import Cause, Crashed, Event, Reloaded, Retire, WentStale
 from ._health import Watched, scan
+from ._limits import Resource
 from ._memory import Guard, Told
 from ._metrics import Metrics
 from ._model import Crew, Phase, State, Worker, spread
@@ -106,6 +107,13 @@ class Watch:
         """A worker was reaped."""
         self._slots.pop(worker, None)
         self.metrics.ended(worker, cause=cause, expected=expected)
+
+    def lacks(self, worker: Worker, resource: Resource, now: float) -> None:
+        """A worker has waited for too long for what it lacks, at time.monotonic()."""
+        self.metrics.lacked(worker.component, resource)
+        guard = self._guards.get(worker.component)
+        if resource == "memory" and guard is not None:
+            guard.waited(worker.id, now)
 
     def told(self, action: Crashed | Reloaded) -> None:
         """What the heart has said, for the counters."""

@@ -117,6 +117,8 @@ class Workers:
         self.rooms.reactor.add(process.fileno(), lambda _: self._on_end(number))
         if not channel.closed:
             self.rooms.reactor.add(channel.fileno(), lambda _: self._on_channel(number))
+        if leaf is not None:
+            self.rooms.lacks.watch(worker, leaf)
 
     def _listeners(self, worker: Worker, service: Service) -> dict[str, Any]:
         listeners, position = service.listeners, worker.position
@@ -290,6 +292,7 @@ class Workers:
         self._close_channel(running)
         self.rooms.output.worker_gone(number, time.monotonic())
         if running.leaf is not None:
+            self.rooms.lacks.forget(number)
             self._emptying.append(running.leaf)
             self.sweep()
 

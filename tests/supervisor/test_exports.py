@@ -12,8 +12,8 @@ import pyforkfd.supervisor as public
 
 NAMES = """
 Component Control ForkfdHandler Heartbeat Limits Listener Log Loki MemoryGuard Metrics Origin
-Privileges Problem RecordWriter Recycle Restart Service SpecError StructlogProcessor Supervisor
-ZygoteSpec load loads log_uncaught log_writer obey validate
+Pressure Privileges Problem RecordWriter Recycle Restart Service SpecError StructlogProcessor
+Supervisor ZygoteSpec load loads log_uncaught log_writer obey validate
 """.split()
 
 

@@ -9,6 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
 from cgroups import cgroup_given as given
 from cgroups import cgroup_home as home
 from cgroups import mount, reap_orphan
@@ -30,10 +31,10 @@ daemon = os.fork()
 if daemon == 0:
     os.setsid()
     time.sleep(1000)
+print(f"daemon {daemon}", flush=True)  # first: whoever waits for READY may kill at once
 with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
     manager.connect(os.environ["NOTIFY_SOCKET"])
     manager.send(f"READY=1\\nSTATUS={daemon}".encode())
-print(f"daemon {daemon}", flush=True)
 while True:
     time.sleep(1000)
 """
@@ -102,6 +103,20 @@ def has_ended(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return True
     return stat.rpartition(")")[2].split()[0] == "Z"
+
+
+def test_pressure_that_the_kernel_does_not_tell_of(given: Path, tmp_path: Path) -> None:
+    if (given / "cpu.pressure").exists():
+        pytest.skip("this kernel has pressure stall information: test_lacks.py is for those")
+    wanted = config(tmp_path) + "pressure = { memory = 0.1 }\n"
+    with service(tmp_path, wanted.replace("require", "prefer"), cgroup=given) as running:
+        running.log.wait_for("WARNING: open .*/memory.pressure: .*CONFIG_PSI")
+        home = own_cgroup(running)
+    reap_daemons(running)
+    refused = r"CgroupError: open .*/memory\.pressure: .*CONFIG_PSI"
+    again = service(tmp_path, wanted, cgroup=home / "supervisor")
+    with pytest.raises(AssertionError, match=refused), again:
+        pass
 
 
 def test_what_a_killed_supervisor_has_left_is_ended(given: Path, tmp_path: Path) -> None:

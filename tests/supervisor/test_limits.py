@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pyforkfd.supervisor._limits import Limits
+from pyforkfd.supervisor._limits import Limits, Pressure
 
 
 def test_nothing_is_limited_that_nobody_asked_for() -> None:
@@ -36,6 +36,18 @@ def test_what_is_written_where() -> None:
     }
     assert limits.controllers() == {"memory", "cpu", "pids"}
     assert Limits(cpu_max=(2000, 20000)).files() == {"cpu.max": "2000 20000"}
+
+
+def test_pressure_that_makes_no_sense_is_said_whole() -> None:
+    assert Pressure().wanted() == {}
+    assert Pressure(memory=1, cpu=0.01).wanted() == {"cpu": 0.01, "memory": 1}
+    with pytest.raises(ValueError) as caught:
+        Pressure(cpu=0.009, io=True, memory=1.1)
+    assert str(caught.value).splitlines() == [
+        "cpu: 0.009 is not a share from 0.01 to 1",
+        "io: True is not a share from 0.01 to 1",
+        "memory: 1.1 is not a share from 0.01 to 1",
+    ]
 
 
 @pytest.mark.parametrize(

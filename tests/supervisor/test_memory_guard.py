@@ -42,6 +42,25 @@ def test_a_break_starts_the_time_anew() -> None:
     assert told(guard, 60, 100, 0) == {0: LIMITED}
 
 
+def test_one_that_waits_for_memory_is_limited_at_once_and_until_it_does_not() -> None:
+    guard = Guard(MemoryGuard(high=100, low=50, seconds=10))
+    assert told(guard, 0, 10, 0) == {}
+    guard.waited(0, 1)
+    assert told(guard, 1, 10, 0) == {0: LIMITED}
+    guard.waited(0, 3)
+    assert told(guard, 10, 10, 0) == {}
+    assert told(guard, 12.9, 10, 0) == {0: ("collect",)}
+    assert told(guard, 13, 10, 0) == {0: FREE}
+
+
+def test_pressure_is_told_once_in_a_window_which_no_shorter_time_sees_breaks_in() -> None:
+    guard = Guard(MemoryGuard(high=100, seconds=0, recycle_after=None))
+    guard.waited(0, 0)
+    assert told(guard, 0, 10, 0)[0] == LIMITED
+    assert "resume_accepting" not in told(guard, 2.1, 10, 0)[0]
+    assert told(guard, 4, 10, 0) == {0: FREE}
+
+
 def test_collects_again_while_it_is_limited() -> None:
     guard = Guard(MemoryGuard(high=100, seconds=10, recycle_after=None))
     told(guard, 0, 100, 0)

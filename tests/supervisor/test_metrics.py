@@ -141,6 +141,12 @@ def test_the_program_that_takes_over_goes_on(page: ff.SharedPage) -> None:
     old.started(component="web", worker=2, generation=1)
     page.slot(slot).add(7)
     old.ended(2, cause="core", expected=False)
+    old.lacked("web", "memory")
+    assert values(old, "forkfd_pressure_total") == {
+        ("web", "cpu"): 0,
+        ("web", "io"): 0,
+        ("web", "memory"): 1,
+    }
     old.reloaded("done")
     old.ready(1, boot_seconds=0.1)
     new = Metrics(page)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from pyforkfd.supervisor import _spec
 from pyforkfd.supervisor._read import Reader, fields_of
-from pyforkfd.supervisor._spec import Limits, MemoryGuard, Service, SpecError
+from pyforkfd.supervisor._spec import Limits, MemoryGuard, Pressure, Service, SpecError
 from pyforkfd.supervisor._toml import load, loads
 from pyforkfd.supervisor._validate import validate
 
@@ -256,6 +256,9 @@ def values(wanted: Any) -> st.SearchStrategy[Any]:
 
 
 def things(kind: type, **fixed: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    if kind is Pressure:  # of any numbers nearly all are refused
+        shares = {name: st.none() | st.floats(0.01, 1) for name in fields_of(kind)}
+        return st.builds(Pressure, **shares)
     required = {
         field.name
         for field in dataclasses.fields(kind)

@@ -21,6 +21,7 @@ from pyforkfd.supervisor._spec import (
     Loki,
     MemoryGuard,
     Metrics,
+    Pressure,
     Privileges,
     Recycle,
     Restart,
@@ -249,6 +250,10 @@ CASES: list[tuple[Service, list[str]]] = [
     (
         service(web(cgroup="off", limits=Limits(pids_max=5)), http()),
         [f'{W}.limits: are those of a cgroup, and cgroup = "off"'],
+    ),
+    (
+        service(web(cgroup="off", pressure=Pressure(io=0.5)), http()),
+        [f'{W}.pressure: is that of a cgroup, and cgroup = "off"'],
     ),
     (
         service(
