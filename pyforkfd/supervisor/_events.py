@@ -90,10 +90,17 @@ class Reload:
         components: what is to run then, whole; None: what runs now.
         only: those whose workers are replaced; None: all.  Of others nothing may have changed
             that their workers were started from.
+        sharded: components with listeners of which each position has its own; None: those
+            that have them now.
+        rollback: seconds that what is replaced stays paused; None: as now.
+        max_generations: more are not kept alive at once; None: as now.
     """
 
     components: Mapping[str, Component] | None = None
     only: frozenset[str] | None = None
+    sharded: frozenset[str] | None = None
+    rollback: float | None = None
+    max_generations: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

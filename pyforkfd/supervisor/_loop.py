@@ -14,7 +14,7 @@ from ._diff import diff
 from ._engine import Engine
 from ._events import Reload, Reloaded, Retire, RollBack, Scale, Stop, Tick
 from ._keeper import become_kept
-from ._model import SERVING, Phase
+from ._model import SERVING, Phase, sharded
 from ._orders import Orders
 from ._spec import Service, SpecError
 from ._status import Seen, describe
@@ -22,6 +22,8 @@ from ._succession import Succession
 from ._validate import validate
 
 log = logging.getLogger("pyforkfd.supervisor")
+
+_AT_START = frozenset({"name", "keeper", "control", "log", "metrics"})  # and not by a reload
 
 
 class Supervisor(Engine):
@@ -118,7 +120,10 @@ class Supervisor(Engine):
             log.error("reload: %s", error)
             reply(Reloaded(self._state.generation, str(error)))
             return
-        changed = {*diff(self._service, service).components.changed}
+        difference = diff(self._service, service)
+        if later := sorted(_AT_START.intersection(difference.sections)):
+            log.warning("reload: %s: as before until the next start", ", ".join(later))
+        changed = {*difference.components.changed}
         told = {
             name
             for name, spec in service.components.items()
@@ -135,7 +140,15 @@ class Supervisor(Engine):
 
         self._services[self._state.generation + 1] = service
         self._replies.append(done)
-        self._feed(Reload(dict(service.components), replaced))
+        self._feed(
+            Reload(
+                dict(service.components),
+                replaced,
+                sharded=sharded(service),
+                rollback=service.rollback,
+                max_generations=service.max_generations,
+            )
+        )
 
     def roll_back(self, reply: Callable[[Reloaded], None] = lambda _: None) -> None:
         """Go back to the generation that is paused."""

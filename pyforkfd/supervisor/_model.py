@@ -78,6 +78,7 @@ class Crew:
         not_before: position -> when the next may start there.
         finished: positions whose worker ended and is not to be replaced.
         fatal: too many crashes: nothing is started any more.
+        sharded: of some listener each position has a socket of its own.
     """
 
     spec: Component
@@ -89,6 +90,7 @@ class Crew:
     not_before: Mapping[int, float] = field(default_factory=dict)
     finished: frozenset[int] = frozenset()
     fatal: bool = False
+    sharded: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,12 +102,16 @@ class Pending:
         crews: those that boot.
         removed: components that are not wanted any more.
         adjusted: components whose workers stay, and go by this from then on.
+        rollback: of the state, from then on.
+        max_generations: likewise.
     """
 
     generation: int
     crews: Mapping[str, Crew]
     removed: frozenset[str]
     adjusted: Mapping[str, Component]
+    rollback: float
+    max_generations: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +142,6 @@ class State:
         next_worker: the next id.
         lent: (component, position) -> the worker that accepts from that position's shards
             while nobody is ready there.
-        sharded: components with listeners of which each position has its own.
         rollback: how long a replaced generation stays paused, in seconds.
         max_generations: more are not kept alive at once.
         announced: the service manager was told that we are ready.
@@ -152,7 +157,6 @@ class State:
     generation: int = 1
     next_worker: int = 1
     lent: Mapping[tuple[str, int], int] = field(default_factory=dict)
-    sharded: frozenset[str] = frozenset()
     rollback: float = 0.0
     max_generations: int = 3
     announced: bool = False
@@ -163,12 +167,18 @@ class State:
 
 def initial(service: Service) -> State:
     """Nothing runs yet; the first step starts all of it."""
+    shards = sharded(service)
     return State(
         crews={
-            name: Crew(spec=spec, count=spec.workers, widest=spec.workers, generation=1)
+            name: Crew(
+                spec=spec,
+                count=spec.workers,
+                widest=spec.workers,
+                generation=1,
+                sharded=name in shards,
+            )
             for name, spec in service.components.items()
         },
-        sharded=sharded(service),
         rollback=service.rollback,
         max_generations=service.max_generations,
     )

@@ -119,6 +119,9 @@ class Draft:
         for name, spec in pending.adjusted.items():
             self._adjust(name, spec)
         self.pending = self.previous = None
+        self.state = replace(
+            self.state, rollback=pending.rollback, max_generations=pending.max_generations
+        )
         self.actions.append(Reloaded(pending.generation))
         self.actions.append(Announce("ready"))
         if self.state.rollback <= 0:
@@ -216,8 +219,8 @@ class Draft:
     def _lend(self) -> dict[tuple[str, int], int]:
         """Shards of positions where nobody is ready go to a sibling, one owner each."""
         lent = {}
-        for name in self.state.sharded:
-            if self.stopping or (crew := self.crews.get(name)) is None:
+        for name, crew in self.crews.items():
+            if self.stopping or not crew.sharded:
                 continue
             ready = self._of(crew, Phase.READY)
             owned = {worker.position for worker in ready}

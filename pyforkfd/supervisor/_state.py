@@ -168,12 +168,21 @@ class _Step(Draft):
                 adjusted[name] = spec
                 continue
             count = wanted_count(old, spec)
-            crews[name] = Crew(spec=spec, count=count, widest=count, generation=self.generation)
+            sharded = old is not None and old.sharded
+            crews[name] = Crew(
+                spec=spec,
+                count=count,
+                widest=count,
+                generation=self.generation,
+                sharded=sharded if event.sharded is None else name in event.sharded,
+            )
         self.pending = Pending(
             generation=self.generation,
             crews=crews,
             removed=frozenset(self.crews.keys() - wanted.keys()),
             adjusted=adjusted,
+            rollback=self.state.rollback if event.rollback is None else event.rollback,
+            max_generations=event.max_generations or self.state.max_generations,
         )
         self.actions.append(Announce("reloading"))
 

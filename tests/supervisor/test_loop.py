@@ -196,6 +196,18 @@ def test_a_reload_with_another_listener(tmp_path: Path) -> None:
                 ask(("127.0.0.1", old))
 
 
+def test_a_reload_says_what_it_leaves_and_takes_the_rest(tmp_path: Path) -> None:
+    port = free_port()
+    with Supervised(tmp_path, toml(port)) as service:
+        service.until(f"^ready: {WEB}")
+        service.config.write_text(f'rollback = "1h"\n{toml(port)}\n[metrics]\ninterval = "3s"\n')
+        done = service.command("reload")
+        assert done.returncode == 0, done.stderr
+        assert "reload: metrics: as before until the next start" in service.text()
+        # It would keep the old workers now, if these could pause.
+        assert "cannot pause, so no roll back is kept" in service.text()
+
+
 def test_a_reload_that_cannot_bind_changes_nothing(tmp_path: Path) -> None:
     port = free_port()
     with Supervised(tmp_path, toml(port)) as service, socket.socket() as taken:

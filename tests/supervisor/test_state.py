@@ -306,6 +306,28 @@ def test_the_shards_of_a_dead_worker_are_lent_until_it_is_replaced() -> None:
     assert TakeBack(1, 1) in driver.ready(4)
 
 
+def test_a_reload_may_bring_shards_and_take_them_away() -> None:
+    driver = started(service(component(workers=2)))
+    driver.feed(Reload(sharded=frozenset({"web"})))
+    driver.settle()
+    assert only(driver.feed(Ended(3, "signal", "killed by SIGKILL")), Lend) == [Lend(4, 0)]
+    driver.settle()
+    driver.feed(Reload(sharded=frozenset()))
+    driver.settle()
+    one = min(driver.state.workers)
+    assert only(driver.feed(Ended(one, "signal", "killed by SIGKILL")), Lend) == []
+
+
+def test_what_a_reload_says_of_generations_goes_from_its_own_switch_on() -> None:
+    driver = started(service(component(workers=1), rollback=0.0))
+    driver.feed(Reload(rollback=30.0, max_generations=5))
+    driver.feed(Ended(2, "exit", "exit code 1"))  # it is given up: nothing has changed
+    assert (driver.state.rollback, driver.state.max_generations) == (0.0, 3)
+    driver.feed(Reload(rollback=30.0, max_generations=5))
+    assert only(driver.ready(3), Tell) == [Tell(1, "pause")]
+    assert (driver.state.rollback, driver.state.max_generations) == (30.0, 5)
+
+
 NAMES = ["a", "b"]
 
 
