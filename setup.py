@@ -98,7 +98,7 @@ KEEPER = ["keeper", "link"]
 flags = ["-Wall", "-Wextra", "-fvisibility=hidden"]
 link: list[str] = []
 if sanitize := os.environ.get("PYFORKFD_SANITIZE"):
-    flags += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g"]
+    flags += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g", "-O1"]
     link += [f"-fsanitize={sanitize}"]
 # It goes into programs that know of no sanitizer; assembly at top level wants no LTO.
 plain = ["-std=gnu11", "-fno-lto", *flags[:3]]
