@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import Protocol
 
 from pyforkfd._fd import Fd
@@ -16,7 +15,6 @@ from ._capture import Capture
 from ._log_file import LogFile, Switch
 from ._logs import Logs
 from ._loki import LokiSink
-from ._loki_push import LokiConfig
 from ._model import Worker
 from ._reactor import READABLE, WRITABLE, Reactor
 from ._records import Origin
@@ -77,9 +75,7 @@ class Output:
             )
         try:
             if config.loki is not None:
-                names = [field.name for field in fields(LokiConfig)]
-                wanted = LokiConfig(**{name: getattr(config.loki, name) for name in names})
-                self._loki = LokiSink(wanted, max_bytes=config.loki.buffer)
+                self._loki = LokiSink(config.loki)
                 reactor.add(self._loki.fileno(), self._on_loki)
         except BaseException:
             self.close()
