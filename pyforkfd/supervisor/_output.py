@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from pyforkfd._closing import Closing
 from pyforkfd._fd import Fd
 
 from ._capture import Capture
@@ -36,7 +37,7 @@ class _Writing(Protocol):
     def handle(self) -> None: ...
 
 
-class Output:
+class Output(Closing):
     """Where the words of the supervisor and of its workers go.  Owns all of it.
 
     Attributes:
@@ -225,12 +226,6 @@ class Output:
             self._loki.close()
         if self.file is not None:
             self.file.close()
-
-    def __enter__(self) -> Output:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def _name(worker: int, stream: str) -> str:
