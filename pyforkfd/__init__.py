@@ -49,6 +49,7 @@ from ._fork import fork
 from ._listeners import ListenFd, bind, listen_environment, listen_fds, listener_from_fd
 from ._loops import Transports, new_event_loop, reinit_loop
 from ._notify import notify
+from ._options import CommandOptions
 from ._page import SharedPage, Slot, SlotSnapshot
 from ._passing import (
     Credentials,
@@ -64,7 +65,6 @@ from ._pipeline import Pipeline, PipelineProcess
 from ._preload import preload_library
 from ._process import Process
 from ._run import (
-    CommandOptions,
     Completed,
     ExitError,
     OutputLimitError,
