@@ -10,8 +10,9 @@ except ImportError as error:
         "(pip install .) and import it from outside the source tree"
     ) from error
 
+from typing import TYPE_CHECKING
+
 from . import _atfork as atfork
-from ._asyncio import create_subprocess_exec
 from ._channel import ChannelListener, FdChannel
 from ._clone import CloneFlag, Sibling, clone
 from ._debug import debug, read_environment
@@ -46,9 +47,10 @@ from ._fd_details import (
 )
 from ._fd_table import FdDiff, FdInfo, FdTable, diff, fd_table
 from ._fork import fork
+from ._lazy import lazy
 from ._listeners import ListenFd, bind, listen_environment, listen_fds, listener_from_fd
-from ._loops import Transports, new_event_loop, reinit_loop
 from ._notify import notify
+from ._options import CommandOptions
 from ._page import SharedPage, Slot, SlotSnapshot
 from ._passing import (
     Credentials,
@@ -64,7 +66,6 @@ from ._pipeline import Pipeline, PipelineProcess
 from ._preload import preload_library
 from ._process import Process
 from ._run import (
-    CommandOptions,
     Completed,
     ExitError,
     OutputLimitError,
@@ -97,6 +98,21 @@ from ._types import (
     Special,
     StrPath,
 )
+
+if TYPE_CHECKING:
+    from ._asyncio import create_subprocess_exec
+    from ._loops import Transports, new_event_loop, reinit_loop
+else:
+    # asyncio is a third of what importing us would cost.
+    __getattr__, __dir__ = lazy(
+        __name__,
+        {
+            "Transports": "_loops",
+            "create_subprocess_exec": "_asyncio",
+            "new_event_loop": "_loops",
+            "reinit_loop": "_loops",
+        },
+    )
 
 __all__ = [
     "CLOSED",

@@ -10,9 +10,9 @@ import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Iterable, Iterator
-from types import TracebackType
 
 from . import _core
+from ._closing import Closing
 from ._fd import Fd
 from ._passing import Buffer, Credentials, Received, peer_credentials, peer_pidfd
 from ._seqpacket import connect, demand_connection, listening, raw_address, ready, wait
@@ -34,7 +34,7 @@ def _watch_forks() -> None:
     os.register_at_fork(after_in_child=_new_locks)
 
 
-class FdChannel:
+class FdChannel(Closing):
     """A UNIX SOCK_SEQPACKET connection: a message and its descriptors arrive in one piece.
 
     Made by :meth:`pair` and :meth:`connect`, accepted from a :class:`ChannelListener`, or
@@ -269,17 +269,6 @@ class FdChannel:
         """It is closed, or detached."""
         return self._fd.closed
 
-    def __enter__(self) -> FdChannel:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         return f"<FdChannel {'closed' if self.closed else self.fileno()}>"
 
@@ -313,7 +302,7 @@ class FdChannel:
         return message
 
 
-class ChannelListener:
+class ChannelListener(Closing):
     """A listening SOCK_SEQPACKET socket, of which each connection is a :class:`FdChannel`.
 
     Made by :meth:`FdChannel.listen`, or around a listener that was passed to us:
@@ -374,17 +363,6 @@ class ChannelListener:
     def close(self) -> None:
         """Close it; a path stays, and :meth:`FdChannel.listen` replaces it."""
         self._sock.close()
-
-    def __enter__(self) -> ChannelListener:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<ChannelListener {self.fileno()} {self._sock.getsockname()!r}>"

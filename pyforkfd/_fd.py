@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import warnings
-from types import TracebackType
 
 from . import _core
+from ._closing import Closing
 from ._fds import as_fd
 from ._types import HasFileno
 
 _LAST = 2**32 - 1  # close_range(2): up to whatever is open
 
 
-class Fd:
+class Fd(Closing):
     """A descriptor that is owned: it is closed once, by this object or by nobody.
 
     The number given is taken: whoever had it must not close it.  Its close-on-exec mark
@@ -73,17 +73,6 @@ class Fd:
     def closed(self) -> bool:
         """It is closed, or detached."""
         return not self._held
-
-    def __enter__(self) -> Fd:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if self._held:

@@ -23,16 +23,15 @@ from ._standard import (
 
 # A builtin does not become a method where a class has it as an attribute, and nor does this.
 _FORK_EXEC = staticmethod(fork_exec)
-_POSIX_SPAWN, _POSIX_SPAWNP = staticmethod(posix_spawn), staticmethod(posix_spawnp)
 
 # Where, its name, what is there, what stands in.
 _SEAMS: tuple[tuple[Any, str, Any, Any], ...] = (
     (subprocess.Popen, "_execute_child", STOCK_EXECUTE_CHILD, execute_child),
     (_posixsubprocess, "fork_exec", STOCK_FORK_EXEC, _FORK_EXEC),
-    (os, "posix_spawn", os.posix_spawn, _POSIX_SPAWN),
-    (os, "posix_spawnp", os.posix_spawnp, _POSIX_SPAWNP),
-    (posix, "posix_spawn", posix.posix_spawn, _POSIX_SPAWN),
-    (posix, "posix_spawnp", posix.posix_spawnp, _POSIX_SPAWNP),
+    (os, "posix_spawn", os.posix_spawn, posix_spawn),
+    (os, "posix_spawnp", os.posix_spawnp, posix_spawnp),
+    (posix, "posix_spawn", posix.posix_spawn, posix_spawn),
+    (posix, "posix_spawnp", posix.posix_spawnp, posix_spawnp),
 )
 _lock = threading.Lock()
 _depth = 0

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from ._selector import ForkSafeSelector
+from ._selector import BORN, ForkSafeSelector
 
 Transports: TypeAlias = Literal["refuse", "close", "keep"]
 """What :func:`reinit_loop` does with connections that the loop serves."""
@@ -33,8 +33,6 @@ _INTERNALS: dict[str, type] = {
     "_make_self_pipe": object,
     "_read_from_self": object,
 }
-
-_BORN = os.getpid()  # the process that imported this
 
 
 def new_event_loop() -> asyncio.SelectorEventLoop:
@@ -88,7 +86,7 @@ def reinit_loop(
     """
     if transports not in ("refuse", "close", "keep"):
         raise ValueError(f"reinit_loop: transports={transports!r} is none of refuse, close, keep")
-    if os.getpid() == _BORN:
+    if os.getpid() == BORN:
         raise RuntimeError("reinit_loop: this process was not forked since pyforkfd was imported")
     known: Any = _known(loop if loop is not None else _running_at_the_fork())
     held = _Held.of(known)

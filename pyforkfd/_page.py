@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from types import TracebackType
 
+from ._closing import Closing
 from ._core import PageMapping, Slot, SlotSnapshot, create_page, set_cloexec
 from ._errors import PageError
 from ._fd import Fd
@@ -13,7 +13,7 @@ from ._fd import Fd
 __all__ = ["SharedPage", "Slot", "SlotSnapshot"]
 
 
-class SharedPage:
+class SharedPage(Closing):
     """A sealed memfd of cache lines, one per worker, which all processes that have it map.
 
     The supervisor makes it by :meth:`create` and hands the descriptor on, ``spawn(...,
@@ -101,17 +101,6 @@ class SharedPage:
     def close(self) -> None:
         """Close the descriptor; the memory stays for as long as a slot or this object does."""
         self._fd.close()
-
-    def __enter__(self) -> SharedPage:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _map(fd: int) -> PageMapping:

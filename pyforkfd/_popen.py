@@ -7,49 +7,22 @@ import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BufferedReader, BufferedWriter
 from types import TracebackType
-from typing import IO, Any, AnyStr, Literal, TypeAlias, TypedDict, Unpack, cast
+from typing import IO, Any, AnyStr, TypeAlias, Unpack, cast
 
 from . import _core
-from ._spawn import Command, IdMaps, Namespace
+from ._options import Options
+from ._spawn import Command
 from ._standard import demand_known, execute_child
 from ._types import (
     PIPE,
     PIPE_TO_CHILD,
-    Capabilities,
     FdSource,
     HasFileno,
-    Scheduler,
     StrPath,
 )
 
 File: TypeAlias = int | IO[Any] | HasFileno | None
 """A standard stream: None, PIPE, DEVNULL, STDOUT, a descriptor, or what has one; borrowed."""
-
-
-class Options(TypedDict, total=False):
-    """What a child can be told beyond what the standard module knows; see :class:`Command`."""
-
-    fds: Mapping[int, FdSource] | None
-    listen: Mapping[str, int | HasFileno] | None
-    controlling_terminal: StrPath | int | HasFileno | None
-    foreground: bool | int | HasFileno
-    rlimits: Mapping[int, tuple[int, int]] | None
-    nice: int | None
-    cpu_affinity: Iterable[int] | None
-    scheduler: Scheduler | None
-    capabilities: Capabilities | None
-    no_new_privs: bool
-    parent_death_signal: int | None
-    parent_death_scope: Literal["process", "thread"]
-    chroot: StrPath | None
-    namespaces: Iterable[Namespace]
-    uid_map: IdMaps
-    gid_map: IdMaps
-    seccomp: bytes | None
-    cgroup: StrPath | int | HasFileno | None
-    signal_mask: Iterable[int] | None
-    default_signals: Iterable[int]
-    ignore_signals: Iterable[int]
 
 
 class StartOptions(Options, total=False):

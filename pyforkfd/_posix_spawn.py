@@ -18,121 +18,98 @@ _NOT_GIVEN: Any = object()
 _STOCK = os.posix_spawn
 
 
-def posix_spawn(
-    path: StrPath,
-    argv: Sequence[StrPath],
-    env: Mapping[Any, Any] | None,
-    /,
-    *,
-    file_actions: Iterable[tuple[Any, ...]] | None = (),
-    setpgroup: int | None = _NOT_GIVEN,
-    resetids: bool = False,
-    setsid: bool = False,
-    setsigmask: Iterable[int] = _NOT_GIVEN,
-    setsigdef: Iterable[int] = _NOT_GIVEN,
-    scheduler: tuple[int | None, os.sched_param] | None = _NOT_GIVEN,
-) -> int:
-    """Start a program as :func:`os.posix_spawn` does, with the GIL released.
+class _PosixSpawn:
+    """Called, it starts a program as :func:`os.posix_spawn` does, with the GIL released.
 
     Args:
-        path: the program.
-        argv: its arguments.
-        env: its environment; None is ours.
-        file_actions: executed in their order: (os.POSIX_SPAWN_OPEN, fd, path, flags, mode),
-            (os.POSIX_SPAWN_CLOSE, fd), (os.POSIX_SPAWN_DUP2, fd, new_fd),
-            (os.POSIX_SPAWN_CLOSEFROM, fd).  Descriptors are borrowed.
-        setpgroup: process group, 0 for one of its own.
-        resetids: effective ids become the real ones.
-        setsid: a session of its own.
-        setsigmask: signals that are blocked in it.
-        setsigdef: signals that are reset to default.
-        scheduler: policy or None, and parameters.
-
-    Returns:
-        The pid of a child that the caller waits for.
-
-    Raises:
-        OSError: with the path as filename; its cause is the :class:`SpawnError`.
+        name: its own, for messages.
+        along_path: a name without a slash is looked for along our PATH.
     """
-    return _spawn(
-        "posix_spawn", path, argv, env, file_actions, setpgroup, resetids, setsid,
-        setsigmask, setsigdef, scheduler,
-    )  # fmt: skip
+
+    def __init__(self, name: str, *, along_path: bool) -> None:
+        self.__name__ = name
+        self._along_path = along_path
+
+    def __call__(
+        self,
+        path: StrPath,
+        argv: Sequence[StrPath],
+        env: Mapping[Any, Any] | None,
+        /,
+        *,
+        file_actions: Iterable[tuple[Any, ...]] | None = (),
+        setpgroup: int | None = _NOT_GIVEN,
+        resetids: bool = False,
+        setsid: bool = False,
+        setsigmask: Iterable[int] = _NOT_GIVEN,
+        setsigdef: Iterable[int] = _NOT_GIVEN,
+        scheduler: tuple[int | None, os.sched_param] | None = _NOT_GIVEN,
+    ) -> int:
+        """Start it.
+
+        Args:
+            path: the program.
+            argv: its arguments.
+            env: its environment; None is ours.
+            file_actions: executed in their order: (os.POSIX_SPAWN_OPEN, fd, path, flags,
+                mode), (os.POSIX_SPAWN_CLOSE, fd), (os.POSIX_SPAWN_DUP2, fd, new_fd),
+                (os.POSIX_SPAWN_CLOSEFROM, fd).  Descriptors are borrowed.
+            setpgroup: process group, 0 for one of its own.
+            resetids: effective ids become the real ones.
+            setsid: a session of its own.
+            setsigmask: signals that are blocked in it.
+            setsigdef: signals that are reset to default.
+            scheduler: policy or None, and parameters.
+
+        Returns:
+            The pid of a child that the caller waits for.
+
+        Raises:
+            OSError: with the path as filename; its cause is the :class:`SpawnError`.
+        """
+        program = _encoded(path)
+        plan = _core.SpawnPlan()
+        plan.close_others = False
+        plan.wants_pidfd = False
+        plan.program = program
+        plan.argv = _arguments(self.__name__, argv)
+        if env is not None:
+            if not isinstance(env, Mapping):
+                raise TypeError(f"{self.__name__}: environment must be a mapping object or None")
+            plan.env = [_no_null(entry) for entry in environment(env) or ()]
+        plan.candidates = list(candidates(program, None)) if self._along_path else [program]
+        for action in file_actions or ():
+            _add_action(plan, action)
+        if setpgroup is not _NOT_GIVEN and setpgroup is not None:
+            plan.process_group = setpgroup
+        if not isinstance(resetids, int):
+            _demand_accepted(resetids)
+        if resetids and (os.getuid(), os.getgid()) != (os.geteuid(), os.getegid()):
+            plan.uid, plan.gid = os.getuid(), os.getgid()
+        plan.new_session = bool(setsid)
+        if setsigmask is not _NOT_GIVEN:
+            plan.signal_mask = _signals(setsigmask)
+        if setsigdef is not _NOT_GIVEN:
+            plan.default_signals = _signals(setsigdef) & ~_FIXED
+        if scheduler is not _NOT_GIVEN and scheduler is not None:
+            if not isinstance(scheduler, tuple) or len(scheduler) != 2:
+                raise TypeError("A scheduler tuple must have two elements")
+            policy, param = scheduler
+            plan.scheduler_policy = os.sched_getscheduler(0) if policy is None else policy
+            plan.scheduler_priority = param.sched_priority
+        sys.audit("os.posix_spawn", path, argv, env)
+        try:
+            pid, _, _, _ = _core.spawn(plan, [])
+        except _core.SysError as error:
+            found = standard_error(error, path, path, None)
+            if found.filename is not None:
+                raise found from found.__cause__
+            raise OSError(found.errno, found.strerror, path) from found
+        return pid
 
 
-def posix_spawnp(
-    path: StrPath,
-    argv: Sequence[StrPath],
-    env: Mapping[Any, Any] | None,
-    /,
-    *,
-    file_actions: Iterable[tuple[Any, ...]] | None = (),
-    setpgroup: int | None = _NOT_GIVEN,
-    resetids: bool = False,
-    setsid: bool = False,
-    setsigmask: Iterable[int] = _NOT_GIVEN,
-    setsigdef: Iterable[int] = _NOT_GIVEN,
-    scheduler: tuple[int | None, os.sched_param] | None = _NOT_GIVEN,
-) -> int:
-    """As :func:`posix_spawn`; a name without a slash is looked for along our PATH."""
-    return _spawn(
-        "posix_spawnp", path, argv, env, file_actions, setpgroup, resetids, setsid,
-        setsigmask, setsigdef, scheduler,
-    )  # fmt: skip
-
-
-def _spawn(
-    name: str,
-    path: StrPath,
-    argv: Sequence[StrPath],
-    env: Mapping[Any, Any] | None,
-    file_actions: Iterable[tuple[Any, ...]] | None,
-    setpgroup: Any,
-    resetids: bool,
-    setsid: bool,
-    setsigmask: Any,
-    setsigdef: Any,
-    scheduler: Any,
-) -> int:
-    program = _encoded(path)
-    plan = _core.SpawnPlan()
-    plan.close_others = False
-    plan.wants_pidfd = False
-    plan.program = program
-    plan.argv = _arguments(name, argv)
-    if env is not None:
-        if not isinstance(env, Mapping):
-            raise TypeError(f"{name}: environment must be a mapping object or None")
-        plan.env = [_no_null(entry) for entry in environment(env) or ()]
-    plan.candidates = [program] if name == "posix_spawn" else list(candidates(program, None))
-    for action in file_actions or ():
-        _add_action(plan, action)
-    if setpgroup is not _NOT_GIVEN and setpgroup is not None:
-        plan.process_group = setpgroup
-    if not isinstance(resetids, int):
-        _demand_accepted(resetids)
-    if resetids and (os.getuid(), os.getgid()) != (os.geteuid(), os.getegid()):
-        plan.uid, plan.gid = os.getuid(), os.getgid()
-    plan.new_session = bool(setsid)
-    if setsigmask is not _NOT_GIVEN:
-        plan.signal_mask = _signals(setsigmask)
-    if setsigdef is not _NOT_GIVEN:
-        plan.default_signals = _signals(setsigdef) & ~_FIXED
-    if scheduler is not _NOT_GIVEN and scheduler is not None:
-        if not isinstance(scheduler, tuple) or len(scheduler) != 2:
-            raise TypeError("A scheduler tuple must have two elements")
-        policy, param = scheduler
-        plan.scheduler_policy = os.sched_getscheduler(0) if policy is None else policy
-        plan.scheduler_priority = param.sched_priority
-    sys.audit("os.posix_spawn", path, argv, env)
-    try:
-        pid, _, _, _ = _core.spawn(plan, [])
-    except _core.SysError as error:
-        found = standard_error(error, path, path, None)
-        if found.filename is not None:
-            raise found from found.__cause__
-        raise OSError(found.errno, found.strerror, path) from found
-    return pid
+posix_spawn = _PosixSpawn("posix_spawn", along_path=False)
+posix_spawnp = _PosixSpawn("posix_spawnp", along_path=True)
 
 
 def _demand_accepted(resetids: Any) -> None:

@@ -8,65 +8,26 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, AnyStr, Generic, Literal, TypedDict, Unpack, overload
+from typing import Any, AnyStr, Generic, Literal, Unpack, overload
 
 from ._fds import as_fd
+from ._options import CommandOptions
 from ._process import Process
-from ._spawn import Command, IdMaps, Namespace
+from ._spawn import Command
 from ._types import (
     DEVNULL,
     PATHS,
     PIPE,
     PIPE_FROM_CHILD,
     PIPE_TO_CHILD,
-    Capabilities,
     ExitStatus,
-    FdSource,
     HasFileno,
-    Keep,
-    Scheduler,
     StrPath,
 )
 
 _CHUNK = 65536  # what a pipe holds
-
-
-class CommandOptions(TypedDict, total=False):
-    """The keyword arguments of :class:`Command`, but for those of its process group."""
-
-    executable: StrPath | int | HasFileno | None
-    argv0: StrPath | None
-    env: Mapping[str, str] | Mapping[bytes, bytes] | None
-    cwd: StrPath | int | HasFileno | None
-    fds: Mapping[int, FdSource] | None
-    close_others: bool
-    listen: Mapping[str, int | HasFileno] | None
-    new_session: bool
-    controlling_terminal: StrPath | int | HasFileno | None
-    foreground: bool | int | HasFileno
-    umask: int | None
-    rlimits: Mapping[int, tuple[int, int]] | None
-    nice: int | None
-    cpu_affinity: Iterable[int] | None
-    scheduler: Scheduler | None
-    user: str | int | None
-    group: str | int | Keep | None
-    extra_groups: Iterable[str | int] | Keep | None
-    capabilities: Capabilities | None
-    no_new_privs: bool
-    parent_death_signal: int | None
-    parent_death_scope: Literal["process", "thread"]
-    chroot: StrPath | None
-    namespaces: Iterable[Namespace]
-    uid_map: IdMaps
-    gid_map: IdMaps
-    seccomp: bytes | None
-    cgroup: StrPath | int | HasFileno | None
-    signal_mask: Iterable[int] | None
-    default_signals: Iterable[int]
-    ignore_signals: Iterable[int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

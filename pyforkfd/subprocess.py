@@ -20,7 +20,8 @@ from subprocess import (
 from typing import Any, Unpack
 
 from ._install import install, installed, uninstall
-from ._popen import Options, Popen, PopenOptions
+from ._options import Options
+from ._popen import Popen, PopenOptions
 from ._posix_spawn import posix_spawn, posix_spawnp
 from ._standard import PreexecFnWarning, UnknownInterpreterError
 from ._types import StrPath

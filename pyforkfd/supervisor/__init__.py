@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pyforkfd._lazy import lazy
 
 if TYPE_CHECKING:
     from ._handlers import ForkfdHandler, StructlogProcessor, log_uncaught, log_writer, obey
@@ -63,29 +64,20 @@ __all__ = [
     "validate",
 ]
 
-# A worker imports this package for its helpers, and is to pay for nothing else of it.
-_ELSEWHERE = {
-    "ForkfdHandler": "_handlers",
-    "Origin": "_records",
-    "RecordWriter": "_record_writer",
-    "StructlogProcessor": "_handlers",
-    "Supervisor": "_loop",
-    "load": "_toml",
-    "loads": "_toml",
-    "log_uncaught": "_handlers",
-    "log_writer": "_handlers",
-    "obey": "_handlers",
-    "validate": "_validate",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f".{_ELSEWHERE.get(name, '_spec')}", __name__)
-    found = globals()[name] = getattr(module, name)
-    return found
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if not TYPE_CHECKING:
+    # A worker imports this package for its helpers, and is to pay for nothing else of it.
+    _ELSEWHERE = {
+        **dict.fromkeys(__all__, "_spec"),
+        "ForkfdHandler": "_handlers",
+        "Origin": "_records",
+        "RecordWriter": "_record_writer",
+        "StructlogProcessor": "_handlers",
+        "Supervisor": "_loop",
+        "load": "_toml",
+        "loads": "_toml",
+        "log_uncaught": "_handlers",
+        "log_writer": "_handlers",
+        "obey": "_handlers",
+        "validate": "_validate",
+    }
+    __getattr__, __dir__ = lazy(__name__, _ELSEWHERE)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from pyforkfd._closing import Closing
 from pyforkfd._fd import Fd
 
 from ._cgroup_file import CgroupError, open_directory, write
@@ -69,7 +70,7 @@ def open_tree(
     return tree, tuple(map(str, taken.missing))
 
 
-class Tree:
+class Tree(Closing):
     """A cgroup of ours that is divided into leafs.  Made by :func:`open_tree`.
 
     Its directory is locked (flock(2)) as long as this object, or a duplicate of its
@@ -152,12 +153,6 @@ class Tree:
     def close(self) -> None:
         """Give up the lock.  Leafs and their processes stay."""
         self._fd.close()
-
-    def __enter__(self) -> Tree:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def _set(self, leaf: Leaf, limits: Limits) -> tuple[str, ...]:
         missing = []

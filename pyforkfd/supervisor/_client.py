@@ -6,6 +6,7 @@ import errno
 from collections.abc import Iterator
 
 import pyforkfd as ff
+from pyforkfd._closing import Closing
 
 from ._control_messages import Body, ControlError, parse, send
 from ._control_path import find
@@ -13,7 +14,7 @@ from ._control_path import find
 _PATIENCE = 10.0  # seconds for the supervisor to accept us: its loop never waits for long
 
 
-class ControlClient:
+class ControlClient(Closing):
     """A connection to a supervisor, for one request after the other.  A context manager."""
 
     def __init__(self, path: str) -> None:
@@ -85,12 +86,6 @@ class ControlClient:
     def close(self) -> None:
         """Close the connection; a request that waits goes on without us."""
         self._channel.close()
-
-    def __enter__(self) -> ControlClient:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def find_path(service: str | None) -> str:

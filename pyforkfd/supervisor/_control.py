@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pyforkfd as ff
+from pyforkfd._closing import Closing
 
 from ._control_messages import LONGEST_REQUEST, Body, ControlError, parse, send
 from ._reactor import READABLE, WRITABLE, Reactor
@@ -132,7 +133,7 @@ class Client:
         self._room.reactor.change(self.channel.fileno(), wanted)
 
 
-class ControlSocket:
+class ControlSocket(Closing):
     """A SOCK_SEQPACKET listener and its clients, served by the loop's reactor.
 
     The kernel says who is there (SO_PEERCRED, unix(7)): root, the supervisor's own user and
@@ -191,12 +192,6 @@ class ControlSocket:
             # Somebody may have put a socket of his own there.
             if self._inode is not None and os.lstat(self._path).st_ino == self._inode:
                 os.unlink(self._path)
-
-    def __enter__(self) -> ControlSocket:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def _on_connection(self, events: int) -> None:
         try:

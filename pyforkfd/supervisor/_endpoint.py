@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import pyforkfd as ff
+from pyforkfd._closing import Closing
 
 from ._exposition import Exposition, write_textfile
 from ._metrics import Metrics as Counters
@@ -17,7 +18,7 @@ log = logging.getLogger("pyforkfd.supervisor")
 _TICK = 1.0  # seconds
 
 
-class Endpoint:
+class Endpoint(Closing):
     """Nothing where the specification names neither.  Owns its listener."""
 
     def __init__(self, config: Metrics, counters: Counters, reactor: Reactor) -> None:
@@ -66,9 +67,3 @@ class Endpoint:
             self._reactor.remove(self._server.fileno())
             self._server.close()
             self._server = None
-
-    def __enter__(self) -> Endpoint:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()

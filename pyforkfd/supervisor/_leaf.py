@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from pyforkfd._closing import Closing
 from pyforkfd._fd import Fd
 
 from ._cgroup_file import CgroupError, flat_keyed, open_directory, read, write
@@ -15,7 +16,7 @@ from ._limits import Resource
 from ._pressure import trigger
 
 
-class Leaf:
+class Leaf(Closing):
     """The cgroup of one worker and all its descendants.  Made by a ``Tree``.
 
     No call blocks.  Its files are reached through its descriptor, so one that is made anew
@@ -160,12 +161,6 @@ class Leaf:
         Args, errors and kernel versions: those of :func:`._pressure.trigger`.
         """
         return trigger(self.path, resource, stall_us, window_us, full=full, dir_fd=self.fileno())
-
-    def __enter__(self) -> Leaf:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Leaf {self.path}>"

@@ -12,8 +12,9 @@ import sys
 from pyforkfd._process import Process
 from pyforkfd._spawn import spawn
 
-from ._loki_push import LokiConfig, item
+from ._loki_push import item, to_json
 from ._records import Entry
+from ._spec import Loki
 
 _CODE = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
@@ -27,15 +28,14 @@ class LokiSink:
     """Gives entries to a sender process, which is started here and talks to Loki.
 
     ``add()`` and ``handle()`` never wait.  What the sender has not taken waits here, up to
-    ``max_bytes``; beyond that the oldest are dropped and counted.  Beside it there is the
+    ``config.buffer`` bytes; beyond that the oldest are dropped and counted.  Beside it there is the
     batch of the sender and what its socket holds.
 
     The sender ends when this end is closed, so also when the supervisor is killed; it
     tries for some seconds to send what it has.
 
     Args:
-        config: where Loki is.
-        max_bytes: bound of what waits here.
+        config: where Loki is, and the bound of what waits here.
 
     Raises:
         SpawnError, OSError: the sender cannot be started.
@@ -50,8 +50,8 @@ class LokiSink:
         error: what the last one that failed said.
     """
 
-    def __init__(self, config: LokiConfig, *, max_bytes: int = 8 << 20) -> None:
-        self._config, self._max = config, max_bytes
+    def __init__(self, config: Loki) -> None:
+        self._config = config
         self._queue: collections.deque[bytes] = collections.deque()
         self._bytes = 0
         self._at = 0  # how much of the first item is written
@@ -68,7 +68,7 @@ class LokiSink:
             try:
                 ours.setblocking(False)
                 # An empty buffer has room for the configuration.
-                ours.sendall(self._config.to_json().encode() + b"\n")
+                ours.sendall(to_json(self._config).encode() + b"\n")
                 self.process: Process = spawn(
                     [sys.executable, "-P", "-c", _CODE, _ROOT],
                     fds={0: theirs, 1: 2},
@@ -105,7 +105,7 @@ class LokiSink:
         one = item(entry, self._config)
         self._queue.append(one)
         self._bytes += len(one)
-        while self._bytes > self._max and len(self._queue) > 1:
+        while self._bytes > self._config.buffer and len(self._queue) > 1:
             at = 1 if self._at else 0  # the rest of one that is partly written must follow
             self._bytes -= len(self._queue[at])
             del self._queue[at]

@@ -5,113 +5,37 @@ from __future__ import annotations
 import email.utils
 import gzip
 import json
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict
 from enum import Enum
 from urllib.parse import urlsplit
 
 from ._records import Entry
+from ._spec import Loki
 
 PATH = "/loki/api/v1/push"
-_LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
-_KNOWN = ("component", "worker", "generation", "stream", "level")
 _LONGEST_WAIT = 300.0  # seconds; a Retry-After beyond that would only lose what waits
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LokiConfig:
-    """Where Loki is, and how it is to be talked to.
-
-    Attributes:
-        url: http or https; without a path, /loki/api/v1/push is meant.
-        labels: fields that are labels: of component, worker, generation, stream, level.
-            Loki keeps one stream for each combination of values, and a worker's number is
-            never used again, so that worker and generation are for small installations;
-            the line has them in any case.
-        static_labels: further labels with fixed values.
-        tenant: X-Scope-OrgID.
-        user: of basic authentication, with password_file.
-        password_file: path; read before each request, so that a secret may be changed.
-        token_file: path of a bearer token; not beside user.
-        ca_file: path of certificates to trust instead of the system's.
-        batch_bytes: bytes of lines after which a batch is sent.
-        batch_seconds: age of its first line after which it is sent.
-        timeout: seconds for connecting, and for each wait for the other end.
-        retries: tries after the first before a batch is dropped.
-        backoff: seconds before the second try; then twice that, and so on.
-        backoff_cap: seconds; the most between two tries, less what Retry-After asks for.
-
-    Raises:
-        ValueError: something makes no sense; all of it is said.
-    """
-
-    url: str
-    labels: tuple[str, ...] = ("component", "stream", "level")
-    static_labels: Mapping[str, str] = field(default_factory=dict)
-    tenant: str | None = None
-    user: str | None = None
-    password_file: str | None = None
-    token_file: str | None = None
-    ca_file: str | None = None
-    batch_bytes: int = 1 << 20
-    batch_seconds: float = 1.0
-    timeout: float = 10.0
-    retries: int = 10
-    backoff: float = 0.5
-    backoff_cap: float = 30.0
-
-    def __post_init__(self) -> None:
-        wrong = []
-        try:
-            url = urlsplit(self.url)
-            _ = url.port
-        except ValueError as error:
-            wrong.append(f"url {self.url!r}: {error}")
-        else:
-            if url.scheme not in ("http", "https") or not url.hostname:
-                wrong.append(f"url {self.url!r}: it is http://HOST or https://HOST")
-            if url.username is not None or url.password is not None:
-                wrong.append("url: no password belongs in there; user and password_file have it")
-        if unknown := [name for name in self.labels if name not in _KNOWN]:
-            wrong.append(f"labels {unknown}: known are {', '.join(_KNOWN)}")
-        if bad := [name for name in self.static_labels if not _LABEL.fullmatch(name)]:
-            wrong.append(f"static_labels {bad}: a name is a letter or _, then those and digits")
-        if not self.labels and not self.static_labels:
-            wrong.append("labels: a stream has at least one")
-        if (self.user is None) != (self.password_file is None):
-            wrong.append("user and password_file belong together")
-        if self.user is not None and self.token_file is not None:
-            wrong.append("either user or token_file")
-        for text in (self.tenant, self.user):
-            if text is not None and not (text.isascii() and text.isprintable()):
-                wrong.append(f"{text!r}: printable ASCII, as it goes into a header")
-        if self.batch_bytes < 1 or self.retries < 0:
-            wrong.append("batch_bytes is at least 1, retries at least 0")
-        if min(self.batch_seconds, self.backoff) < 0 or self.timeout <= 0:
-            wrong.append("batch_seconds and backoff are not negative, timeout is above 0")
-        if wrong:
-            raise ValueError("loki: " + "; ".join(wrong))
-
-    @property
-    def path(self) -> str:
-        """Path and query of the request."""
-        url = urlsplit(self.url)
-        path = url.path if url.path not in ("", "/") else PATH
-        return f"{path}?{url.query}" if url.query else path
-
-    def to_json(self) -> str:
-        """For the sender."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> LokiConfig:
-        """The inverse of :meth:`to_json`."""
-        body = json.loads(text)
-        return cls(**{**body, "labels": tuple(body["labels"])})
+def target(config: Loki) -> str:
+    """Path and query of the request."""
+    url = urlsplit(config.url)
+    path = url.path if url.path not in ("", "/") else PATH
+    return f"{path}?{url.query}" if url.query else path
 
 
-def item(entry: Entry, config: LokiConfig) -> bytes:
+def to_json(config: Loki) -> str:
+    """For the sender."""
+    return json.dumps(asdict(config))
+
+
+def from_json(text: str) -> Loki:
+    """The inverse of :func:`to_json`."""
+    body = json.loads(text)
+    return Loki(**{**body, "labels": tuple(body["labels"])})
+
+
+def item(entry: Entry, config: Loki) -> bytes:
     """An entry for the sender: one line of JSON, ``[time, {label: value}, line]``."""
     values = {
         "component": entry.origin.component,
@@ -121,8 +45,8 @@ def item(entry: Entry, config: LokiConfig) -> bytes:
         "level": entry.level,
     }
     # An empty value is to Loki as no label at all.
-    labels = {k: str(values[k]) for k in config.labels if values[k] not in (None, "")}
-    labels = {**config.static_labels, **labels}
+    labels = dict(config.static_labels)
+    labels |= {k: str(values[k]) for k in config.labels if values[k] not in (None, "")}
     if not labels:
         labels["component"] = entry.origin.component
     line = entry.line.decode("utf-8", "backslashreplace")
@@ -163,7 +87,7 @@ def judge(status: int) -> Verdict:
     return Verdict.RETRY if status in (408, 429) or status >= 500 else Verdict.DROP
 
 
-def pause(config: LokiConfig, tries: int, retry_after: str | None, now: float) -> float:
+def pause(config: Loki, tries: int, retry_after: str | None, now: float) -> float:
     """Seconds until the next try.
 
     Args:

@@ -18,7 +18,8 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ._loki_push import LokiConfig, Verdict, body, judge, pause
+from ._loki_push import Verdict, body, from_json, judge, pause, target
+from ._spec import Loki
 
 _CHUNK = 1 << 16
 _DRAIN = 5.0  # seconds for what is left once the supervisor has closed its end
@@ -36,7 +37,7 @@ class Sender:
         rest: what was read from it already.
     """
 
-    def __init__(self, link: socket.socket, config: LokiConfig, rest: bytes = b"") -> None:
+    def __init__(self, link: socket.socket, config: Loki, rest: bytes = b"") -> None:
         self._link, self._config, self._rest = link, config, rest
         self._batch: list[bytes] = []
         self._bytes = 0
@@ -115,7 +116,7 @@ class Sender:
             pair = f"{self._config.user}:{_secret(self._config.password_file)}"
             headers["Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
         connection = self._connect()
-        connection.request("POST", self._config.path, content, headers)
+        connection.request("POST", target(self._config), content, headers)
         answer = connection.getresponse()
         text = answer.read(_CHUNK)
         if not answer.isclosed():  # more than anybody wants to read
@@ -147,12 +148,12 @@ class Sender:
             self._connection = None
 
     def _sleep(self, seconds: float) -> bool:
-        """Whether there is another try: not once the supervisor is gone and time is up."""
+        """Whether there is another try: not once the supervisor is gone and it comes too late."""
         until = time.monotonic() + seconds
         if self._hung_up.poll(seconds * 1000):
-            until = min(until, time.monotonic() + self._left())
+            if until - time.monotonic() > self._left():
+                return False
             time.sleep(max(0.0, until - time.monotonic()))
-            return self._left() > 0
         return True
 
     def _left(self) -> float:
@@ -182,4 +183,4 @@ def main() -> None:
                 return
             data += piece
         config, _, rest = data.partition(b"\n")
-        Sender(link, LokiConfig.from_json(config.decode()), rest).run()
+        Sender(link, from_json(config.decode()), rest).run()

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 
 import pyforkfd as ff
+from pyforkfd._closing import Closing
 from pyforkfd._fd import Fd
 
 _LONGEST = 4096
@@ -14,7 +15,7 @@ _MOST_FDS = 253
 _MOST_ANCESTORS = 16
 
 
-class NotifySocket:
+class NotifySocket(Closing):
     """A datagram socket that every worker may write to; the kernel says who wrote.
 
     Attributes:
@@ -68,12 +69,6 @@ class NotifySocket:
             os.unlink(self.path)
         except FileNotFoundError:
             pass
-
-    def __enter__(self) -> NotifySocket:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def _parse(data: bytes) -> dict[str, str]:

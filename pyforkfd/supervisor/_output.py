@@ -7,16 +7,15 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import Protocol
 
+from pyforkfd._closing import Closing
 from pyforkfd._fd import Fd
 
 from ._capture import Capture
 from ._log_file import LogFile, Switch
 from ._logs import Logs
 from ._loki import LokiSink
-from ._loki_push import LokiConfig
 from ._model import Worker
 from ._reactor import READABLE, WRITABLE, Reactor
 from ._records import Origin
@@ -38,7 +37,7 @@ class _Writing(Protocol):
     def handle(self) -> None: ...
 
 
-class Output:
+class Output(Closing):
     """Where the words of the supervisor and of its workers go.  Owns all of it.
 
     Attributes:
@@ -77,9 +76,7 @@ class Output:
             )
         try:
             if config.loki is not None:
-                names = [field.name for field in fields(LokiConfig)]
-                wanted = LokiConfig(**{name: getattr(config.loki, name) for name in names})
-                self._loki = LokiSink(wanted, max_bytes=config.loki.buffer)
+                self._loki = LokiSink(config.loki)
                 reactor.add(self._loki.fileno(), self._on_loki)
         except BaseException:
             self.close()
@@ -229,12 +226,6 @@ class Output:
             self._loki.close()
         if self.file is not None:
             self.file.close()
-
-    def __enter__(self) -> Output:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def _name(worker: int, stream: str) -> str:

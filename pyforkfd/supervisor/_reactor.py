@@ -6,13 +6,15 @@ import math
 import select
 from collections.abc import Callable
 
+from pyforkfd._closing import Closing
+
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
 
 _MOST_AT_ONCE = 64
 
 
-class Reactor:
+class Reactor(Closing):
     """Calls whoever asked, in one thread.  A context manager."""
 
     def __init__(self) -> None:
@@ -61,9 +63,3 @@ class Reactor:
         """Close the epoll; whatever was watched stays open."""
         self._epoll.close()
         self._callbacks.clear()
-
-    def __enter__(self) -> Reactor:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()

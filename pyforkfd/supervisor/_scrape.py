@@ -9,7 +9,8 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
+
+from pyforkfd._closing import Closing
 
 from ._http import Answer, Request, parse
 
@@ -34,7 +35,7 @@ class _Connection:
     ignored: int = 0
 
 
-class ScrapeServer:
+class ScrapeServer(Closing):
     """GET /metrics and GET /healthz, from a loop of one thread.
 
     The loop watches :meth:`fileno` (an epoll with the listener and all connections in it, so
@@ -110,17 +111,6 @@ class ScrapeServer:
             self._drop(connection)
         self._epoll.close()
         self._listener.close()
-
-    def __enter__(self) -> ScrapeServer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTS):

@@ -8,12 +8,13 @@ import struct
 from collections.abc import Iterable, Iterator
 
 from pyforkfd import _core
+from pyforkfd._closing import Closing
 from pyforkfd._fd import Fd
 
 _INFO = struct.Struct("IiII112x")  # signalfd_siginfo: signo, errno, code, pid
 
 
-class SignalQueue:
+class SignalQueue(Closing):
     """A signalfd(2); the signals are blocked in this thread until it is closed.
 
     Children of the supervisor must be given a mask of their own.
@@ -47,9 +48,3 @@ class SignalQueue:
         """Give the thread its mask back; what still waits is delivered now."""
         self._fd.close()
         signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
-
-    def __enter__(self) -> SignalQueue:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()

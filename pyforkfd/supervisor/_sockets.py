@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterable, Mapping
 
 import pyforkfd as ff
+from pyforkfd._closing import Closing
 
 from ._spec import Listener
 
@@ -15,7 +16,7 @@ from ._spec import Listener
 Key = tuple[str, bool, int]
 
 
-class Sockets:
+class Sockets(Closing):
     """Sockets by address and position.  Owns them; a context manager that closes them."""
 
     def __init__(
@@ -111,12 +112,6 @@ class Sockets:
         self._open.clear()
         while self._inherited:
             os.close(self._inherited.popitem()[1])
-
-    def __enter__(self) -> Sockets:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def _key(listener: Listener, position: int) -> Key:

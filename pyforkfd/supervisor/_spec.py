@@ -266,11 +266,12 @@ class Loki:
     Attributes:
         url: http or https; without a path, /loki/api/v1/push is meant.
         labels: fields of a record that are labels of its stream; Loki keeps one stream for
-            each combination of values, so that few are better.
+            each combination of values, so that few are better, and a worker's number is never
+            used again; the line has all of them in any case.
         static_labels: further labels with fixed values.
         tenant: X-Scope-OrgID.
         user: of basic authentication, with password_file.
-        password_file: path; read before each request.
+        password_file: path; read before each request, so that the secret may be changed.
         token_file: path of a bearer token; not beside user.
         ca_file: path of certificates to trust instead of the system's.
         batch_bytes: bytes of lines after which a batch is sent.
@@ -278,9 +279,9 @@ class Loki:
         timeout: seconds for connecting, and for each wait for the other end.
         retries: tries after the first before a batch is dropped.
         backoff: seconds before the second try; then twice that, and so on.
-        backoff_cap: seconds; the most between two tries.
-        buffer: bytes kept in memory while the endpoint does not answer; what comes then is
-            dropped and counted.
+        backoff_cap: seconds; the most between two tries, unless Retry-After asks for more.
+        buffer: bytes kept in memory while the endpoint does not answer; beyond them the
+            oldest are dropped and counted.
     """
 
     url: str

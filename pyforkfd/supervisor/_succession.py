@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import pyforkfd as ff
+from pyforkfd._closing import Closing
 from pyforkfd._fd import Fd
 from pyforkfd._process import Process
 
@@ -37,7 +38,7 @@ _CRASHED = 70  # EX_SOFTWARE, sysexits.h
 Key = tuple[str, bool, int]
 
 
-class Succession:
+class Succession(Closing):
     """Descriptors by name, and the record.  A context manager.
 
     Attributes:
@@ -318,12 +319,6 @@ class Succession:
         if self.keeper is not None:
             self.keeper.close()
         self._record.close()
-
-    def __enter__(self) -> Succession:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def inherited_service() -> Service | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from pyforkfd._closing import Closing
+
 from ._preflight import Preflight
 from ._reactor import Reactor
 from ._succession import Succession
@@ -12,7 +14,7 @@ from ._succession import Succession
 log = logging.getLogger("pyforkfd.supervisor")
 
 
-class Upgrade:
+class Upgrade(Closing):
     """At most one is under way.  A context manager that ends it."""
 
     def __init__(self, reactor: Reactor, succession: Succession) -> None:
@@ -70,12 +72,6 @@ class Upgrade:
             self._reactor.remove(self._preflight.fileno())
             self._preflight.close()
             self._preflight = None
-
-    def __enter__(self) -> Upgrade:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def _nothing_changed(why: object) -> None:

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import TypeAlias, TypeVar, cast
+from urllib.parse import urlsplit
 
 from ._address import Address, parse_address
 from ._check import NAME, Found, check_component, is_target, mode_problem
@@ -18,6 +19,8 @@ from ._spec import Component, Control, Listener, Log, Loki, Metrics, Problem, Se
 
 Place: TypeAlias = tuple[str | int, ...]
 T = TypeVar("T")
+
+_LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
 
 def validate(
@@ -246,8 +249,25 @@ def _log(log: Log, components: Mapping[str, Component]) -> Iterator[tuple[Place,
 
 
 def _loki(loki: Loki) -> Found:
-    if not re.match(r"https?://[^/]+", loki.url):
-        yield ("url",), f'"{loki.url}" is not http:// or https://'
+    try:
+        url = urlsplit(loki.url)
+        _ = url.port
+    except ValueError as error:
+        yield ("url",), f'"{loki.url}": {error}'
+    else:
+        if url.scheme not in ("http", "https") or not url.hostname:
+            yield ("url",), f'"{loki.url}" is not http://HOST or https://HOST'
+        if url.username is not None or url.password is not None:
+            yield ("url",), "no password belongs in there; user and password_file have it"
+    if not loki.labels and not loki.static_labels:
+        yield ("labels",), "a stream has at least one"
+    for name in loki.static_labels:
+        if not _LABEL.fullmatch(name):
+            yield ("static_labels", name), f'"{name}" is not a letter or _, then those and digits'
+    for name in ("tenant", "user"):
+        text = getattr(loki, name)
+        if text is not None and not (text.isascii() and text.isprintable()):
+            yield (name,), f"{text!r} goes into a header: printable ASCII"
     if loki.user is not None and loki.token_file is not None:
         yield ("token_file",), "there is a user as well: one way to say who we are"
     if (loki.user is None) is not (loki.password_file is None):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from pyforkfd._closing import Closing
 from pyforkfd._page import SharedPage, SlotSnapshot
 
 from ._events import Cause, Crashed, Event, Reloaded, Retire, WentStale
@@ -18,7 +19,7 @@ _WATCHED = (Phase.READY, Phase.PAUSED)
 _LOOK_AT_MEMORY = 1.0  # seconds
 
 
-class Watch:
+class Watch(Closing):
     """Looks at every worker at intervals, and keeps the counters.
 
     Attributes:
@@ -189,12 +190,6 @@ class Watch:
     def close(self) -> None:
         """Close the page."""
         self.page.close()
-
-    def __enter__(self) -> Watch:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def _done(worker: Worker, snapshot: SlotSnapshot) -> str:

@@ -19,7 +19,7 @@ _LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")  # Prometheus: a label's name
 
 
 @dataclass
-class Loki:
+class LokiServer:
     """What came, and what is to be answered.
 
     Attributes:
@@ -70,9 +70,9 @@ def problem(path: str, headers: Mapping[str, str], data: bytes) -> tuple[str, di
 
 
 @contextmanager
-def serving(tls: Path | None = None) -> Iterator[Loki]:
+def serving(tls: Path | None = None) -> Iterator[LokiServer]:
     """A server on a port of its own; with ``tls``, its key and certificate in one file."""
-    loki = Loki()
+    loki = LokiServer()
     loki.hold.set()
 
     class Handler(BaseHTTPRequestHandler):

@@ -13,12 +13,13 @@ from email.utils import formatdate
 from pathlib import Path
 
 import pytest
-from loki_server import Loki, serving
+from loki_server import LokiServer, serving
 from tools import tool
 
 import pyforkfd as ff
+from pyforkfd.supervisor import Loki
 from pyforkfd.supervisor._loki import LokiSink
-from pyforkfd.supervisor._loki_push import LokiConfig, Verdict, judge, pause
+from pyforkfd.supervisor._loki_push import Verdict, from_json, judge, pause, target, to_json
 from pyforkfd.supervisor._records import Entry, Origin, captured
 
 NOW = time.time_ns()
@@ -29,13 +30,13 @@ def entry(text: str, component: str = "web", ns: int = NOW) -> Entry:
     return captured(origin, "stdout", ns, text.encode())
 
 
-def config(loki: Loki, **options: object) -> LokiConfig:
+def config(loki: LokiServer, **options: object) -> Loki:
     quick = {"batch_seconds": 0.01, "backoff": 0.01, "retries": 5}
-    return LokiConfig(url=loki.url, **{**quick, **options})  # type: ignore[arg-type]
+    return Loki(url=loki.url, **{**quick, **options})  # type: ignore[arg-type]
 
 
 @pytest.fixture
-def loki() -> Iterator[Loki]:
+def loki() -> Iterator[LokiServer]:
     with serving() as server:
         yield server
 
@@ -61,7 +62,7 @@ def end(sink: LokiSink) -> None:
     sink.close()
 
 
-def test_entries_arrive_by_stream_in_order_of_time(loki: Loki) -> None:
+def test_entries_arrive_by_stream_in_order_of_time(loki: LokiServer) -> None:
     sink = LokiSink(config(loki, static_labels={"host": "a"}))
     sent = [entry("2", ns=NOW + 2), entry("1", ns=NOW + 1), entry("3", "db", ns=NOW + 3)]
     for one in sent:
@@ -77,14 +78,14 @@ def test_entries_arrive_by_stream_in_order_of_time(loki: Loki) -> None:
     assert loki.requests[0][0]["Content-Encoding"] == "gzip"
 
 
-def test_labels_are_those_that_are_wanted(loki: Loki) -> None:
+def test_labels_are_those_that_are_wanted(loki: LokiServer) -> None:
     sink = LokiSink(config(loki, labels=("worker", "generation", "level")))
     sink.add(entry("x"))
     end(sink)
     assert loki.streams[0][0] == {"worker": "12", "generation": "4"}
 
 
-def test_a_batch_ends_by_size_or_by_age(loki: Loki) -> None:
+def test_a_batch_ends_by_size_or_by_age(loki: LokiServer) -> None:
     sink = LokiSink(config(loki, batch_bytes=1000, batch_seconds=3600))
     for number in range(100):
         sink.add(entry(f"{number:0300}"))
@@ -98,7 +99,7 @@ def test_a_batch_ends_by_size_or_by_age(loki: Loki) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_what_may_work_later_is_tried_again(loki: Loki, status: int) -> None:
+def test_what_may_work_later_is_tried_again(loki: LokiServer, status: int) -> None:
     loki.script = [(status, {})] * 3
     sink = LokiSink(config(loki))
     sink.add(entry("x"))
@@ -108,7 +109,7 @@ def test_what_may_work_later_is_tried_again(loki: Loki, status: int) -> None:
     end(sink)
 
 
-def test_retry_after_is_honoured(loki: Loki) -> None:
+def test_retry_after_is_honoured(loki: LokiServer) -> None:
     loki.script = [(429, {"Retry-After": "1"})]
     sink = LokiSink(config(loki))
     sink.add(entry("x"))
@@ -118,7 +119,7 @@ def test_retry_after_is_honoured(loki: Loki) -> None:
     end(sink)
 
 
-def test_what_loki_refuses_is_dropped_and_said_and_the_next_is_sent(loki: Loki) -> None:
+def test_what_loki_refuses_is_dropped_and_said_and_the_next_is_sent(loki: LokiServer) -> None:
     loki.script = [(400, {})]
     sink = LokiSink(config(loki))
     sink.add(entry("refused"))
@@ -129,7 +130,7 @@ def test_what_loki_refuses_is_dropped_and_said_and_the_next_is_sent(loki: Loki) 
     assert [line for _, _, line in loki.streams] == [entry("next").line.decode()]
 
 
-def test_a_batch_is_not_tried_for_ever(loki: Loki) -> None:
+def test_a_batch_is_not_tried_for_ever(loki: LokiServer) -> None:
     loki.script = [(500, {})] * 3
     sink = LokiSink(config(loki, retries=2))
     sink.add(entry("lost"))
@@ -141,18 +142,18 @@ def test_a_batch_is_not_tried_for_ever(loki: Loki) -> None:
 def test_nobody_there_at_first() -> None:
     with socket.create_server(("127.0.0.1", 0)) as place:
         port = place.getsockname()[1]
-    sink = LokiSink(LokiConfig(url=f"http://127.0.0.1:{port}", backoff=0, retries=1))
+    sink = LokiSink(Loki(url=f"http://127.0.0.1:{port}", backoff=0, retries=1))
     sink.add(entry("x"))
     turn(sink, lambda: sink.dropped == 1)
     assert "ConnectionRefusedError" in sink.error
     end(sink)
 
 
-def test_memory_is_bounded_while_loki_hangs_and_nobody_waits(loki: Loki) -> None:
+def test_memory_is_bounded_while_loki_hangs_and_nobody_waits(loki: LokiServer) -> None:
     loki.hold.clear()
     bound = 100_000
-    sink = LokiSink(config(loki, batch_bytes=10_000), max_bytes=bound)
-    total, slowest = 20_000, 0.0
+    sink = LokiSink(config(loki, batch_bytes=10_000, buffer=bound))
+    total, slowest = 5_000, 0.0
     for number in range(total):
         before = time.monotonic()
         sink.add(entry(f"{number:0100}"))
@@ -170,7 +171,7 @@ def test_memory_is_bounded_while_loki_hangs_and_nobody_waits(loki: Loki) -> None
     assert last in {line for _, _, line in loki.streams}, "the oldest are dropped"
 
 
-def test_tenant_and_password(loki: Loki, tmp_path: Path) -> None:
+def test_tenant_and_password(loki: LokiServer, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("first\n")
     sink = LokiSink(config(loki, tenant="shop", user="me", password_file=str(secret)))
@@ -186,7 +187,7 @@ def test_tenant_and_password(loki: Loki, tmp_path: Path) -> None:
     ]
 
 
-def test_token(loki: Loki, tmp_path: Path) -> None:
+def test_token(loki: LokiServer, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("T0\n")
     sink = LokiSink(config(loki, token_file=str(token)))
@@ -225,7 +226,7 @@ def test_https_is_verified(certificate: Path) -> None:
         end(sink)
 
 
-def test_a_sender_that_dies_is_replaced_and_what_it_had_is_counted(loki: Loki) -> None:
+def test_a_sender_that_dies_is_replaced_and_what_it_had_is_counted(loki: LokiServer) -> None:
     loki.hold.clear()
     sink = LokiSink(config(loki))
     with pytest.raises(ValueError, match="has not died"):
@@ -249,12 +250,12 @@ def test_a_sender_that_dies_is_replaced_and_what_it_had_is_counted(loki: Loki) -
     assert last in {line for _, _, line in loki.streams}
 
 
-def test_the_sender_ends_with_the_supervisor(loki: Loki) -> None:
+def test_the_sender_ends_with_the_supervisor(loki: LokiServer) -> None:
     code = (
         "import sys, time\n"
         "from pyforkfd.supervisor._loki import LokiSink\n"
-        "from pyforkfd.supervisor._loki_push import LokiConfig\n"
-        "sink = LokiSink(LokiConfig(url=sys.argv[1], batch_seconds=3600))\n"
+        "from pyforkfd.supervisor import Loki\n"
+        "sink = LokiSink(Loki(url=sys.argv[1], batch_seconds=3600))\n"
         "print(sink.process.pid, flush=True)\n"
         "sys.stdin.read()\n"
     )
@@ -271,7 +272,7 @@ def test_the_sender_ends_with_the_supervisor(loki: Loki) -> None:
             os.close(pidfd)
 
 
-def test_a_terminals_signals_do_not_end_it(loki: Loki) -> None:
+def test_a_terminals_signals_do_not_end_it(loki: LokiServer) -> None:
     sink = LokiSink(config(loki))
     sink.process.send_signal(signal.SIGINT)
     sink.process.send_signal(signal.SIGTERM)
@@ -280,7 +281,7 @@ def test_a_terminals_signals_do_not_end_it(loki: Loki) -> None:
     assert sink.sent == 1
 
 
-def test_closing_at_once_leaves_nothing(loki: Loki) -> None:
+def test_closing_at_once_leaves_nothing(loki: LokiServer) -> None:
     loki.hold.clear()
     sink = LokiSink(config(loki))
     sink.add(entry("x"))
@@ -290,14 +291,14 @@ def test_closing_at_once_leaves_nothing(loki: Loki) -> None:
     assert sink.dropped == 2
 
 
-def test_at_the_end_a_loki_that_hangs_is_not_waited_for_long(loki: Loki) -> None:
+def test_at_the_end_a_loki_that_hangs_is_not_waited_for_long(loki: LokiServer) -> None:
     loki.script = [(503, {"Retry-After": "300"})] * 10
     sink = LokiSink(config(loki))
     sink.add(entry("x"))
     turn(sink, lambda: len(loki.requests) == 1)
     before = time.monotonic()
     end(sink)
-    assert time.monotonic() - before < 30
+    assert time.monotonic() - before < 5, "the next try would come too late"
     assert (sink.sent, sink.dropped) == (0, 1)
 
 
@@ -310,7 +311,7 @@ def test_verdicts() -> None:
 
 
 def test_pauses() -> None:
-    c = LokiConfig(url="http://x", backoff=0.5, backoff_cap=30)
+    c = Loki(url="http://x", backoff=0.5, backoff_cap=30)
     assert [pause(c, n, None, 0) for n in (1, 2, 3, 7, 99)] == [0.5, 1, 2, 30, 30]
     assert pause(c, 1, "7", 0) == 7
     assert pause(c, 5, "1", 0) == 8, "never earlier than the back-off"
@@ -319,24 +320,8 @@ def test_pauses() -> None:
     assert pause(c, 1, "999999", 0) == 300
 
 
-def test_a_configuration_says_all_that_is_wrong_with_it() -> None:
-    with pytest.raises(ValueError) as caught:
-        LokiConfig(
-            url="ftp://x",
-            labels=("component", "pid"),
-            static_labels={"no-name": "x"},
-            user="me",
-            tenant="a\nb",
-            timeout=0,
-        )
-    said = str(caught.value)
-    for word in ("ftp://x", "['pid']", "no-name", "password_file", "a\\nb", "timeout"):
-        assert word in said
-    with pytest.raises(ValueError, match="password"):
-        LokiConfig(url="http://me:secret@x")
-    with pytest.raises(ValueError, match="port"):
-        LokiConfig(url="http://x:port")
-    full = LokiConfig(url="https://x/other?a=b", labels=("worker",), static_labels={"a": "b"})
-    assert LokiConfig.from_json(full.to_json()) == full
-    assert full.path == "/other?a=b"
-    assert LokiConfig(url="http://x/").path == "/loki/api/v1/push"
+def test_what_the_sender_is_told() -> None:
+    full = Loki(url="https://x/other?a=b", labels=("worker",), static_labels={"a": "b"})
+    assert from_json(to_json(full)) == full
+    assert target(full) == "/other?a=b"
+    assert target(Loki(url="http://x/")) == "/loki/api/v1/push"

@@ -351,6 +351,8 @@ CASES: list[tuple[Service, list[str]]] = [
                 stdout=False,
                 loki=Loki(
                     url="host:3100",
+                    labels=(),
+                    tenant="a\nb",
                     user="me",
                     token_file="/nowhere",
                     batch_seconds=0.0,
@@ -366,6 +368,8 @@ CASES: list[tuple[Service, list[str]]] = [
             "log.max_bytes: 0 is not above 0",
             "log.keep: -1 is not above 0",
             'log.loki.url: "host:3100" is not http',
+            "log.loki.labels: a stream has at least one",
+            "log.loki.tenant: 'a\\nb' goes into a header",
             "log.loki.token_file: there is a user as well",
             "log.loki.password_file: user and password_file go together",
             "log.loki.token_file: /nowhere cannot be read",
@@ -375,6 +379,21 @@ CASES: list[tuple[Service, list[str]]] = [
             "metrics.address: is tcp or unix, not udp",
             "metrics.textfile: node_exporter reads files that end in .prom only",
             "metrics.interval: 0.0 is not above 0",
+        ],
+    ),
+    (
+        service(web(), http(), log=Log(loki=Loki(url="http://x:port"))),
+        ['log.loki.url: "http://x:port": Port'],
+    ),
+    (
+        service(
+            web(),
+            http(),
+            log=Log(loki=Loki(url="http://me:secret@x", static_labels={"no-name": "x"})),
+        ),
+        [
+            "log.loki.url: no password belongs in there",
+            'log.loki.static_labels.no-name: "no-name" is not a letter',
         ],
     ),
     (

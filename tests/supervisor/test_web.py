@@ -1,4 +1,4 @@
-"""uvicorn as a worker: nobody who is connected loses a request to a reload."""
+"""uvicorn and gunicorn's threads as workers: nobody who is connected loses one request."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import os
 import select
 import signal
 import sys
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from services import ask, load, raw, service, until_last
 
-from pyforkfd.supervisor import asgi
+from pyforkfd.supervisor import asgi, wsgi
 
-APPLICATION = """
+ASGI = """
 import asyncio, os, socket
 from pyforkfd.supervisor import worker
 
@@ -53,7 +55,26 @@ def nodelay():
         except OSError:
             pass
 """
-FUNCTION = """
+WSGI = """
+import os, threading, time
+from pyforkfd.supervisor import worker
+
+# So that a test can be sure that whatever is done on drain was done.
+me = worker.current()
+me.on("drain", lambda order: threading.Timer(0.5, me.send, ["still here"]).start())
+
+def app(environ, start_response):
+    if environ["PATH_INFO"] == "/slow":
+        worker.current().send("slow")
+        while not os.path.exists("enough"):
+            time.sleep(0.01)
+    if environ["PATH_INFO"] == "/back":
+        worker.current().send("roll back")
+    body = f"{worker.current().generation} {os.getpid()}".encode()
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+"""
+UVICORN = """
 function = "pyforkfd.supervisor.asgi:serve"
 [components.web.kwargs]
 app = "application:app"
@@ -62,19 +83,31 @@ log_level = "warning"
 http = "{http}"
 loop = "{loop}"
 """
-COMMAND = """
+UVICORN_COMMAND = """
 command = ["{python}", "-P", "-m", "pyforkfd.supervisor.asgi", "application:app",
   "--no-access-log", "--log-level=warning", "--http={http}", "--loop={loop}"]
 """
-FAST = {"http": "httptools", "loop": "uvloop"}
-PLAIN = {"http": "h11", "loop": "asyncio"}
+GUNICORN = """
+function = "pyforkfd.supervisor.wsgi:serve"
+kwargs = {{ app = "application:app", threads = 2, loglevel = "warning", keepalive = 30 }}
+"""
+GUNICORN_COMMAND = """
+command = ["{python}", "-P", "-m", "pyforkfd.supervisor.wsgi", "--threads=2",
+  "--log-level=warning", "--keep-alive=30", "application:app"]
+"""
 
 
-def config(
-    start: str = FUNCTION, *, workers: int = 1, top: str = "", more: str = "", stack: str = "fast"
-) -> str:
-    kind = FAST if stack == "fast" else PLAIN
-    return f"""
+@dataclass(frozen=True)
+class Kind:
+    """Of a worker: its application, and how it is started; "plain" is h11 on asyncio."""
+
+    application: str
+    start: str
+    http: str = "httptools"
+    loop: str = "uvloop"
+
+    def config(self, *, workers: int = 1, top: str = "", more: str = "") -> str:
+        return f"""
 name = "test"
 {top}
 [listeners.web]
@@ -85,34 +118,42 @@ listen = ["web"]
 stdout = "inherit"
 stderr = "inherit"
 {more}
-{start.format(python=sys.executable, **kind)}
+{self.start.format(python=sys.executable, http=self.http, loop=self.loop)}
 """
 
 
-@pytest.fixture(params=["fast", "plain"])
-def stack(request: pytest.FixtureRequest) -> str:
-    """httptools on uvloop, h11 on asyncio."""
-    kind: str = request.param
-    return kind
+KINDS = {
+    "uvicorn": Kind(ASGI, UVICORN),
+    "uvicorn-command": Kind(ASGI, UVICORN_COMMAND),
+    "plain": Kind(ASGI, UVICORN, "h11", "asyncio"),
+    "plain-command": Kind(ASGI, UVICORN_COMMAND, "h11", "asyncio"),
+    "gunicorn": Kind(WSGI, GUNICORN),
+    "gunicorn-command": Kind(WSGI, GUNICORN_COMMAND),
+}
 
 
-@pytest.fixture(autouse=True)
-def application(tmp_path: Path) -> Path:
-    path = tmp_path / "application.py"
-    path.write_text(APPLICATION)
-    return path
+def workers(*names: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("kind", names, indirect=True)
 
 
-@pytest.mark.parametrize("start", [FUNCTION, COMMAND], ids=["function", "command"])
-def test_it_serves_and_leaves(start: str, stack: str, tmp_path: Path) -> None:
-    with service(tmp_path, config(start, stack=stack)) as running:
+@pytest.fixture
+def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Kind:
+    found = KINDS[request.param]
+    (tmp_path / "application.py").write_text(found.application)
+    return found
+
+
+@workers(*KINDS)
+def test_it_serves_and_leaves(kind: Kind, tmp_path: Path) -> None:
+    with service(tmp_path, kind.config()) as running:
         assert running.get().startswith(b"1 ")
         running.stop()
         running.log.wait_for("has left: exit code 0")
 
 
-def test_a_kept_connection_is_told_that_it_was_the_last_time(stack: str, tmp_path: Path) -> None:
-    with service(tmp_path, config(stack=stack)) as running:
+@workers("uvicorn", "plain", "gunicorn", "gunicorn-command")
+def test_a_kept_connection_is_told_that_it_was_the_last_time(kind: Kind, tmp_path: Path) -> None:
+    with service(tmp_path, kind.config()) as running:
         client = running.connect()
         assert ask(client)[1]
         running.reload()
@@ -122,29 +163,37 @@ def test_a_kept_connection_is_told_that_it_was_the_last_time(stack: str, tmp_pat
         assert running.get().startswith(b"2 ")  # nobody else is there
 
 
-def test_a_silent_connection_is_answered_when_it_speaks(stack: str, tmp_path: Path) -> None:
-    with service(tmp_path, config(stack=stack)) as running:
-        client = running.connect()
-        assert running.get().startswith(b"1 ")  # which came to the listener's queue after it
+@workers("uvicorn", "plain", "gunicorn")
+def test_silent_connections_are_answered_when_they_speak(kind: Kind, tmp_path: Path) -> None:
+    """More of them than gunicorn has threads, before and after a reload."""
+    with service(tmp_path, kind.config()) as running:
+        silent = [running.connect() for _ in range(5)]
+        assert running.get().startswith(b"1 ")  # which came to the listener's queue after them
         running.reload()
         running.log.wait_for('message .*"still here"')
-        assert until_last(client) == {b"1"}
+        for client in silent:
+            assert until_last(client) == {b"1"}
         running.log.wait_for("worker 1: has left: exit code 0")
 
 
-def test_a_request_on_its_way_is_finished(stack: str, tmp_path: Path) -> None:
-    with service(tmp_path, config(stack=stack)) as running, raw(running.port) as client:
-        client.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+@workers("uvicorn", "plain", "gunicorn")
+def test_a_request_on_its_way_is_finished(kind: Kind, tmp_path: Path) -> None:
+    with service(tmp_path, kind.config()) as running, closing(running.connect()) as client:
+        client.request("GET", "/slow")
         running.log.wait_for('message .*"slow"')
         running.reload()
+        running.log.wait_for('message .*"still here"')
         (tmp_path / "enough").touch()
-        with client.makefile("rb") as answer:
-            assert b"\r\n\r\n1 " in answer.read()
+        answer = client.getresponse()
+        assert answer.read().startswith(b"1 ")
+        if not answer.will_close:  # gunicorn decides that before the application is called
+            assert until_last(client) == {b"1"}
         running.log.wait_for("worker 1: has left: exit code 0")
 
 
-def test_who_stays_silent_is_cut_when_patience_ends(tmp_path: Path) -> None:
-    text = config(more='drain_timeout = "500ms"')
+@workers("uvicorn", "gunicorn")
+def test_who_stays_silent_is_cut_when_patience_ends(kind: Kind, tmp_path: Path) -> None:
+    text = kind.config(more='drain_timeout = "500ms"')
     with service(tmp_path, text) as running, raw(running.port) as client:
         running.get()
         running.reload()
@@ -153,8 +202,9 @@ def test_who_stays_silent_is_cut_when_patience_ends(tmp_path: Path) -> None:
         running.log.wait_for("worker 1: has left")
 
 
-def test_paused_it_keeps_who_is_there_and_resumed_it_accepts(tmp_path: Path) -> None:
-    with service(tmp_path, config(top='rollback = "1h"')) as running:
+@workers("uvicorn", "gunicorn")
+def test_paused_it_keeps_who_is_there_and_resumed_it_accepts(kind: Kind, tmp_path: Path) -> None:
+    with service(tmp_path, kind.config(top='rollback = "1h"')) as running:
         old = running.connect()
         assert ask(old)[0].startswith(b"1 ")
         running.reload()
@@ -169,8 +219,9 @@ def test_paused_it_keeps_who_is_there_and_resumed_it_accepts(tmp_path: Path) -> 
         old.close()
 
 
-def test_websockets_are_told_of_the_restart(tmp_path: Path) -> None:
-    with service(tmp_path, config()) as running, raw(running.port) as client:
+@workers("uvicorn")
+def test_websockets_are_told_of_the_restart(kind: Kind, tmp_path: Path) -> None:
+    with service(tmp_path, kind.config()) as running, raw(running.port) as client:
         key = base64.b64encode(os.urandom(16)).decode()
         client.sendall(
             f"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -186,15 +237,17 @@ def test_websockets_are_told_of_the_restart(tmp_path: Path) -> None:
         running.log.wait_for("worker 1: has left: exit code 0")
 
 
-@pytest.mark.parametrize("start", [FUNCTION, COMMAND], ids=["function", "command"])
-def test_accepted_sockets_have_tcp_nodelay(start: str, stack: str, tmp_path: Path) -> None:
-    with service(tmp_path, config(start, stack=stack)) as running:
+@workers("uvicorn", "uvicorn-command", "plain", "plain-command")
+def test_accepted_sockets_have_tcp_nodelay(kind: Kind, tmp_path: Path) -> None:
+    with service(tmp_path, kind.config()) as running:
         found = running.get("/nodelay").split()
         assert found and set(found) == {b"1"}
 
 
-def test_a_broken_deploy_changes_nothing(application: Path, tmp_path: Path) -> None:
-    with service(tmp_path, config(workers=2), ready=2) as running:
+@workers("uvicorn", "gunicorn")
+def test_a_broken_deploy_changes_nothing(kind: Kind, tmp_path: Path) -> None:
+    with service(tmp_path, kind.config(workers=2), ready=2) as running:
+        application = tmp_path / "application.py"
         application.write_text('raise RuntimeError("a broken deploy")\n')
         os.utime(application, (0, 0))  # its cached code is of a file with the other time
         running.process.send_signal(signal.SIGHUP)
@@ -203,8 +256,9 @@ def test_a_broken_deploy_changes_nothing(application: Path, tmp_path: Path) -> N
         assert running.get().startswith(b"1 ")
 
 
-def test_no_request_fails_over_reloads_under_load(tmp_path: Path) -> None:
-    with service(tmp_path, config(workers=2), ready=2) as running:
+@workers("uvicorn", "gunicorn")
+def test_no_request_fails_over_reloads_under_load(kind: Kind, tmp_path: Path) -> None:
+    with service(tmp_path, kind.config(workers=2), ready=2) as running:
         with load(running.port) as counted:
             for _ in range(3):
                 running.reload()
@@ -212,8 +266,9 @@ def test_no_request_fails_over_reloads_under_load(tmp_path: Path) -> None:
         assert counted["kept"]["done"] and counted["new"]["done"]
 
 
-def test_requests_are_counted_so_that_a_worker_is_recycled(tmp_path: Path) -> None:
-    with service(tmp_path, config(more="recycle = { requests = 10, jitter = 0 }")) as running:
+@workers("uvicorn", "gunicorn")
+def test_requests_are_counted_so_that_a_worker_is_recycled(kind: Kind, tmp_path: Path) -> None:
+    with service(tmp_path, kind.config(more="recycle = { requests = 10, jitter = 0 }")) as running:
         pid = running.get()
         for _ in range(10):
             running.get()
@@ -222,8 +277,9 @@ def test_requests_are_counted_so_that_a_worker_is_recycled(tmp_path: Path) -> No
         assert running.get() != pid
 
 
-def test_a_supervisor_that_is_killed_leaves_nobody_behind(tmp_path: Path) -> None:
-    with service(tmp_path, config(workers=2), ready=2) as running:
+@workers("uvicorn")
+def test_a_supervisor_that_is_killed_leaves_nobody_behind(kind: Kind, tmp_path: Path) -> None:
+    with service(tmp_path, kind.config(workers=2), ready=2) as running:
         pids = {int(running.get().split()[1]) for _ in range(20)}
         watched = [os.pidfd_open(pid) for pid in pids]
         running.process.kill()
@@ -237,14 +293,13 @@ def test_a_supervisor_that_is_killed_leaves_nobody_behind(tmp_path: Path) -> Non
 
 
 def ended(fd: int) -> bool:
-
     waiting = select.poll()
     waiting.register(fd, select.POLLIN)
     return bool(waiting.poll(10_000))
 
 
 @pytest.mark.parametrize("option", ["port", "workers", "uds", "limit_max_requests"])
-def test_what_the_supervisor_decides_is_no_option(option: str) -> None:
+def test_options_of_uvicorn_that_the_supervisor_decides(option: str) -> None:
     with pytest.raises(ValueError, match=f"{option}: the supervisor decides"):
         asgi.serve("application:app", **{option: 1})
 
@@ -253,3 +308,14 @@ def test_without_a_listener_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LISTEN_FDS", raising=False)
     with pytest.raises(ValueError, match="no listener was given"):
         asgi.serve("application:app")
+
+
+@pytest.mark.parametrize(
+    ("option", "why"), [("bind", "the supervisor decides"), ("cakes", "no setting 'cakes'")]
+)
+def test_options_of_gunicorn_that_cannot_be(
+    option: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wsgi, "_systemd_listeners", lambda: {"web": None})
+    with pytest.raises(ValueError, match=why):
+        wsgi.serve("application:app", **{option: "1"})

@@ -1,0 +1,31 @@
+"""Names of a package that are imported when somebody asks for them."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def lazy(
+    package: str, elsewhere: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """The ``__getattr__`` and ``__dir__`` of a package.
+
+    Args:
+        package: its name.
+        elsewhere: name -> the module within it that has it.
+    """
+
+    def find(name: str) -> Any:
+        if name not in elsewhere:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        found = getattr(importlib.import_module(f".{elsewhere[name]}", package), name)
+        setattr(sys.modules[package], name, found)  # the next time nobody asks here
+        return found
+
+    def names() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *elsewhere})
+
+    return find, names
