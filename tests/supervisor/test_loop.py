@@ -203,9 +203,9 @@ def test_a_reload_says_what_it_leaves_and_takes_the_rest(tmp_path: Path) -> None
         service.config.write_text(f'rollback = "1h"\n{toml(port)}\n[metrics]\ninterval = "3s"\n')
         done = service.command("reload")
         assert done.returncode == 0, done.stderr
-        assert "reload: metrics: as before until the next start" in service.text()
+        service.log.wait_for("reload: metrics: as before until the next start")
         # It would keep the old workers now, if these could pause.
-        assert "cannot pause, so no roll back is kept" in service.text()
+        service.log.wait_for("cannot pause, so no roll back is kept")
 
 
 def test_a_reload_that_cannot_bind_changes_nothing(tmp_path: Path) -> None:
