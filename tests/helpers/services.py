@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import os
 import re
@@ -12,10 +13,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from processes import descendants, kill
 
 import pyforkfd as ff
 
@@ -30,6 +33,7 @@ class Lines:
     def __init__(self, source: int) -> None:
         """Read from a descriptor that is taken."""
         self._lines: list[str] = []
+        self._seen = 0
         self._changed = threading.Condition()
         self._ended = False
         self._thread = threading.Thread(target=self._read, args=(source,), name="lines")
@@ -47,16 +51,24 @@ class Lines:
 
     def wait_for(self, pattern: str, *, count: int = 1, after: int = 0) -> re.Match[str]:
         """The ``count``-th line after the first ``after`` lines in which the pattern is."""
+        return self._wait_for(pattern, count, after)[1]
 
-        def found() -> re.Match[str] | None:
-            hits = [m for line in self._lines[after:] if (m := re.search(pattern, line))]
-            return hits[count - 1] if len(hits) >= count else None
+    def next(self, pattern: str) -> re.Match[str]:
+        """The next line in which the pattern is, after the one that this found last."""
+        self._seen, match = self._wait_for(pattern, 1, self._seen)
+        return match
+
+    def _wait_for(self, pattern: str, count: int, after: int) -> tuple[int, re.Match[str]]:
+        def find() -> tuple[int, re.Match[str]] | None:
+            lines = enumerate(self._lines[after:], after + 1)
+            hits = ((number, m) for number, line in lines if (m := re.search(pattern, line)))
+            return next(itertools.islice(hits, count - 1, None), None)
 
         with self._changed:
-            self._changed.wait_for(lambda: found() or self._ended, PATIENCE)
-            match = found()
-        assert match, f"no {pattern!r} ({count}) in:\n" + self.text()
-        return match
+            self._changed.wait_for(lambda: find() or self._ended, PATIENCE)
+            found = find()
+        assert found, f"no {pattern!r} ({count}) in:\n" + self.text()
+        return found
 
     def __len__(self) -> int:
         with self._changed:
@@ -70,21 +82,87 @@ class Lines:
         self._thread.join()
 
 
-class Running:
-    """A supervisor that runs.
+class Service:
+    """A supervisor in a process of its own.  A context manager that ends it, and all it started.
 
     Attributes:
-        process: its.
-        log: what it and its workers have written.
+        process: what was started.
+        directory: where it runs.
+        log: what it writes, and workers whose output it does not capture.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[ff.StrPath],
+        directory: Path,
+        *,
+        env: Mapping[str, str] | None = None,
+        fds: Mapping[int, ff.FdSource] | None = None,
+        listen: Mapping[str, ff.HasFileno] | None = None,
+        cgroup: Path | None = None,
+    ) -> None:
+        """Start it.
+
+        Args:
+            command: of the supervisor.
+            directory: where it runs.
+            env: variables on top of ours.
+            fds: as for :class:`ff.Command`, with one pipe; None: standard output and error.
+            listen: as for :class:`ff.Command`.
+            cgroup: where it is started.
+        """
+        self.directory = directory
+        self.process = ff.spawn(
+            command,
+            cwd=directory,
+            env={**os.environ, **(env or {})},
+            fds=fds or {1: ff.PIPE, 2: ff.STDOUT},
+            listen=listen,
+            process_group=0,
+            cgroup=cgroup,
+        )
+        (pipe,) = self.process.pipes.values()
+        self.log = Lines(os.dup(pipe.fileno()))
+
+    def wait(self) -> int:
+        """Until it has ended, and all of its log is read; the exit code."""
+        status = self.process.wait(timeout=PATIENCE)
+        self.log.join()
+        assert status.code is not None, f"{status}\n{self.log.text()}"
+        return status.code
+
+    def stop(self) -> None:
+        """Stop it in good order."""
+        self.process.terminate()
+        assert self.wait() == 0, self.log.text()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, value: object, trace: object) -> None:
+        try:
+            if kind is None and self.process.poll() is None:
+                self.stop()
+        finally:
+            if self.process.poll() is None:
+                for pid in descendants(self.process.pid):
+                    kill(pid)
+                self.process.kill()
+                self.process.wait()
+            self.process.close()
+            self.log.join()
+
+
+class Running(Service):
+    """A service of :file:`run_service.py`.
+
+    Attributes:
         port: of its listener.
         config: path of its configuration.
     """
 
-    def __init__(self, process: ff.Process, log: Lines, port: int, config: Path) -> None:
-        self.process = process
-        self.log = log
-        self.port = port
-        self.config = config
+    port: int
+    config: Path
 
     def reload(self) -> None:
         """Reload, and wait until the new generation serves."""
@@ -112,12 +190,6 @@ class Running:
         while not re.search(pattern, body := self.get()):
             assert time.monotonic() < end, f"the last answer is {body!r}, without {pattern!r}"
 
-    def stop(self) -> None:
-        """Stop it in good order."""
-        self.process.send_signal(signal.SIGTERM)
-        status = self.process.wait(timeout=PATIENCE)
-        assert status.success, f"{status}\n{self.log.text()}"
-
 
 def ask(client: http.client.HTTPConnection, path: str = "/") -> tuple[bytes, bool]:
     """The body of the answer, and whether the connection stays."""
@@ -137,7 +209,7 @@ def service(
     env: Mapping[str, str] | None = None,
     cgroup: Path | None = None,
 ) -> Iterator[Running]:
-    """Run a supervisor until it has been stopped; it is stopped if nobody has done so.
+    """Run a supervisor; at the end it is stopped, if nobody has done so.
 
     Args:
         directory: where its configuration is put, and where its workers find modules.
@@ -149,28 +221,24 @@ def service(
     path = directory / "service.toml"
     path.write_text(config)
     with ff.bind("tcp://127.0.0.1:0") as listener:
-        port = listener.getsockname()[1]
-        process = ff.spawn(
+        running = Running(
             [sys.executable, _RUNNER, path],
+            directory,
             listen={"web": listener},
-            fds={1: ff.PIPE, 2: ff.STDOUT},
-            cwd=directory,
-            env={**os.environ, "PYTHONPATH": str(directory), **(env or {})},
+            env={"PYTHONPATH": str(directory), **(env or {})},
             cgroup=cgroup,
         )
-    log = Lines(os.dup(process.pipes[1].fileno()))
-    running = Running(process, log, port, path)
-    try:
-        log.wait_for("ready after", count=ready)
+        running.port, running.config = listener.getsockname()[1], path
+    with running:
+        running.log.wait_for("ready after", count=ready)
         yield running
-        if process.poll() is None:
-            running.stop()
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        process.close()
-        log.join()
+
+
+def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
+    """A port of the loopback that nobody uses just now."""
+    with socket.socket(socket.AF_INET, kind) as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
 
 
 def raw(port: int) -> socket.socket:

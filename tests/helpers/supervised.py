@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from services import PATIENCE, Service
+
 from pyforkfd.supervisor._client import ControlClient
 
 SERVER = Path(__file__).with_name("tiny_server.py")
-_PATIENCE = 60.0
 
 
 class Manager:
@@ -39,7 +40,7 @@ class Manager:
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         poll.register(pidfd, select.POLLIN)
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + PATIENCE
         while True:
             ready = [fd for fd, _ in poll.poll(max(0.0, deadline - time.monotonic()) * 1000)]
             if self._sock.fileno() not in ready:
@@ -54,8 +55,8 @@ class Manager:
         self.path.unlink(missing_ok=True)
 
 
-class Supervised:
-    """Runs it; a context manager that ends it."""
+class Supervised(Service):
+    """A service of ``pyforkfd serve``, which has a manager."""
 
     def __init__(
         self,
@@ -66,22 +67,17 @@ class Supervised:
         prefix: Sequence[str] = (),
         env: dict[str, str] | None = None,
     ) -> None:
-        self.directory = directory
         self.config = directory / "service.toml"
         self.control = directory / "control"
-        self.log = directory / "log"
-        self.manager = Manager(directory / "manager")
         what = list(arguments)
         if config is not None:
             self.config.write_text(config)
             what = [str(self.config)]
         command = [sys.executable, "-P", "-m", "pyforkfd", "serve", "--control", str(self.control)]
-        environment = {**os.environ, "NOTIFY_SOCKET": str(self.manager.path), **(env or {})}
+        self.manager = Manager(directory / "manager")
         try:
-            with open(self.log, "wb") as log:
-                self.process = subprocess.Popen(
-                    [*prefix, *command, *what], stdout=log, stderr=log, env=environment
-                )
+            manager = {"NOTIFY_SOCKET": str(self.manager.path)}
+            super().__init__([*prefix, *command, *what], directory, env=manager | (env or {}))
         except BaseException:
             self.manager.close()
             raise
@@ -96,7 +92,7 @@ class Supervised:
         try:
             return self.manager.until(pidfd, wanted)
         except TimeoutError as error:
-            raise AssertionError(f"{error}: {self.manager.said}\n{self.text()}") from None
+            raise AssertionError(f"{error}: {self.manager.said}\n{self.log.text()}") from None
         finally:
             os.close(pidfd)
 
@@ -109,7 +105,7 @@ class Supervised:
             [sys.executable, "-P", "-m", "pyforkfd", name, "--control", str(self.control), *words],
             capture_output=True,
             text=True,
-            timeout=_PATIENCE,
+            timeout=PATIENCE,
             check=False,
         )
 
@@ -120,24 +116,11 @@ class Supervised:
             worker for one in found for worker in one["workers"] if component in (None, one["name"])
         ]
 
-    def text(self) -> str:
-        return self.log.read_text()
-
-    def wait(self) -> int:
-        return self.process.wait(_PATIENCE)
-
-    def __enter__(self) -> Supervised:
-        return self
-
     def __exit__(self, *exception: object) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(_PATIENCE)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-        self.manager.close()
+        try:
+            super().__exit__(*exception)
+        finally:
+            self.manager.close()
 
 
 class Load:
@@ -166,7 +149,7 @@ class Load:
         with self._changed:
             goal = len(self.answers) + len(self.failures) + count
             assert self._changed.wait_for(
-                lambda: len(self.answers) + len(self.failures) >= goal, _PATIENCE
+                lambda: len(self.answers) + len(self.failures) >= goal, PATIENCE
             )
 
     def _run(self) -> None:
@@ -188,17 +171,10 @@ def ask(address: tuple[str, int] | str) -> str:
     """One request."""
     family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as sock:
-        sock.settimeout(_PATIENCE)
+        sock.settimeout(PATIENCE)
         sock.connect(address)
         sock.sendall(b"?")
         return sock.recv(100).decode()
-
-
-def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    """A port of the loopback that nobody uses just now."""
-    with socket.socket(socket.AF_INET, kind) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def toml(

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 from leaks import gone
-from supervised import SERVER, Load, Supervised, ask, free_port, toml
+from processes import children
+from services import free_port
+from supervised import SERVER, Load, Supervised, ask, toml
 from tools import tool
 
 FUNCTION = """
@@ -72,7 +74,7 @@ def test_a_program_on_the_command_line(tmp_path: Path) -> None:
         assert (done.returncode, done.stderr) == (0, "")
         assert service.wait() == 0
         line = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z supervisor (INFO|WARNING|ERROR): \S.*"
-        assert all(re.fullmatch(line, one) for one in service.text().splitlines())
+        assert all(re.fullmatch(line, one) for one in service.log.text().splitlines())
 
 
 def test_a_function_on_the_command_line(tmp_path: Path) -> None:
@@ -172,7 +174,7 @@ def test_an_address_in_use_starts_nothing(tmp_path: Path) -> None:
         taken.listen()
         with Supervised(tmp_path, toml(taken.getsockname()[1])) as service:
             assert service.wait() == 2
-            assert "Address already in use" in service.text()
+            service.log.wait_for("Address already in use")
 
 
 def test_status_for_people_and_programs(tmp_path: Path) -> None:
@@ -245,6 +247,7 @@ def test_watching_on_a_terminal_ends_with_the_service(tmp_path: Path) -> None:
             os.close(ours)
             code = watch.wait(60)
         assert code in (1, 2), shown
+        assert service.wait() == 0
 
 
 def test_stop_waits_for_what_was_begun(tmp_path: Path) -> None:
@@ -344,6 +347,7 @@ def test_what_the_manager_is_told(tmp_path: Path) -> None:
         assert not [said for said in service.manager.said[:-1] if said.get("READY")]
         service.process.terminate()
         service.told(lambda said: said.get("STOPPING"))
+        assert service.wait() == 0
 
 
 def test_a_watchdog_of_somebody_elses_is_not_fed(tmp_path: Path) -> None:
@@ -352,6 +356,7 @@ def test_a_watchdog_of_somebody_elses_is_not_fed(tmp_path: Path) -> None:
         service.until("^ready: web 2/2")
         service.process.terminate()
         service.told(lambda said: said.get("STOPPING"))
+        assert service.wait() == 0
         assert not [said for said in service.manager.said if "WATCHDOG" in said]
 
 
@@ -382,7 +387,7 @@ def test_listeners_of_the_manager_that_cannot_be_told_apart(tmp_path: Path) -> N
         wait_until_bound(port)
         with socket.create_connection(("127.0.0.1", port)):
             assert service.wait() == 2
-        assert "several descriptors of the service manager are called web" in service.text()
+        service.log.wait_for("several descriptors of the service manager are called web")
 
 
 def wait_until_bound(port: int) -> None:
@@ -410,10 +415,6 @@ def test_as_process_1_it_reaps_orphans_and_stops_everything(tmp_path: Path) -> N
         os.kill(first, signal.SIGTERM)
         assert service.wait() == 0
         assert not any(Path(f"/proc/{pid}").exists() for pid in inside)
-
-
-def children(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def zombies(pid: int) -> list[int]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from leaks import gone
+from processes import children
 from services import Running, load, service, until_last
 from tools import tool
 
@@ -54,11 +55,9 @@ def keys(tmp_path: Path) -> Iterator[Running]:
 
 def signer(running: Running) -> int:
     """The pid of the worker that has the key."""
-    master = running.process.pid
-    children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
     (found,) = (
-        int(pid)
-        for pid in children
+        pid
+        for pid in children(running.process.pid)
         if b"FORKFD_WORKER=component=keys " in Path(f"/proc/{pid}/environ").read_bytes()
     )
     return found

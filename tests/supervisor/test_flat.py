@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from leaks import gone
+from processes import children
 from services import Running, service
 
 # PYFORKFD_STRESS=1000 is the full run.
@@ -36,8 +37,7 @@ def holdings(running: Running) -> Mapping[str, object]:
         except FileNotFoundError:
             continue
         kinds[kind] = kinds.get(kind, 0) + 1
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return {"descriptors": kinds, "processes": len(children)}
+    return {"descriptors": kinds, "processes": len(children(pid))}
 
 
 def memory(running: Running) -> int:

@@ -16,9 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kept import Running, alive, children, config, descendants, descriptors, free_port, write
+from kept import Kept, config, write
 from leaks import gone
 from pid_clients import Load
+from processes import alive, children, descendants, descriptors
+from services import free_port
 
 import pyforkfd as ff
 from pyforkfd._fd import Fd
@@ -51,16 +53,16 @@ def next_supervisor(keeper: int, last: int) -> int:
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Iterator[tuple[Running, int]]:
+def kept(tmp_path: Path) -> Iterator[tuple[Kept, int]]:
     port = config(tmp_path / "s.toml", keeper=True)
-    with Running(tmp_path / "s.toml") as service:
-        service.workers(2)
+    with Kept(tmp_path / "s.toml") as service:
+        service.ready(2)
         yield service, port
 
 
-def test_twenty_kills_under_load(kept: tuple[Running, int]) -> None:
+def test_twenty_kills_under_load(kept: tuple[Kept, int]) -> None:
     service, port = kept
-    keeper = service.main.pid
+    keeper = service.process.pid
     workers, held = workers_of(keeper), kinds(keeper)
     ours = kinds(service.supervisor)
     each = {pid: descriptors(pid) for pid in workers}
@@ -84,7 +86,7 @@ def test_twenty_kills_under_load(kept: tuple[Running, int]) -> None:
     assert gone(lambda: kinds(keeper) == held)
     assert kinds(last) == ours
     assert gone(lambda: {pid: descriptors(pid) for pid in workers} == each)
-    assert service.stop() == 0
+    service.stop()
     assert not still_alive(workers)
 
 
@@ -99,9 +101,9 @@ def still_alive(pids: set[int]) -> set[int]:
     return set(filter(alive, pids))
 
 
-def test_kills_in_the_middle_of_reloads(kept: tuple[Running, int]) -> None:
+def test_kills_in_the_middle_of_reloads(kept: tuple[Kept, int]) -> None:
     service, port = kept
-    keeper = service.main.pid
+    keeper = service.process.pid
     chance = random.Random(11)
     with Load(port) as load:
         for generation in range(2, 7):
@@ -111,18 +113,17 @@ def test_kills_in_the_middle_of_reloads(kept: tuple[Running, int]) -> None:
             os.kill(service.supervisor, signal.SIGKILL)
             service.wait_for("took over")
             said = f"generation {generation} serves"
-            if not any(said in line for line in service.lines):
+            if said not in service.log.text():
                 service.wait_for(said)
             load.wait_for(20)
         assert gone(lambda: len(workers_of(keeper)) == 2)
         load.wait_for(100)
     assert load.failures == []
-    assert service.stop() == 0
 
 
-def test_an_end_that_nobody_saw_is_known_and_made_good(kept: tuple[Running, int]) -> None:
+def test_an_end_that_nobody_saw_is_known_and_made_good(kept: tuple[Kept, int]) -> None:
     service, _ = kept
-    keeper = service.main.pid
+    keeper = service.process.pid
     one, other = sorted(workers_of(keeper))
     os.kill(keeper, signal.SIGSTOP)  # so that no supervisor is there when they end
     os.kill(service.supervisor, signal.SIGKILL)
@@ -131,26 +132,24 @@ def test_an_end_that_nobody_saw_is_known_and_made_good(kept: tuple[Running, int]
     os.kill(keeper, signal.SIGCONT)
     service.wait_for("died .*SIGKILL|died .*SIGUSR1")
     service.wait_for("died .*SIGKILL|died .*SIGUSR1")
-    service.workers(2)
+    service.ready(2)
     assert not {one, other} & workers_of(keeper)
     assert len(workers_of(keeper)) == 2
-    assert service.stop() == 0
 
 
-def test_an_end_after_the_takeover_is_known_by_the_keeper(kept: tuple[Running, int]) -> None:
+def test_an_end_after_the_takeover_is_known_by_the_keeper(kept: tuple[Kept, int]) -> None:
     service, _ = kept
-    keeper = service.main.pid
+    keeper = service.process.pid
     service.kill()
     service.wait_for("took over")
     os.kill(min(workers_of(keeper)), signal.SIGUSR1)
     service.wait_for("died .*SIGUSR1")
-    service.workers(1)
-    assert service.stop() == 0
+    service.ready(1)
 
 
-def test_an_upgrade_after_a_kill_and_a_kill_after_an_upgrade(kept: tuple[Running, int]) -> None:
+def test_an_upgrade_after_a_kill_and_a_kill_after_an_upgrade(kept: tuple[Kept, int]) -> None:
     service, port = kept
-    keeper = service.main.pid
+    keeper = service.process.pid
     workers = workers_of(keeper)
     with Load(port) as load:
         for _ in range(2):
@@ -161,31 +160,29 @@ def test_an_upgrade_after_a_kill_and_a_kill_after_an_upgrade(kept: tuple[Running
             load.wait_for(50)
     assert load.failures == []
     assert workers_of(keeper) == workers
-    assert service.stop() == 0
 
 
 def test_the_file_may_be_broken_when_the_supervisor_is_killed(
-    kept: tuple[Running, int], tmp_path: Path
+    kept: tuple[Kept, int], tmp_path: Path
 ) -> None:
     service, port = kept
-    workers = workers_of(service.main.pid)
+    workers = workers_of(service.process.pid)
     (tmp_path / "s.toml").write_text("name = 3")
     service.kill()
     service.wait_for("took over")
-    assert workers_of(service.main.pid) == workers
-    os.kill(service.main.pid, signal.SIGHUP)
+    assert workers_of(service.process.pid) == workers
+    os.kill(service.process.pid, signal.SIGHUP)
     service.wait_for("reload: .*")
     write(tmp_path / "s.toml", port, keeper=True)
-    os.kill(service.main.pid, signal.SIGHUP)
+    os.kill(service.process.pid, signal.SIGHUP)
     service.wait_for("generation 2 serves")
-    assert service.stop() == 0
 
 
 def test_workers_of_a_zygote_live_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.fspath(HERE.parent / "helpers"))
     port = config(tmp_path / "s.toml", keeper=True, start='function = "pid_server:main"')
-    with Running(tmp_path / "s.toml") as service:
-        service.workers(2)
+    with Kept(tmp_path / "s.toml") as service:
+        service.ready(2)
         with Load(port) as load:
             load.wait_for(50)
             for _ in range(3):
@@ -193,11 +190,10 @@ def test_workers_of_a_zygote_live_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
                 service.wait_for("took over 2 workers")
                 load.wait_for(50)
         assert load.failures == []
-        assert set(load.answers) <= children(service.main.pid)
+        assert set(load.answers) <= children(service.process.pid)
         os.kill(next(iter(load.answers)), signal.SIGKILL)
         service.wait_for("died .*SIGKILL")
-        service.workers(1)
-        assert service.stop() == 0
+        service.ready(1)
 
 
 def test_a_supervisor_that_fails_is_started_again(tmp_path: Path) -> None:
@@ -208,26 +204,25 @@ def test_a_supervisor_that_fails_is_started_again(tmp_path: Path) -> None:
         .read_text()
         .replace("logging.basicConfig", "Supervisor.reload = lambda _: 1 / 0\nlogging.basicConfig")
     )
-    with Running(tmp_path / "s.toml", [sys.executable, str(serve)]) as service:
-        service.workers(2)
-        workers = workers_of(service.main.pid)
+    with Kept(tmp_path / "s.toml", [sys.executable, str(serve)]) as service:
+        service.ready(2)
+        workers = workers_of(service.process.pid)
         with Load(port) as load:
-            os.kill(service.main.pid, signal.SIGHUP)
+            os.kill(service.process.pid, signal.SIGHUP)
             service.wait_for("ZeroDivisionError")
             service.wait_for("died: exit code 70")
             service.wait_for("took over")
             load.wait_for(50)
         assert load.failures == []
-        assert workers_of(service.main.pid) == workers
-        assert service.stop() == 0
+        assert workers_of(service.process.pid) == workers
 
 
-def test_without_its_keeper_the_supervisor_stops_in_order(kept: tuple[Running, int]) -> None:
+def test_without_its_keeper_the_supervisor_stops_in_order(kept: tuple[Kept, int]) -> None:
     service, port = kept
-    workers = workers_of(service.main.pid)
+    workers = workers_of(service.process.pid)
     with Load(port) as load:
         load.wait_for(20)
-    service.main.kill()
+    service.process.kill()
     service.wait_for("got SIGTERM")
     for _ in workers:
         service.wait_for("has left: exit code 0")
@@ -241,9 +236,9 @@ def test_a_worker_that_nobody_knows_is_ended(tmp_path: Path) -> None:
     script = f'({sys.executable} -S -c "$0" &); exec {sys.executable} -S {server}'
     start = f"""command = ["sh", "-c", '{script}', "{stray}"]"""
     config(tmp_path / "s.toml", keeper=True, workers=1, start=start)
-    with Running(tmp_path / "s.toml") as service:
-        service.workers(1)
-        keeper = service.main.pid
+    with Kept(tmp_path / "s.toml") as service:
+        service.ready(1)
+        keeper = service.process.pid
         (worker,) = children(service.supervisor)
         assert gone((tmp_path / "stray").exists)
         (stranger,) = workers_of(keeper) - {worker}
@@ -251,7 +246,6 @@ def test_a_worker_that_nobody_knows_is_ended(tmp_path: Path) -> None:
         service.wait_for(f"ending process {stranger}, a worker that nobody knows")
         service.wait_for("took over 1 workers")
         assert gone(lambda: workers_of(keeper) == {worker})
-        assert service.stop() == 0
 
 
 # The keeper itself, with supervisors of a few lines
@@ -471,15 +465,14 @@ def test_the_counters_go_on(tmp_path: Path) -> None:
     config(path, keeper=True)
     with path.open("a") as file:
         file.write(f'\n[metrics]\naddress = "tcp://127.0.0.1:{port}"\n')
-    with Running(path) as running:
-        running.workers(2)
-        os.kill(min(workers_of(running.main.pid)), signal.SIGKILL)
+    with Kept(path) as running:
+        running.ready(2)
+        os.kill(min(workers_of(running.process.pid)), signal.SIGKILL)
         running.wait_for(r"died \(signal\)")
-        running.workers(1)
+        running.ready(1)
         running.kill()
         running.wait_for("took over 2 workers")
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
             lines = answer.read().decode().splitlines()
         assert 'process_crash_total{cause="signal",component="web"} 1.0' in lines
         assert 'forkfd_workers_ready{component="web"} 2.0' in lines
-        assert running.stop() == 0

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from supervised import SERVER, Load, Supervised, ask, free_port, toml
+from services import free_port
+from supervised import SERVER, Load, Supervised, ask, toml
 from tools import tool
 
 WEB = "web 2/2"
@@ -134,7 +135,7 @@ def test_nothing_that_lives_ends_it(tmp_path: Path) -> None:
     )
     with Supervised(tmp_path, config) as service:
         assert service.wait() == 1
-        assert "no component can be kept running" in service.text()
+        service.log.wait_for("no component can be kept running")
 
 
 def test_a_worker_that_hangs_while_it_boots_shows_its_stack(tmp_path: Path) -> None:
@@ -145,8 +146,7 @@ def test_a_worker_that_hangs_while_it_boots_shows_its_stack(tmp_path: Path) -> N
         done = service.command("reload")
         assert done.returncode == 1 and "not ready within 0.5 s" in done.stderr
         service.until(f"^ready: {WEB}")
-        service.command("stop")
-        assert "in hang_in_here" in service.text()  # nobody has told the program to
+        service.log.wait_for("in hang_in_here")  # nobody has told the program to
 
 
 def test_workers_that_know_only_numbers(tmp_path: Path) -> None:
@@ -236,8 +236,9 @@ def test_messages_that_make_no_sense_end_nobody(tmp_path: Path) -> None:
     config = f"[components.odd]\ncommand = {[sys.executable, '-S', str(said)]!r}\n"
     with Supervised(tmp_path, config) as service:
         service.until("^ready: odd 1/1")
-        assert service.text().count("not a message") == 3
+        service.log.wait_for("not a message", count=3)
         assert service.command("stop").returncode == 0
+        assert service.wait() == 0
 
 
 def test_an_unmodified_server_is_ready_when_it_accepts(tmp_path: Path) -> None:

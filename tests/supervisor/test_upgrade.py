@@ -10,25 +10,26 @@ import time
 from pathlib import Path
 
 import pytest
-from kept import Running, alive, children, config, descendants, descriptors, write
+from kept import Kept, config, write
 from leaks import gone
 from pid_clients import Load
+from processes import alive, children, descendants, descriptors
 
 from pyforkfd.supervisor import _preflight
 
 TIMES = 20
 
 
-def upgrade(service: Running) -> None:
+def upgrade(service: Kept) -> None:
     os.kill(service.supervisor, signal.SIGUSR2)
     service.wait_for("took over 2 workers")
 
 
 def test_twenty_upgrades_under_load(tmp_path: Path) -> None:
     port = config(tmp_path / "s.toml")
-    with Running(tmp_path / "s.toml") as service:
-        service.workers(2)
-        workers, held = children(service.main.pid), descriptors(service.main.pid)
+    with Kept(tmp_path / "s.toml") as service:
+        service.ready(2)
+        workers, held = children(service.process.pid), descriptors(service.process.pid)
         assert len(workers) == 2
         each = {pid: descriptors(pid) for pid in workers}
         with Load(port) as load:
@@ -37,11 +38,10 @@ def test_twenty_upgrades_under_load(tmp_path: Path) -> None:
                 load.wait_for(50)
         assert load.failures == []
         assert set(load.answers) <= workers
-        assert children(service.main.pid) == workers
-        assert service.supervisor == service.main.pid
-        same(held, descriptors(service.main.pid))
+        assert children(service.process.pid) == workers
+        assert service.supervisor == service.process.pid
+        same(held, descriptors(service.process.pid))
         assert gone(lambda: {pid: descriptors(pid) for pid in workers} == each)
-        assert service.stop() == 0
 
 
 def same(before: dict[int, str], after: dict[int, str]) -> None:
@@ -51,79 +51,76 @@ def same(before: dict[int, str], after: dict[int, str]) -> None:
 
 def test_the_new_program_notices_an_end_and_starts_another(tmp_path: Path) -> None:
     config(tmp_path / "s.toml")
-    with Running(tmp_path / "s.toml") as service:
-        service.workers(2)
+    with Kept(tmp_path / "s.toml") as service:
+        service.ready(2)
         upgrade(service)
-        victim = min(children(service.main.pid))
+        victim = min(children(service.process.pid))
         os.kill(victim, signal.SIGKILL)
         service.wait_for(r"died \(signal\).*SIGKILL")
-        service.workers(1)
-        assert victim not in children(service.main.pid)
-        assert service.stop() == 0
+        service.ready(1)
+        assert victim not in children(service.process.pid)
 
 
 def test_a_worker_that_ended_meanwhile_is_replaced(tmp_path: Path) -> None:
     config(tmp_path / "s.toml")
-    with Running(tmp_path / "s.toml") as service:
-        service.workers(2)
-        victim = min(children(service.main.pid))
-        os.kill(service.main.pid, signal.SIGSTOP)  # both signals find the loop at the same time
+    with Kept(tmp_path / "s.toml") as service:
+        service.ready(2)
+        victim = min(children(service.process.pid))
+        os.kill(service.process.pid, signal.SIGSTOP)  # both signals find the loop at the same time
         os.kill(victim, signal.SIGKILL)
-        os.kill(service.main.pid, signal.SIGUSR2)
-        os.kill(service.main.pid, signal.SIGCONT)
+        os.kill(service.process.pid, signal.SIGUSR2)
+        os.kill(service.process.pid, signal.SIGCONT)
         service.wait_for("died .*SIGKILL")
         service.wait_for("took over")
-        assert gone(lambda: len(children(service.main.pid)) == 2)
-        assert service.stop() == 0
+        assert gone(lambda: len(children(service.process.pid)) == 2)
 
 
 def test_a_generation_that_boots_goes_on(tmp_path: Path) -> None:
     port = config(tmp_path / "s.toml")
-    with Running(tmp_path / "s.toml") as service:
-        service.workers(2)
-        old = children(service.main.pid)
+    with Kept(tmp_path / "s.toml") as service:
+        service.ready(2)
+        old = children(service.process.pid)
         with Load(port) as load:
-            os.kill(service.main.pid, signal.SIGHUP)
-            os.kill(service.main.pid, signal.SIGUSR2)
+            os.kill(service.process.pid, signal.SIGHUP)
+            os.kill(service.process.pid, signal.SIGUSR2)
             service.wait_for("took over")
-            if not any("generation 2 serves" in line for line in service.lines):
+            if "generation 2 serves" not in service.log.text():
                 service.wait_for("generation 2 serves")
-            assert gone(lambda: not children(service.main.pid) & old)
+            assert gone(lambda: not children(service.process.pid) & old)
             load.wait_for(50)
         assert load.failures == []
-        assert len(children(service.main.pid)) == 2
-        assert service.stop() == 0
+        assert len(children(service.process.pid)) == 2
 
 
 def test_workers_of_a_zygote_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.fspath(Path(__file__).parents[1] / "helpers"))
     port = config(tmp_path / "s.toml", start='function = "pid_server:main"')
-    with Running(tmp_path / "s.toml") as service:
-        service.workers(2)
+    with Kept(tmp_path / "s.toml") as service:
+        service.ready(2)
         with Load(port) as load:
             load.wait_for(50)
             for _ in range(3):
                 upgrade(service)
                 load.wait_for(50)
         assert load.failures == []
-        assert set(load.answers) <= children(service.main.pid)
+        assert set(load.answers) <= children(service.process.pid)
         # A fresh zygote makes another, also a child that the kernel ends with us.
         os.kill(next(iter(load.answers)), signal.SIGKILL)
         service.wait_for("died .*SIGKILL")
-        service.workers(1)
-        left = descendants(service.main.pid)
+        service.ready(1)
+        left = descendants(service.process.pid)
         assert len(left) == 3, "two workers and a zygote"
-        service.main.kill()
+        service.process.kill()
         assert gone(lambda: not any(map(alive, left)), 1.0)
 
 
 def test_without_a_keeper_nobody_is_left(tmp_path: Path) -> None:
     config(tmp_path / "s.toml", workers=4)
-    with Running(tmp_path / "s.toml") as service:
-        service.workers(4)
-        workers = children(service.main.pid)
+    with Kept(tmp_path / "s.toml") as service:
+        service.ready(4)
+        workers = children(service.process.pid)
         assert len(workers) == 4
-        service.main.kill()
+        service.process.kill()
         assert gone(lambda: not any(map(alive, workers)), 1.0)
 
 
@@ -171,25 +168,24 @@ def test_a_program_that_cannot_take_over_does_not(
     serve, good = tmp_path / "serve.py", (tmp_path / "s.toml").read_text()
     program = (Path(__file__).parents[1] / "helpers" / "serve.py").read_text()
     serve.write_text(program)
-    with Running(tmp_path / "s.toml", [sys.executable, str(serve)]) as service:
-        service.workers(2)
-        workers, held = children(service.main.pid), descriptors(service.main.pid)
+    with Kept(tmp_path / "s.toml", [sys.executable, str(serve)]) as service:
+        service.ready(2)
+        workers, held = children(service.process.pid), descriptors(service.process.pid)
         with Load(port) as load:
             assert callable(breaking)
             why = breaking(tmp_path)
-            os.kill(service.main.pid, signal.SIGUSR2)
+            os.kill(service.process.pid, signal.SIGUSR2)
             service.wait_for(f"nothing has changed: the new program cannot take over: .*{why}")
             service.wait_for(said)
             load.wait_for(50)
             assert load.failures == []
-        assert children(service.main.pid) == workers
-        same(held, descriptors(service.main.pid))
+        assert children(service.process.pid) == workers
+        same(held, descriptors(service.process.pid))
         # And once it is mended it does.
         serve.write_text(program)
         (tmp_path / "s.toml").write_text(good)
         upgrade(service)
-        assert children(service.main.pid) == workers
-        assert service.stop() == 0
+        assert children(service.process.pid) == workers
 
 
 def test_a_program_that_has_gone_after_it_was_tried(tmp_path: Path) -> None:
@@ -205,35 +201,33 @@ def test_a_program_that_has_gone_after_it_was_tried(tmp_path: Path) -> None:
         .read_text()
         .replace("from __future__ import annotations", "")
     )
-    with Running(tmp_path / "s.toml", [str(python), str(serve)]) as service:
-        service.workers(2)
-        workers, held = children(service.main.pid), descriptors(service.main.pid)
+    with Kept(tmp_path / "s.toml", [str(python), str(serve)]) as service:
+        service.ready(2)
+        workers, held = children(service.process.pid), descriptors(service.process.pid)
         with Load(port) as load:
-            os.kill(service.main.pid, signal.SIGUSR2)
+            os.kill(service.process.pid, signal.SIGUSR2)
             service.wait_for("nothing has changed: .*No such file")
             load.wait_for(50)
             assert load.failures == []
-        assert children(service.main.pid) == workers
-        same(held, descriptors(service.main.pid))
+        assert children(service.process.pid) == workers
+        same(held, descriptors(service.process.pid))
         # It is not there even to be tried.
-        os.kill(service.main.pid, signal.SIGUSR2)
+        os.kill(service.process.pid, signal.SIGUSR2)
         service.wait_for("nothing has changed: .*No such file")
         os.kill(min(workers), signal.SIGKILL)
         service.wait_for("died")
-        service.workers(1)
-        assert service.stop() == 0
+        service.ready(1)
 
 
 def test_a_reload_after_an_upgrade_reads_the_file(tmp_path: Path) -> None:
     port = config(tmp_path / "s.toml")
-    with Running(tmp_path / "s.toml") as service:
-        service.workers(2)
+    with Kept(tmp_path / "s.toml") as service:
+        service.ready(2)
         upgrade(service)
         write(tmp_path / "s.toml", port, keeper=False, workers=3)
-        os.kill(service.main.pid, signal.SIGHUP)
+        os.kill(service.process.pid, signal.SIGHUP)
         service.wait_for("generation 2 serves")
-        assert gone(lambda: len(children(service.main.pid)) == 3)
-        assert service.stop() == 0
+        assert gone(lambda: len(children(service.process.pid)) == 3)
 
 
 def test_a_program_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
