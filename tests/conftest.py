@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ sys.path.insert(0, str(HERE / "helpers"))
 from cgroups import cgroup_given, cgroup_home, cgroup_limited, cgroup_tree  # noqa: E402, F401
 from children import BACKENDS, Children, build  # noqa: E402
 from leaks import Holdings  # noqa: E402
+from tools import tool  # noqa: E402
 
 import pyforkfd as ff  # noqa: E402
 from pyforkfd import _core  # noqa: E402
@@ -45,6 +48,24 @@ def look(programs: Path) -> Path:
     """The program of tests/helpers/look.c."""
     build(HERE / "helpers" / "look.c", programs / "look")
     return programs / "look"
+
+
+@pytest.fixture(scope="session")
+def go(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """Builds a Go program of one file; Go's own library comes from the user's cache."""
+    compiler = tool("go", "golang-go")
+    directory = tmp_path_factory.mktemp("go")
+    env = {**os.environ, "GO111MODULE": "off", "CGO_ENABLED": "0"}
+
+    @functools.cache
+    def build(source: Path) -> Path:
+        program = directory / source.stem
+        subprocess.run(
+            [compiler, "build", "-o", program, source], cwd=directory, env=env, check=True
+        )
+        return program
+
+    return build
 
 
 @pytest.fixture(params=BACKENDS)

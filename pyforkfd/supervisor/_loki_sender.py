@@ -148,12 +148,12 @@ class Sender:
             self._connection = None
 
     def _sleep(self, seconds: float) -> bool:
-        """Whether there is another try: not once the supervisor is gone and time is up."""
+        """Whether there is another try: not once the supervisor is gone and it comes too late."""
         until = time.monotonic() + seconds
         if self._hung_up.poll(seconds * 1000):
-            until = min(until, time.monotonic() + self._left())
+            if until - time.monotonic() > self._left():
+                return False
             time.sleep(max(0.0, until - time.monotonic()))
-            return self._left() > 0
         return True
 
     def _left(self) -> float:

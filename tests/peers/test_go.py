@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
-
-import pytest
-from tools import tool
 
 import pyforkfd as ff
 
@@ -23,30 +19,6 @@ with ff.listener_from_fd(3) as listener:
 """
 
 
-@pytest.fixture(scope="module")
-def go(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Builds a program of tests/peers/go."""
-    compiler = tool("go", "golang-go")
-    directory = tmp_path_factory.mktemp("go")
-
-    def build(name: str) -> Path:
-        env = {
-            **os.environ,
-            "GOCACHE": f"{directory}/cache",
-            "GOFLAGS": "-mod=mod",
-            "GO111MODULE": "off",
-            "CGO_ENABLED": "0",
-        }
-        program = directory / name
-        args: list[ff.StrPath] = [compiler, "build", "-o", program, GO / f"{name}.go"]
-        with ff.spawn(args, env=env, cwd=directory) as building:
-            pass
-        assert building.status is not None and building.status.success
-        return program
-
-    return build
-
-
 def answer(address: tuple[str, int] | str) -> bytes:
     family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
     with socket.socket(family) as client:
@@ -56,8 +28,8 @@ def answer(address: tuple[str, int] | str) -> bytes:
             return received.read()
 
 
-def test_ours_to_go(go: Callable[[str], Path], tmp_path: Path) -> None:
-    program = go("accept")
+def test_ours_to_go(go: Callable[[Path], Path], tmp_path: Path) -> None:
+    program = go(GO / "accept.go")
     for address, network in (("tcp://127.0.0.1:0", b"tcp"), (f"unix:{tmp_path}/socket", b"unix")):
         with ff.bind(address) as listener:
             with ff.spawn([program, "extra"], fds={3: listener}) as child:
@@ -68,8 +40,8 @@ def test_ours_to_go(go: Callable[[str], Path], tmp_path: Path) -> None:
             assert child.status is not None and child.status.success
 
 
-def test_gos_to_us(go: Callable[[str], Path]) -> None:
-    with ff.spawn([go("hand_over"), sys.executable, "-I", "-c", ADOPT], fds={1: ff.PIPE}) as child:
+def test_gos_to_us(go: Callable[[Path], Path]) -> None:
+    with ff.spawn([go(GO / "hand_over.go"), sys.executable, "-I", "-c", ADOPT], fds={1: ff.PIPE}) as child:
         assert child.stdout is not None
         port = int(child.stdout.readline())
         assert answer(("127.0.0.1", port)) == b"python"

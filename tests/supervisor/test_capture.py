@@ -98,8 +98,8 @@ def test_a_long_line_is_cut_and_says_so_and_takes_no_memory(make: Make) -> None:
 
 def test_a_flood_gets_a_share_and_no_more(make: Make) -> None:
     capture, entries = make(budget=10_000)
-    flood, quiet = capture, make()[0]
-    with ff.spawn(["yes"], fds={1: flood.writer}) as child:
+    flood, quiet, line = capture, make()[0], "y" * 99
+    with ff.spawn(["yes", line], fds={1: flood.writer}) as child:
         flood.writer.close()
         try:
             for _ in range(50):
@@ -110,7 +110,7 @@ def test_a_flood_gets_a_share_and_no_more(make: Make) -> None:
         finally:
             child.kill()
     drain(flood)
-    assert set(messages(entries)[:-1]) == {"y"}
+    assert set(messages(entries)[:-1]) == {line}
 
 
 @pytest.mark.parametrize("floods", [False, True])

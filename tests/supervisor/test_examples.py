@@ -7,7 +7,7 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,9 +15,6 @@ import pytest
 from leaks import gone
 from processes import children
 from services import Running, load, service, until_last
-from tools import tool
-
-import pyforkfd as ff
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ADDRESS = re.compile(r'(\[listeners\.)http(\]\naddress = )"tcp://127\.0\.0\.1:8080"')
@@ -102,16 +99,9 @@ def test_the_asgi_service(tmp_path: Path) -> None:
         running.get_until(rb"generation 2\b")
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = tool("go", "golang-go")
-    directory = tmp_path_factory.mktemp("go")
-    env = {**os.environ, "GOCACHE": f"{directory}/cache", "GO111MODULE": "off", "CGO_ENABLED": "0"}
-    args: list[ff.StrPath] = [compiler, "build", "-o", directory / "worker"]
-    with ff.spawn([*args, EXAMPLES / "go" / "worker.go"], env=env, cwd=directory) as building:
-        pass
-    assert building.status is not None and building.status.success
-    return directory / "worker"
+@pytest.fixture
+def program(go: Callable[[Path], Path]) -> Path:
+    return go(EXAMPLES / "go" / "worker.go")
 
 
 def test_the_go_worker_loses_no_request(program: Path, tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_memory_is_bounded_while_loki_hangs_and_nobody_waits(loki: LokiServer) -
     loki.hold.clear()
     bound = 100_000
     sink = LokiSink(config(loki, batch_bytes=10_000, buffer=bound))
-    total, slowest = 20_000, 0.0
+    total, slowest = 5_000, 0.0
     for number in range(total):
         before = time.monotonic()
         sink.add(entry(f"{number:0100}"))
@@ -298,7 +298,7 @@ def test_at_the_end_a_loki_that_hangs_is_not_waited_for_long(loki: LokiServer) -
     turn(sink, lambda: len(loki.requests) == 1)
     before = time.monotonic()
     end(sink)
-    assert time.monotonic() - before < 30
+    assert time.monotonic() - before < 5, "the next try would come too late"
     assert (sink.sent, sink.dropped) == (0, 1)
 
 
