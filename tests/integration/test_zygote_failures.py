@@ -468,6 +468,8 @@ def test_a_threaded_parent(zygote: Zygote) -> None:
                 bytearray(100_000)
 
     threads = [threading.Thread(target=busy, args=(lock,)) for lock in locks]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)  # or each spawn waits for many turns of 16 others
     for thread in threads:
         thread.start()
     try:
@@ -477,6 +479,7 @@ def test_a_threaded_parent(zygote: Zygote) -> None:
         stop.set()
         for thread in threads:
             thread.join()
+        sys.setswitchinterval(interval)
 
 
 # --- where no sibling can be cloned
