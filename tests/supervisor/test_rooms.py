@@ -126,7 +126,7 @@ def test_a_hook_is_told_of_a_crash(tmp_path: Path) -> None:
     (tmp_path / "hooks.py").write_text(
         "from pathlib import Path\n"
         "def crashed(about):\n"
-        "    print('HOOK', about['component'], about['cause'], about['worker'], flush=True)\n"
+        "    print('HOOK {component} {cause} {worker}'.format(**about), flush=True)\n"
     )
     hooks = (
         'on_crash = ["hooks:crashed", '
