@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import functools
 import gc
@@ -21,7 +22,7 @@ from pyforkfd._errors import PassingError, ThreadsError
 from pyforkfd._fd import Fd
 
 from ._messages import MAX_FDS, SLOT, SLOT_PID, Kind, ProtocolError, Received, receive, send
-from ._worker import Birthplace, rehearse, resolve, wait, work
+from ._worker import Birthplace, flush, rehearse, resolve, wait, work
 
 # Below this nothing that the preloaded code opens gets its number, so that it is in nobody's
 # way: LISTEN_FDS begins at 3.
@@ -80,6 +81,8 @@ def _live() -> None:
         gc_enabled=gc.isenabled(),
         siblings=not why_not,
     )
+    flush()
+    _forget_exit_functions()
     for _ in range(_REHEARSALS):
         rehearse(place)
     _settle(freeze=body["freeze_gc"])
@@ -144,11 +147,15 @@ def _steps(body: dict[str, Any]) -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"import {name}", functools.partial(importlib.import_module, name)
 
 
+def _forget_exit_functions() -> None:
+    """What the preloaded code registered with atexit is not for workers."""
+    atexit._clear()
+    if (util := sys.modules.get("multiprocessing.util")) is not None:
+        atexit.register(util._exit_function)  # each process's own: it empties its queues
+
+
 def _settle(*, freeze: bool) -> None:
     """Leave as little as possible that a worker would write to, and thereby copy."""
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
     gc.collect()
     if freeze:
         gc.freeze()

@@ -15,7 +15,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn, TextIO
 
 from pyforkfd import _core
@@ -28,6 +28,22 @@ from ._messages import MAX_FDS, Kind, Received, answer_pair, receive, send
 
 _LISTEN = ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES")
 _NOT_BORN = 127
+_REHEARSALS = 2  # of an idle worker; what the first frees is not what the next one gets
+
+
+def _nothing() -> None:
+    """What a worker does that has nothing to do."""
+
+
+_NO_TASK: dict[str, Any] = {
+    "target": f"{__name__}:{_nothing.__name__}",
+    "args": pickle.dumps(((), {})),
+    "env": None,
+    "cwd": None,
+    "plan": ({"close_others": False}, [], []),
+    "sources": 0,
+    "others": {},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +76,12 @@ def wait(place: Birthplace, reply: Fd) -> NoReturn:
 
     They are watched themselves: a forked child of the application may hold its end as well.
     """
-    rehearse(place)
     poll = select.poll()
     for fd in (reply, place.application, place.zygote):
         poll.register(fd, select.POLLIN)
+    for _ in range(_REHEARSALS):
+        if not poll.poll(0):
+            rehearse(place)
     if reply.fileno() in dict(poll.poll()):
         try:
             message = receive(reply, MAX_FDS)
@@ -77,36 +95,39 @@ def wait(place: Birthplace, reply: Fd) -> NoReturn:
 
 
 def rehearse(place: Birthplace) -> None:
-    """Do to no effect what a request will have a worker do.
+    """Do to no effect what a request will have a worker do, by the same code.
 
     In the zygote, so that caches are filled and functions found before it is cloned; in an idle
     worker, so that pages this writes to are copied while nobody waits.
     """
-    one, other = answer_pair()
-    with one, other:
-        body: dict[str, Any] = {"plan": ({}, [], []), "args": pickle.dumps(((), {}))}
-        send(one, Kind.SPAWN, body, [0])
-        message = receive(other, MAX_FDS)
+    ours, theirs = answer_pair()
+    with ours, theirs:
+        send(ours, Kind.SPAWN, _NO_TASK, [0])
+        message = receive(theirs, MAX_FDS)
         assert isinstance(message, Received)
-        for fd in message.fds:
-            fd.close()
-        plan, number = _plan(message.body, place.held, other.fileno())
-        os.close(number)
-        plan.close_others = False
-        plan.clear_fds()
-        _core.become(plan, [], place.application_pid, place.application.fileno(), -1)
-        for target, stream in enumerate((sys.__stdin__, sys.__stdout__, sys.__stderr__)):
-            _stream(target, stream)
-        reseed()
-        pickle.loads(message.body["args"])
+        fds = list(message.fds)
+        numbers = [fd.fileno() for fd in fds]
+        # Its descriptors are used, and stay ours.
+        lent = replace(
+            place,
+            application=Fd(place.application.fileno()),
+            zygote=Fd(place.zygote.fileno()),
+            gc_enabled=False,
+        )
+        with Fd(_become(lent, message.body, Fd(theirs.fileno()), fds)) as answers:
+            function, args, kwargs = _prepare(answers, message.body, lent.gc_enabled)
+            send(answers, Kind.STARTED, None)
+        for number in numbers:
+            os.close(number)
+        function(*args, **kwargs)
+        flush()
 
 
 def work(place: Birthplace, body: dict[str, Any], reply: Fd, fds: list[Fd]) -> NoReturn:
     """Become what was asked for, say so, call the function, and end."""
     code = _NOT_BORN
     try:
-        number = _become(place, body, reply, fds)
-        with Fd(number) as answers:
+        with Fd(_become(place, body, reply, fds)) as answers:
             function, args, kwargs = _prepare(answers, body, place.gc_enabled)
             code = 1  # whatever happens now, such as Ctrl-C, happens to a worker
             send(answers, Kind.STARTED, None)
@@ -166,9 +187,6 @@ def _prepare(
     """What a fresh interpreter would have; then the function and its arguments."""
     _set_environment(body["env"], body.get("listen"))
     _open_streams()
-    atexit._clear()  # what the zygote's code registered is for the zygote
-    if (util := sys.modules.get("multiprocessing.util")) is not None:
-        atexit.register(util._exit_function)  # each process's own: it empties its queues
     reseed()
     if gc_enabled:
         gc.enable()
