@@ -9,10 +9,13 @@ import gc
 import importlib
 import mmap
 import os
+import select
 import signal
 import sys
+import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from pyforkfd import _core
@@ -28,6 +31,7 @@ from ._worker import Birthplace, flush, rehearse, resolve, wait, work
 # way: LISTEN_FDS begins at 3.
 _FLOOR = 64
 _CHANNEL = 3
+_A_MOMENT = 0.002  # seconds in which a short worker starts, and has ended
 _REHEARSALS = 20  # the interpreter adapts its code to what it sees after a few
 
 
@@ -166,17 +170,32 @@ def _settle(*, freeze: bool) -> None:
 
 
 def _serve(place: Birthplace) -> None:
+    """Answer requests: those that somebody waits for at once, the others after a moment.
+
+    A worker made ahead replaces one that has just been taken, and whose start it would disturb.
+    """
+    ahead: deque[tuple[float, Received]] = deque()  # when each is due
     while True:
+        if ahead:
+            due, waiting = ahead[0]
+            left = due - time.monotonic()
+            if left <= 0 or not _core.wait_ready(place.channel.fileno(), select.POLLIN, left):
+                ahead.popleft()
+                _answer(place, waiting, ahead)
+                continue
         try:
             message = receive(place.channel)
         except PassingError:
             continue  # no room for its descriptors; the application sees its reply close
         if not isinstance(message, Received):
             return
-        _answer(place, message)
+        if message.kind is Kind.WARM:
+            ahead.append((time.monotonic() + _A_MOMENT, message))
+        else:
+            _answer(place, message, ahead)
 
 
-def _answer(place: Birthplace, message: Received) -> None:
+def _answer(place: Birthplace, message: Received, ahead: Iterable[tuple[float, Received]]) -> None:
     reply, *fds = message.fds
     body = message.body
     SLOT.pack_into(place.slot, 0, body["serial"], 0)
@@ -194,6 +213,8 @@ def _answer(place: Birthplace, message: Received) -> None:
     else:
         if pid == 0:
             place.channel.close()  # or the application would not see the zygote end
+            for _, other in ahead:
+                other.fds[0].close()
             if message.kind is Kind.WARM:
                 wait(place, reply)
             work(place, body, reply, fds)

@@ -177,7 +177,6 @@ def _plan(
     number: int = fcntl.fcntl(answer, fcntl.F_DUPFD_CLOEXEC, highest + 1)
     kept = [(fd, FdKind.INHERIT_IF_OPEN, -1, b"", 0, 0) for fd in (*held, number)]
     plan = _core.SpawnPlan.from_state((fields, sorted([*actions, *kept]), limits))
-    plan.cgroup_path, plan.cgroup_fd = b"", None  # we were born there
     return plan, number
 
 
