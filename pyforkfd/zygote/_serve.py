@@ -25,7 +25,8 @@ from pyforkfd._errors import PassingError, ThreadsError
 from pyforkfd._fd import Fd
 
 from ._messages import MAX_FDS, SLOT, SLOT_PID, Kind, ProtocolError, Received, receive, send
-from ._worker import Birthplace, flush, rehearse, resolve, wait, work
+from ._streams import flush, prepare_streams
+from ._worker import Birthplace, rehearse, resolve, wait, work
 
 # Below this nothing that the preloaded code opens gets its number, so that it is in nobody's
 # way: LISTEN_FDS begins at 3.
@@ -81,7 +82,7 @@ def _live() -> None:
         application=application,
         application_pid=body["pid"],
         zygote=zygote,
-        held=held,
+        held=list(held),
         gc_enabled=gc.isenabled(),
         siblings=not why_not,
     )
@@ -89,6 +90,7 @@ def _live() -> None:
     _forget_exit_functions()
     for _ in range(_REHEARSALS):
         rehearse(place)
+    prepare_streams()
     _settle(freeze=body["freeze_gc"])
     send(channel, Kind.READY, {"held": held, "why_not": why_not})
     _serve(place)

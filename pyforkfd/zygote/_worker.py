@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import atexit
-import fcntl
 import gc
 import importlib
-import io
 import mmap
 import os
 import pickle
@@ -14,17 +12,17 @@ import select
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 from pyforkfd import _core
 from pyforkfd._channel import FdChannel
-from pyforkfd._core import FdKind
 from pyforkfd._errors import PassingError
 from pyforkfd._fd import Fd
 
 from ._messages import MAX_FDS, Kind, Received, answer_pair, receive, send
+from ._streams import flush, forget_streams, reopen_streams
 
 _LISTEN = ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES")
 _NOT_BORN = 127
@@ -66,7 +64,7 @@ class Birthplace:
     application: Fd
     application_pid: int
     zygote: Fd
-    held: Mapping[int, str]
+    held: list[int]
     gc_enabled: bool
     siblings: bool
 
@@ -100,6 +98,7 @@ def rehearse(place: Birthplace) -> None:
     In the zygote, so that caches are filled and functions found before it is cloned; in an idle
     worker, so that pages this writes to are copied while nobody waits.
     """
+    forget_streams()
     ours, theirs = answer_pair()
     with ours, theirs:
         send(ours, Kind.SPAWN, _NO_TASK, [0])
@@ -155,7 +154,7 @@ def _become(place: Birthplace, body: dict[str, Any], reply: Fd, fds: list[Fd]) -
     application = place.application.detach()
     if (cwd := body["cwd"]) is not None:
         os.fchdir(numbers[cwd])
-    plan, number = _plan(body, place.held, answer)
+    plan, number = _core.plan_of_worker(body["plan"], place.held, answer)
     for option, index in body["others"].items():
         setattr(plan, option, numbers[index])
     sources = numbers[: body["sources"]]
@@ -168,24 +167,12 @@ def _become(place: Birthplace, body: dict[str, Any], reply: Fd, fds: list[Fd]) -
     return number
 
 
-def _plan(
-    body: dict[str, Any], held: Mapping[int, str], answer: int
-) -> tuple[_core.SpawnPlan, int]:
-    """The plan, which leaves open what is held, and the reply by a number that is free."""
-    fields, actions, limits = body["plan"]
-    highest = max([2, *held, *(action[0] for action in actions)])
-    number: int = fcntl.fcntl(answer, fcntl.F_DUPFD_CLOEXEC, highest + 1)
-    kept = [(fd, FdKind.INHERIT_IF_OPEN, -1, b"", 0, 0) for fd in (*held, number)]
-    plan = _core.SpawnPlan.from_state((fields, sorted([*actions, *kept]), limits))
-    return plan, number
-
-
 def _prepare(
     answers: Fd, body: dict[str, Any], gc_enabled: bool
 ) -> tuple[Callable[..., object], tuple[Any, ...], dict[str, Any]]:
     """What a fresh interpreter would have; then the function and its arguments."""
     _set_environment(body["env"], body.get("listen"))
-    _open_streams()
+    reopen_streams()
     reseed()
     if gc_enabled:
         gc.enable()
@@ -226,29 +213,6 @@ def _set_environment(env: dict[str, str] | None, listen: list[str] | None) -> No
         os.environ["LISTEN_PIDFDID"] = str(inode)
 
 
-def _open_streams() -> None:
-    """sys.stdin, stdout and stderr on what 0, 1 and 2 are now, as the interpreter has them."""
-    sys.stdin = sys.__stdin__ = _stream(0, sys.__stdin__)  # type: ignore[assignment, misc]
-    sys.stdout = sys.__stdout__ = _stream(1, sys.__stdout__)  # type: ignore[assignment, misc]
-    sys.stderr = sys.__stderr__ = _stream(2, sys.__stderr__)  # type: ignore[assignment, misc]
-
-
-def _stream(fd: int, old: TextIO | None) -> TextIO:
-    try:
-        raw = io.FileIO(fd, "r" if fd == 0 else "w", closefd=False)
-    except OSError:
-        return None  # type: ignore[return-value]  # as the interpreter has it: closed
-    raw.name = ("<stdin>", "<stdout>", "<stderr>")[fd]
-    unbuffered = fd == 2 or (isinstance(old, io.TextIOWrapper) and old.write_through)
-    return io.TextIOWrapper(
-        io.BufferedReader(raw) if fd == 0 else io.BufferedWriter(raw),
-        encoding=old.encoding if old is not None else None,
-        errors=old.errors if old is not None else None,
-        line_buffering=fd == 2 or raw.isatty(),
-        write_through=unbuffered and fd != 2,
-    )
-
-
 def reseed() -> None:
     """No two workers may draw the same numbers.
 
@@ -284,15 +248,3 @@ def _exit_code(stop: SystemExit) -> int:
         return stop.code & 0xFF
     print(stop.code, file=sys.stderr)
     return 1
-
-
-def flush() -> bool:
-    """Write what is buffered; False if it cannot be: Python then exits with 120."""
-    done = True
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            if stream is not None:
-                stream.flush()
-        except (OSError, ValueError):
-            done = False
-    return done
