@@ -10,8 +10,9 @@ except ImportError as error:
         "(pip install .) and import it from outside the source tree"
     ) from error
 
+from typing import TYPE_CHECKING
+
 from . import _atfork as atfork
-from ._asyncio import create_subprocess_exec
 from ._channel import ChannelListener, FdChannel
 from ._clone import CloneFlag, Sibling, clone
 from ._debug import debug, read_environment
@@ -208,5 +209,18 @@ __all__ = [
     "spawn",
 ]
 __version__ = "0.1.0.dev0"
+
+if TYPE_CHECKING:
+    from ._asyncio import create_subprocess_exec
+
+
+def __getattr__(name: str) -> object:
+    """The one name that needs asyncio, which is a third of what importing us would cost."""
+    if name != "create_subprocess_exec":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ._asyncio import create_subprocess_exec
+
+    return create_subprocess_exec
+
 
 read_environment()

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import select
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 from . import _core
 from ._fd_details import EpollWatch
 from ._fds import as_fd
 from ._selector import ForkSafeSelector
 from ._types import HasFileno
+
+if TYPE_CHECKING:
+    import asyncio
 
 DriftKind: TypeAlias = Literal[
     "unknown", "unregistered", "events", "replaced", "closed", "inherited"
@@ -130,6 +132,8 @@ def audit(
 
 
 def _selector_of(target: object) -> object:
+    import asyncio  # here: a third of what importing us would cost
+
     if not isinstance(target, asyncio.AbstractEventLoop):
         return target
     selector = getattr(target, "_selector", None)
@@ -146,8 +150,7 @@ def _owner(
 ) -> tuple[int, dict[int, _Known] | None]:
     selector = _selector_of(target)
     if not isinstance(selector, BaseSelector):
-        assert not isinstance(target, BaseSelector | asyncio.AbstractEventLoop)
-        epfd = as_fd(target, "audit")
+        epfd = as_fd(cast(int | HasFileno, target), "audit")
         if known is None:
             return epfd, None
         return epfd, {n: _Known(events, ~(_ALWAYS | _HOW)) for n, events in known.items()}

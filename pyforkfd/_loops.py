@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import os
 import selectors
 import signal
 import socket
 import threading
-from asyncio import events
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ._selector import ForkSafeSelector
+
+if TYPE_CHECKING:
+    import asyncio
 
 Transports: TypeAlias = Literal["refuse", "close", "keep"]
 """What :func:`reinit_loop` does with connections that the loop serves."""
@@ -46,6 +47,8 @@ def new_event_loop() -> asyncio.SelectorEventLoop:
     Raises:
         OSError: no epoll or no socket pair could be made.
     """
+    import asyncio  # here: a third of what importing us would cost
+
     selector = ForkSafeSelector()
     try:
         return asyncio.SelectorEventLoop(selector)
@@ -114,7 +117,7 @@ def reinit_loop(
         for transport in held.transports:
             transport.abort()
     if known._thread_id is not None:
-        events._set_running_loop(known)
+        asyncio._set_running_loop(known)
     return known  # type: ignore[no-any-return]
 
 
@@ -123,6 +126,8 @@ def _running_at_the_fork() -> asyncio.AbstractEventLoop | None:
 
     Nobody remembers it: a hook of every fork would cost all that never ask.
     """
+    import asyncio
+
     mine = threading.get_ident()
     for found in gc.get_objects():
         if isinstance(found, asyncio.BaseEventLoop) and vars(found).get("_thread_id") == mine:
@@ -140,6 +145,8 @@ class _Held:
 
     @classmethod
     def of(cls, loop: Any) -> _Held:
+        import asyncio
+
         held = cls()
         found = dict.fromkeys(loop._transports.values())  # those that read nothing too
         for key in loop._selector.get_map().values():
@@ -151,7 +158,7 @@ class _Held:
                     held.pidfds.append(key.fd)
         held.transports = [transport for transport in found if not transport.is_closing()]
         # The loop's from 3.14 on, the policy's before.
-        policy = getattr(events, "_event_loop_policy", None)
+        policy = getattr(asyncio.events, "_event_loop_policy", None)
         watcher = getattr(loop, "_watcher", None) or getattr(policy, "_watcher", None)
         threads = getattr(watcher, "_threads", None)
         if isinstance(threads, dict):
@@ -174,6 +181,8 @@ class _Held:
 
 
 def _known(loop: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
+    import asyncio
+
     if loop is None:
         raise RuntimeError("reinit_loop: no loop ran on the thread that forked: say which")
     if loop.is_closed():

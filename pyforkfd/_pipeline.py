@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import os
 import signal
@@ -145,6 +144,8 @@ class PipelineProcess:
 
     async def wait_async(self) -> tuple[ExitStatus, ...]:
         """Wait for all children on the running asyncio loop."""
+        import asyncio  # here: a third of what importing us would cost
+
         return tuple(await asyncio.gather(*(child.wait_async() for child in self.processes)))
 
     def send_signal(self, sig: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import faulthandler
 import functools
@@ -14,11 +13,15 @@ import traceback
 import weakref
 from collections.abc import Callable, Mapping
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from . import _core
 from ._fds import as_fd
 from ._sysmon_events import BoundExceeded, FdGrowth, GilStalled, LoopStalled, SysmonEvent
 from ._types import HasFileno
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 class _Watched:
@@ -178,7 +181,7 @@ class Sysmon:
         Raises:
             RuntimeError: no loop runs here, or too many are watched (16).
         """
-        loop = asyncio.get_running_loop() if loop is None else loop
+        loop = _running_loop() if loop is None else loop
         with self._lock:
             if any(watched.loop is loop for watched in self._loops):
                 return
@@ -197,7 +200,7 @@ class Sysmon:
         Args:
             loop: None: the one that runs this.
         """
-        loop = asyncio.get_running_loop() if loop is None else loop
+        loop = _running_loop() if loop is None else loop
         with self._lock:
             for watched in [w for w in self._loops if w.loop is loop]:
                 self._forget(watched)
@@ -313,6 +316,12 @@ class Sysmon:
             watched.open = False
         if self._restart:
             self.start()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    import asyncio  # here: a third of what importing us would cost
+
+    return asyncio.get_running_loop()
 
 
 def _stack(watched: _Watched) -> tuple[traceback.FrameSummary, ...]:
