@@ -34,8 +34,13 @@ ROUNDS, QUICK_ROUNDS = 200, 20
 LIMIT, ZYGOTE, CONTEXT = "C fork", "zygote.spawn", "zygote context"
 WARM, WARM_CONTEXT = "zygote.spawn, warm", "zygote context, warm"
 FORKSERVER, SPAWN = "forkserver", "spawn"
+ALL = (LIMIT, ZYGOTE, WARM, CONTEXT, WARM_CONTEXT, FORKSERVER, SPAWN)
+# Zygotes and the C program are started anew after so many rounds: how their memory lies, in one
+# piece or scattered, is luck that lasts, and makes a fork up to twice as dear.
+BLOCK = 20
+FEW = 2  # of spawn, which is slow
 IDLE = 2  # workers made ahead
-PAUSE = 0.01  # seconds in which an idle worker is replaced: not in the time of the next way
+PAUSE = 0.015  # seconds in which an idle worker is replaced: not in the time of the next way
 WORKERS = 8
 LIBRARIES = [name for name in ("numpy", "scipy.special") if importlib.util.find_spec(name[:5])]
 PRELOAD = ["__main__", "bench_zygote"]
@@ -127,34 +132,42 @@ def measure(megabytes: int, rounds: int) -> list[Cost]:
     ballast = bytearray(os.urandom(1 << 20)) * megabytes
     stock = multiprocessing.get_context("forkserver")
     stock.set_forkserver_preload(PRELOAD)
-    with (
-        tempfile.TemporaryDirectory() as directory,
-        Zygote(preload=PRELOAD) as zygote,
-        Zygote(preload=PRELOAD, warm=IDLE) as warm,
-    ):
-        zygote.start()
-        assert zygote.pid is not None
-        limit = Limit(memory_of(zygote.pid, "Rss") >> 10, directory)
-        ways: dict[str, Way] = {
-            LIMIT: limit,
-            ZYGOTE: through_spawn(zygote),
-            WARM: through_spawn(warm),
-            CONTEXT: through_context(get_context(zygote)),
-            WARM_CONTEXT: through_context(get_context(warm)),
-            FORKSERVER: through_context(stock),
-            SPAWN: through_context(multiprocessing.get_context("spawn")),
-        }
-        costs = {name: Cost(megabytes, name, {}, {}) for name in ways}
-        for way in ways.values():
-            way()  # starts its server
-        for number in range(rounds):
-            for name, way in random.sample(list(ways.items()), len(ways)):
-                if name != SPAWN or number % 4 == 0:
-                    costs[name].first[number], costs[name].end[number] = way()
-                    time.sleep(PAUSE)
-        limit.close()
+    costs = {name: Cost(megabytes, name, {}, {}) for name in ALL}
+    for begin in range(0, rounds, BLOCK):
+        with (
+            Zygote(preload=PRELOAD) as zygote,
+            Zygote(preload=PRELOAD, warm=IDLE) as warm,
+            tempfile.TemporaryDirectory() as directory,
+        ):
+            zygote.start()
+            assert zygote.pid is not None
+            limit = Limit(memory_of(zygote.pid, "Rss") >> 10, directory)
+            ways: dict[str, Way] = {
+                LIMIT: limit,
+                ZYGOTE: through_spawn(zygote),
+                WARM: through_spawn(warm),
+                CONTEXT: through_context(get_context(zygote)),
+                WARM_CONTEXT: through_context(get_context(warm)),
+                FORKSERVER: through_context(stock),
+                SPAWN: through_context(multiprocessing.get_context("spawn")),
+            }
+            take_turns(ways, range(begin, min(begin + BLOCK, rounds)), costs)
+            limit.close()
     del ballast
     return list(costs.values())
+
+
+def take_turns(ways: dict[str, Way], numbers: range, costs: dict[str, Cost]) -> None:
+    """Rounds of all ways, each round in another order; of spawn only a few."""
+    for name, way in ways.items():
+        if name != SPAWN:
+            way()  # starts its server
+    time.sleep(PAUSE)
+    for number in numbers:
+        for name, way in random.sample(list(ways.items()), len(ways)):
+            if name != SPAWN or number % BLOCK < FEW:
+                costs[name].first[number], costs[name].end[number] = way()
+                time.sleep(PAUSE)
 
 
 def hold(ready: int, stop: int) -> None:

@@ -32,7 +32,7 @@ from ._worker import Birthplace, rehearse, resolve, wait, work
 # way: LISTEN_FDS begins at 3.
 _FLOOR = 64
 _CHANNEL = 3
-_A_MOMENT = 0.002  # seconds in which a short worker starts, and has ended
+_A_MOMENT = 0.005  # seconds in which a short worker starts, and has ended
 _REHEARSALS = 20  # the interpreter adapts its code to what it sees after a few
 
 
