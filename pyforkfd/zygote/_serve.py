@@ -26,7 +26,7 @@ from pyforkfd._fd import Fd
 
 from ._messages import MAX_FDS, SLOT, SLOT_PID, Kind, ProtocolError, Received, receive, send
 from ._streams import flush, prepare_streams
-from ._worker import Birthplace, rehearse, resolve, wait, work
+from ._worker import Birthplace, rehearse, rehearsed_request, resolve, wait, work
 
 # Below this nothing that the preloaded code opens gets its number, so that it is in nobody's
 # way: LISTEN_FDS begins at 3.
@@ -79,6 +79,7 @@ def _live() -> None:
     place = Birthplace(
         channel=channel,
         slot=slot,
+        pid_slot=memoryview(slot)[SLOT_PID:],
         application=application,
         application_pid=body["pid"],
         zygote=zygote,
@@ -185,6 +186,10 @@ def _serve(place: Birthplace) -> None:
                 ahead.popleft()
                 _answer(place, waiting, ahead)
                 continue
+        elif not _core.wait_ready(place.channel.fileno(), select.POLLIN, 0):
+            with rehearsed_request() as (message, _):
+                for fd in message.fds:
+                    fd.close()
         try:
             message = receive(place.channel)
         except PassingError:
@@ -235,8 +240,7 @@ def _tell(reply: Fd, kind: Kind, body: object, fds: Sequence[int] = ()) -> None:
 
 def _clone(place: Birthplace, flags: int, cgroup: int) -> tuple[int, int]:
     if place.siblings:
-        with memoryview(place.slot) as page, page[SLOT_PID:] as pid_slot:
-            return core_clone(flags | CloneFlag.PARENT, 0, cgroup, pid_slot)
+        return core_clone(flags | CloneFlag.PARENT, 0, cgroup, place.pid_slot)
     return _fork_twice(place, flags, cgroup)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import importlib
 import mmap
@@ -12,7 +13,7 @@ import select
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -55,6 +56,7 @@ class Birthplace:
     Attributes:
         channel: to the application.
         slot: the page shared with it.
+        pid_slot: where in it the kernel writes a worker's pid.
         application: its pidfd.
         application_pid: its number.
         zygote: its own pidfd.
@@ -65,6 +67,7 @@ class Birthplace:
 
     channel: FdChannel
     slot: mmap.mmap
+    pid_slot: memoryview
     application: Fd
     application_pid: int
     zygote: Fd
@@ -96,6 +99,17 @@ def wait(place: Birthplace, reply: Fd) -> NoReturn:
     os._exit(0)
 
 
+@contextlib.contextmanager
+def rehearsed_request() -> Iterator[tuple[Received, Fd]]:
+    """A request as it comes in, and where it came."""
+    ours, theirs = answer_pair()
+    with ours, theirs:
+        send(ours, Kind.SPAWN, _no_task(), [0])
+        message = receive(theirs, MAX_FDS)
+        assert isinstance(message, Received)
+        yield message, theirs
+
+
 def rehearse(place: Birthplace) -> None:
     """Do to no effect what a request will have a worker do, by the same code.
 
@@ -103,11 +117,7 @@ def rehearse(place: Birthplace) -> None:
     worker, so that pages this writes to are copied while nobody waits.
     """
     forget_streams()
-    ours, theirs = answer_pair()
-    with ours, theirs:
-        send(ours, Kind.SPAWN, _no_task(), [0])
-        message = receive(theirs, MAX_FDS)
-        assert isinstance(message, Received)
+    with rehearsed_request() as (message, theirs):
         fds = list(message.fds)
         numbers = [fd.fileno() for fd in fds]
         # Its descriptors are used, and stay ours.

@@ -343,7 +343,8 @@ class Zygote:
 
     def _free_targets(self, count: int) -> list[int]:
         """Numbers above 2 that a worker has free."""
-        held = self._running().held
+        link = self._link
+        held = (link if link is not None and link.settled else self._running()).held
         return list(itertools.islice((n for n in itertools.count(3) if n not in held), count))
 
     def __enter__(self) -> Zygote:
