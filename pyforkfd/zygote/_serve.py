@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import fcntl
 import functools
 import gc
@@ -187,9 +188,7 @@ def _serve(place: Birthplace) -> None:
                 _answer(place, waiting, ahead)
                 continue
         elif not _core.wait_ready(place.channel.fileno(), select.POLLIN, 0):
-            with rehearsed_request() as (message, _):
-                for fd in message.fds:
-                    fd.close()
+            _receive_nothing()
         try:
             message = receive(place.channel)
         except PassingError:
@@ -200,6 +199,13 @@ def _serve(place: Birthplace) -> None:
             ahead.append((time.monotonic() + _A_MOMENT, message))
         else:
             _answer(place, message, ahead)
+
+
+def _receive_nothing() -> None:
+    """Copy, while nobody waits, the pages that a request has us write to before a birth."""
+    with contextlib.suppress(OSError), rehearsed_request() as (message, _):
+        for fd in message.fds:
+            fd.close()
 
 
 def _answer(place: Birthplace, message: Received, ahead: Iterable[tuple[float, Received]]) -> None:

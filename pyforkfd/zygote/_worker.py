@@ -41,7 +41,7 @@ def _no_task() -> dict[str, Any]:
     return {
         "target": f"{name}:{function}",
         "args": pickle.dumps(((), {})),
-        "env": None,
+        "env": dict(os.environ),
         "cwd": None,
         "plan": ({"close_others": False}, [], []),
         "sources": 0,
@@ -214,8 +214,11 @@ def resolve(target: str) -> Callable[..., object]:
 
 def _set_environment(env: dict[str, str] | None, listen: list[str] | None) -> None:
     if env is not None:
-        os.environ.clear()
-        os.environ.update(env)
+        for name in os.environ.keys() - env.keys():
+            del os.environ[name]
+        for name, value in env.items():
+            if os.environ.get(name) != value:
+                os.environ[name] = value
     if listen is None:
         return
     for name in _LISTEN:

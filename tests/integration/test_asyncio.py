@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -15,6 +16,18 @@ import pyforkfd as ff
 from pyforkfd import subprocess as drop_in
 
 PIPE = asyncio.subprocess.PIPE
+
+
+def test_it_is_not_imported_for_those_who_do_not_ask() -> None:
+    code = """
+import sys, pyforkfd, pyforkfd.zygote._serve
+print("asyncio" in sys.modules)
+print(pyforkfd.create_subprocess_exec.__module__, "asyncio" in sys.modules)
+pyforkfd.no_such_name
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False\npyforkfd._asyncio True\n"
+    assert "module 'pyforkfd' has no attribute 'no_such_name'" in done.stderr
 
 
 def test_talks_and_has_our_options() -> None:
