@@ -156,13 +156,18 @@ def faults(fd: int) -> None:
 def streams(fd: int) -> None:
     """What Python believes of 0, 1 and 2."""
     seen: list[object] = []
+    text = None
+    if sys.stdin is not None:
+        if sys.stdin.seekable():
+            sys.stdin.seek(0)  # which a stream that thinks it is there leaves out
+        text = sys.stdin.read()
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if stream is None:
             seen.append(None)
         else:
             position = stream.tell() if stream.seekable() else "none"
             seen.append([stream.name, position, stream.line_buffering, stream.closed])
-    tell(fd, [*seen, sys.stdin.read() if sys.stdin is not None else None])
+    tell(fd, [*seen, text])
     print("said", flush=True)
 
 

@@ -71,7 +71,7 @@ def test_a_rehearsal_has_no_effect() -> None:
 def test_a_tracker_that_lives_is_not_woken_up(monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = os.pipe()
     with ff.Fd(reader) as tracker, ff.Fd(writer) as ours:
-        monkeypatch.setattr(resource_tracker._resource_tracker, "_fd", ours.fileno())  # type: ignore[attr-defined]
+        monkeypatch.setattr(resource_tracker._resource_tracker, "_fd", ours.fileno())
         monkeypatch.setattr(resource_tracker, "getfd", lambda: -7)  # starts one where it must
         assert zygote_context._tracker() == ours.fileno()
         assert select.select([tracker], [], [], 0) == ([], [], [])
