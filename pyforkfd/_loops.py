@@ -89,6 +89,8 @@ def reinit_loop(
         TypeError: it is not one of asyncio's selector loops, or this Python's is not known.
         OSError: no epoll or no socket pair could be made; the loop cannot be used.
     """
+    import asyncio
+
     if transports not in ("refuse", "close", "keep"):
         raise ValueError(f"reinit_loop: transports={transports!r} is none of refuse, close, keep")
     if os.getpid() == _BORN:

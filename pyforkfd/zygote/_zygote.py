@@ -9,6 +9,7 @@ import pickle
 import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -283,7 +284,7 @@ class Zygote:
             ValueError: an option makes no sense; a target is open in the zygote's code.
         """
         _demand_target(target, "target")
-        options = {
+        options: dict[str, Any] = {
             "cwd": cwd,
             "new_session": new_session,
             "process_group": process_group,
@@ -309,7 +310,7 @@ class Zygote:
             "ignore_signals": ignore_signals,
         }
         said = {name: value for name, value in options.items() if value is not _UNSAID[name]}
-        command = _described(**said) if said else _PLAIN
+        command = replace(_PLAIN, **said) if said else _PLAIN
         body = {"target": target, "args": pickle.dumps((tuple(args), dict(kwargs or {})))}
         return self._spawn(target, command, fds, listen, env, body)
 
@@ -364,13 +365,9 @@ class Zygote:
         return f"<Zygote {' '.join(self._configuration.preload)}: {state}>"
 
 
-def _described(**said: Any) -> Command:
-    return Command(("worker",), executable="/", **{"default_signals": (), **said})
-
-
-# Describing a worker of whom nothing is said would cost as much as all else that is done here.
+# To describe a worker of whom nothing is said would cost as much as all else that is done here.
+_PLAIN = Command(("worker",), executable="/", default_signals=())
 _UNSAID: dict[str, Any] = Zygote.spawn.__kwdefaults__ or {}
-_PLAIN = _described()
 
 
 def _demand_target(target: str, what: str) -> None:
