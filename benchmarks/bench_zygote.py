@@ -34,8 +34,13 @@ ROUNDS, QUICK_ROUNDS = 200, 20
 LIMIT, ZYGOTE, CONTEXT = "C fork", "zygote.spawn", "zygote context"
 WARM, WARM_CONTEXT = "zygote.spawn, warm", "zygote context, warm"
 FORKSERVER, SPAWN = "forkserver", "spawn"
+ALL = (LIMIT, ZYGOTE, WARM, CONTEXT, WARM_CONTEXT, FORKSERVER, SPAWN)
+# Zygotes and the C program are started anew after so many rounds: how their memory lies, in one
+# piece or scattered, is luck that lasts, and makes a fork up to twice as dear.
+BLOCK = 20
+FEW = 2  # of spawn, which is slow
 IDLE = 2  # workers made ahead
-PAUSE = 0.005  # seconds in which an idle worker is replaced: not in the time of the next way
+PAUSE = 0.015  # seconds in which an idle worker is replaced: not in the time of the next way
 WORKERS = 8
 LIBRARIES = [name for name in ("numpy", "scipy.special") if importlib.util.find_spec(name[:5])]
 PRELOAD = ["__main__", "bench_zygote"]
@@ -46,14 +51,12 @@ Way: TypeAlias = Callable[[], tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Medians over all rounds, and the least, which a busy machine spoils last; microseconds."""
+    """One way, from a parent of this size: for each round it took part in, the nanoseconds."""
 
     megabytes: int
     way: str
-    rounds: int
-    first_us: float
-    exit_us: float
-    least_us: float
+    first: dict[int, int]
+    end: dict[int, int]
 
 
 def stamp(fd: int) -> None:
@@ -129,44 +132,42 @@ def measure(megabytes: int, rounds: int) -> list[Cost]:
     ballast = bytearray(os.urandom(1 << 20)) * megabytes
     stock = multiprocessing.get_context("forkserver")
     stock.set_forkserver_preload(PRELOAD)
-    with (
-        tempfile.TemporaryDirectory() as directory,
-        Zygote(preload=PRELOAD) as zygote,
-        Zygote(preload=PRELOAD, warm=IDLE) as warm,
-    ):
-        zygote.start()
-        assert zygote.pid is not None
-        limit = Limit(memory_of(zygote.pid, "Rss") >> 10, directory)
-        ways: dict[str, Way] = {
-            LIMIT: limit,
-            ZYGOTE: through_spawn(zygote),
-            WARM: through_spawn(warm),
-            CONTEXT: through_context(get_context(zygote)),
-            WARM_CONTEXT: through_context(get_context(warm)),
-            FORKSERVER: through_context(stock),
-            SPAWN: through_context(multiprocessing.get_context("spawn")),
-        }
-        taken: dict[str, list[tuple[int, int]]] = {name: [] for name in ways}
-        for way in ways.values():
-            way()  # starts its server
-        for _ in range(rounds):
-            for name, way in random.sample(list(ways.items()), len(ways)):
-                if name != SPAWN or len(taken[SPAWN]) < rounds // 4 + 1:
-                    taken[name].append(way())
-                    time.sleep(PAUSE)
-        limit.close()
+    costs = {name: Cost(megabytes, name, {}, {}) for name in ALL}
+    for begin in range(0, rounds, BLOCK):
+        with (
+            Zygote(preload=PRELOAD) as zygote,
+            Zygote(preload=PRELOAD, warm=IDLE) as warm,
+            tempfile.TemporaryDirectory() as directory,
+        ):
+            zygote.start()
+            assert zygote.pid is not None
+            limit = Limit(memory_of(zygote.pid, "Rss") >> 10, directory)
+            ways: dict[str, Way] = {
+                LIMIT: limit,
+                ZYGOTE: through_spawn(zygote),
+                WARM: through_spawn(warm),
+                CONTEXT: through_context(get_context(zygote)),
+                WARM_CONTEXT: through_context(get_context(warm)),
+                FORKSERVER: through_context(stock),
+                SPAWN: through_context(multiprocessing.get_context("spawn")),
+            }
+            take_turns(ways, range(begin, min(begin + BLOCK, rounds)), costs)
+            limit.close()
     del ballast
-    return [
-        Cost(
-            megabytes,
-            name,
-            len(times),
-            statistics.median(first for first, _ in times) / 1e3,
-            statistics.median(end for _, end in times) / 1e3,
-            min(first for first, _ in times) / 1e3,
-        )
-        for name, times in taken.items()
-    ]
+    return list(costs.values())
+
+
+def take_turns(ways: dict[str, Way], numbers: range, costs: dict[str, Cost]) -> None:
+    """Rounds of all ways, each round in another order; of spawn only a few."""
+    for name, way in ways.items():
+        if name != SPAWN:
+            way()  # starts its server
+    time.sleep(PAUSE)
+    for number in numbers:
+        for name, way in random.sample(list(ways.items()), len(ways)):
+            if name != SPAWN or number % BLOCK < FEW:
+                costs[name].first[number], costs[name].end[number] = way()
+                time.sleep(PAUSE)
 
 
 def hold(ready: int, stop: int) -> None:
@@ -205,15 +206,30 @@ def measure_memory() -> dict[str, int]:
     return found
 
 
+def median_us(times: dict[int, int]) -> float:
+    return statistics.median(times.values()) / 1e3
+
+
+def times_of(mine: dict[int, int], others: dict[int, int]) -> float:
+    """How many times as long it took, in the median of the rounds that both took part in.
+
+    Neighbours in time see the same weather, so this varies less than the ratio of two medians.
+    """
+    return statistics.median(mine[n] / others[n] for n in mine.keys() & others.keys())
+
+
 def report(costs: list[Cost]) -> None:
-    print("| parent | way | first line, µs | of the C fork | at least, µs | until reaped, µs |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    limits = {cost.megabytes: cost for cost in costs if cost.way == LIMIT}
+    print("| parent | way | first line, µs | of C fork | of forkserver | least, µs ", end="")
+    print("| until reaped, µs | of C fork |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    by_name = {(cost.megabytes, cost.way): cost for cost in costs}
     for cost in costs:
-        ratio = cost.first_us / limits[cost.megabytes].first_us
+        limit, stock = (by_name[cost.megabytes, name] for name in (LIMIT, FORKSERVER))
         print(
-            f"| {cost.megabytes} MB | {cost.way} | {cost.first_us:.0f} | {ratio:.2f} "
-            f"| {cost.least_us:.0f} | {cost.exit_us:.0f} |"
+            f"| {cost.megabytes} MB | {cost.way} | {median_us(cost.first):.0f} "
+            f"| {times_of(cost.first, limit.first):.2f} "
+            f"| 1/{times_of(stock.first, cost.first):.1f} | {min(cost.first.values()) / 1e3:.0f} "
+            f"| {median_us(cost.end):.0f} | {times_of(cost.end, limit.end):.2f} |"
         )
 
 

@@ -53,11 +53,13 @@ py::tuple state_of(const SpawnPlan& plan) {
 
 SpawnPlan plan_of(const py::tuple& state) {
     SpawnPlan plan;
-    const auto fields = state[0].cast<py::dict>();
+    for (const auto& [key, value] : state[0].cast<py::dict>()) {
+        const auto field = key.cast<std::string_view>();
 #define FORKFD_X(name) \
-    if (fields.contains(#name)) plan.name = fields[#name].cast<decltype(SpawnPlan::name)>();
-    FORKFD_PLAN_FIELDS(FORKFD_X)
+        if (field == #name) plan.name = value.cast<decltype(SpawnPlan::name)>();
+        FORKFD_PLAN_FIELDS(FORKFD_X)
 #undef FORKFD_X
+    }
     for (const py::handle item : state[1]) {
         const auto t = item.cast<py::tuple>();
         plan.fds.push_back({t[0].cast<int>(), static_cast<FdAction::Kind>(t[1].cast<int>()),
@@ -70,6 +72,12 @@ SpawnPlan plan_of(const py::tuple& state) {
                                                   t[2].cast<std::uint64_t>()}});
     }
     return plan;
+}
+
+py::tuple plan_of_worker(const py::tuple& state, const std::vector<int>& held, int answer) {
+    SpawnPlan plan = plan_of(state);
+    const int number = forkfd::keep_open(plan, held, answer);
+    return py::make_tuple(std::move(plan), number);
 }
 
 void become(const SpawnPlan& plan, const std::vector<int>& sources, int parent_pid,
@@ -139,6 +147,9 @@ void bind_plan(py::module_& m) {
         }, py::arg("inside"), py::arg("outside"), py::arg("count"))
         .def("state", &state_of, "All but the id maps, as plain values; for from_state().")
         .def_static("from_state", &plan_of, py::arg("state"));
+    m.def("plan_of_worker", &plan_of_worker, py::arg("state"), py::arg("held"),
+          py::arg("answer"),
+          "(plan, number): from_state(), and leaves `held` open and a duplicate of `answer`.");
     m.def("become", &become, py::arg("plan"), py::arg("sources"), py::arg("parent_pid"),
           py::arg("parent_pidfd"), py::arg("report_fd"),
           "Apply the plan to this process; a failure at a stage writes a Report and ends it.");

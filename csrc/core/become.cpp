@@ -2,7 +2,11 @@
 
 #include <fcntl.h>
 
+#include <algorithm>
+#include <cerrno>
+
 #include "core/child.h"
+#include "core/descriptor.h"
 
 namespace forkfd {
 
@@ -18,6 +22,22 @@ void become(const SpawnPlan& plan, const std::vector<int>& sources, const Kinshi
     child::apply(prepared->args);
     for (const FdAction& action : plan.fds)
         if (action.target > 2) ::fcntl(action.target, F_SETFD, FD_CLOEXEC);
+}
+
+int keep_open(SpawnPlan& plan, const std::vector<int>& held, int answer) {
+    int highest = 2;
+    for (const int fd : held) highest = std::max(highest, fd);
+    for (const FdAction& action : plan.fds) highest = std::max(highest, action.target);
+    const int number = ::fcntl(answer, F_DUPFD_CLOEXEC, highest + 1);
+    if (number < 0) throw_errno(errno, "duplicate the reply");
+    const auto keep = [&plan](int fd) {
+        plan.fds.push_back({fd, FdAction::Kind::inherit_if_open, -1, {}, 0, 0});
+    };
+    for (const int fd : held) keep(fd);
+    keep(number);
+    std::sort(plan.fds.begin(), plan.fds.end(),
+              [](const FdAction& a, const FdAction& b) { return a.target < b.target; });
+    return number;
 }
 
 std::string failed_on(const SpawnPlan& plan, const std::vector<int>& sources, Stage stage,

@@ -16,6 +16,10 @@ namespace forkfd {
 void become(const SpawnPlan& plan, const std::vector<int>& sources, const Kinship& kin,
             int report_fd);
 
+// Has the plan leave open `held`, and a duplicate of `answer` that has a number of its own,
+// which it returns.
+int keep_open(SpawnPlan& plan, const std::vector<int>& held, int answer);
+
 // What a reported failure was about, in words: like PreparedChild::subject.
 std::string failed_on(const SpawnPlan& plan, const std::vector<int>& sources, Stage stage,
                       int index);

@@ -141,6 +141,15 @@ int replace(int number, int source, bool cloexec) noexcept {
     }
 }
 
+std::int64_t stream_kind(int fd) noexcept {
+    struct stat found = {};
+    if (::fstat(fd, &found) != 0) return -1;
+    if (S_ISFIFO(found.st_mode) || S_ISSOCK(found.st_mode)) return 1;
+    if (S_ISREG(found.st_mode)) return 0;
+    if (!S_ISCHR(found.st_mode) || ::lseek(fd, 0, SEEK_CUR) > 0) return -2;
+    return static_cast<std::int64_t>(found.st_rdev) + 2;
+}
+
 UniqueFd signal_fd(std::uint64_t mask) {
     // Raw: the kernel's set is these 64 bits, which libc's functions only wrap.
     const long rc = raw::call(SYS_signalfd4, -1, raw::addr(&mask), sizeof mask,

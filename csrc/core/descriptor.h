@@ -42,6 +42,11 @@ void demand_below_limit(int number);
 // dup3(2) that is not given up: 0 or errno.  Safe in a handler of fork(2).
 int replace(int number, int source, bool cloexec) noexcept;
 
+// What a buffered stream cannot tell from another of the same kind, but for the position in a
+// file: 0 for files, 1 for pipes and sockets, 2 and more for a character device; -1 is closed,
+// -2 is like nothing else.
+std::int64_t stream_kind(int fd) noexcept;
+
 // signalfd(2), close-on-exec and non-blocking; bit n-1 of the mask is signal n.  The caller
 // blocks them.
 UniqueFd signal_fd(std::uint64_t mask);

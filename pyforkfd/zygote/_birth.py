@@ -59,17 +59,32 @@ class Birth:
         self._pid = 0
         self._pidfd: Fd | None = None
 
+    @property
+    def born(self) -> bool:
+        """The zygote has made it."""
+        return self._pidfd is not None
+
+    @property
+    def failed(self) -> bool:
+        """It is not born, nor will be."""
+        return self._pidfd is None and (self._none or self._silent or self._error is not None)
+
+    def look(self) -> None:
+        """Hear of an idle worker's birth, if there is anything to hear; does not wait."""
+        if not self.born and not self.failed:
+            self._step(0)
+
     def give(self, request: Request) -> None:
-        """Hand an idle worker its request; then as :meth:`wait`."""
+        """Hand an idle worker its request.
+
+        Raises:
+            Gone: it has ended.
+        """
         self._request = request
         try:
             send(self._answers, Kind.SPAWN, request.body, request.fds)
-        except BaseException as error:
-            self.end()
-            if isinstance(error, BrokenPipeError | ConnectionResetError):
-                raise Gone from None
-            raise
-        self.wait()
+        except (BrokenPipeError, ConnectionResetError):
+            raise Gone from None
 
     def wait(self) -> None:
         """Wait until the worker has started.
@@ -77,14 +92,10 @@ class Birth:
         Raises:
             Gone, SpawnError, ThreadsError, ZygoteError: there is no worker, and why.
         """
-        try:
-            while self._pidfd is None or not self._started:
-                self._step(None)
-                if self._error is not None:
-                    raise self._error
-        except BaseException:
-            self.end()
-            raise
+        while self._pidfd is None or not self._started:
+            self._step(None)
+            if self._error is not None:
+                raise self._error
 
     def take(self) -> tuple[int, int]:
         """The pid and pidfd of a worker that has started; the caller owns them."""
@@ -153,7 +164,7 @@ class Birth:
             self._none = True
         elif isinstance(answer, Report):
             stage, subject, text = _core.failed(
-                self._request.plan, self._request.sources, answer.stage, answer.index
+                self._request.plan(), self._request.sources, answer.stage, answer.index
             )
             self._error = SpawnError(self._request.name, stage, answer.errno, subject, text)
         elif answer.kind is Kind.STARTED:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import multiprocessing.context
 import os
 import pickle
+import select
 from collections.abc import Sequence
 from multiprocessing import process, reduction, resource_tracker, spawn, util
 from typing import Any, ClassVar
@@ -15,6 +17,8 @@ from pyforkfd._process import Process
 
 from ._zygote import Zygote
 
+# What processes are handed: connections, queues and locks.
+_USUAL = ["multiprocessing.connection", "multiprocessing.queues", "multiprocessing.synchronize"]
 _inherited: Sequence[int] = ()  # in a worker: what its process object was pickled with
 
 
@@ -41,12 +45,12 @@ class Popen:
         payload = io.BytesIO()
         multiprocessing.context.set_spawning_popen(self)  # type: ignore[arg-type]
         try:
-            reduction.dump(data, payload)
+            payload.write(pickle.dumps(data))  # plain values; its own Pickler is for objects
             reduction.dump(process_obj, payload)
         finally:
             multiprocessing.context.set_spawning_popen(None)
         with Fd(os.pidfd_open(os.getpid())) as us:
-            tracker: int = resource_tracker.getfd()  # type: ignore[assignment]
+            tracker = _tracker()
             targets = zygote._free_targets(len(self._fds) + 2)
             numbers = dict(zip(targets, [tracker, us.fileno(), *self._fds], strict=True))
             self._process = zygote.spawn(
@@ -85,6 +89,20 @@ class Popen:
 
     def close(self) -> None:
         self._process.close()
+
+
+def _tracker() -> int:
+    """The resource tracker's descriptor.
+
+    getfd() would have it wake up and prove that it lives, beside the worker that starts.
+    """
+    fd: int | None = resource_tracker._resource_tracker._fd  # type: ignore[attr-defined]
+    if fd is not None:
+        poll = select.poll()
+        poll.register(fd, 0)  # only POLLERR: nobody reads any more
+        if not poll.poll(0):
+            return fd
+    return resource_tracker.getfd()  # type: ignore[return-value]
 
 
 def _code(process: Process) -> int | None:
@@ -143,7 +161,7 @@ def _default_context() -> ZygoteContext:
 
 def default_zygote() -> Zygote:
     """The one that the whole process shares."""
-    return Zygote.shared(preload=["__main__", __name__])
+    return Zygote.shared(preload=["__main__", *_USUAL, __name__])
 
 
 def run(payload: bytes, numbers: Sequence[int]) -> None:
@@ -151,11 +169,35 @@ def run(payload: bytes, numbers: Sequence[int]) -> None:
     global _inherited
     tracker, sentinel, *_inherited = numbers
     resource_tracker._resource_tracker._fd = tracker  # type: ignore[attr-defined]
+    raise SystemExit(_opened(payload)._bootstrap(parent_sentinel=sentinel))
+
+
+def _opened(payload: bytes) -> Any:
     file = io.BytesIO(payload)
     process.current_process()._inheriting = True  # type: ignore[attr-defined]
     try:
         spawn.prepare(pickle.load(file))
-        process_obj = pickle.load(file)
+        return pickle.load(file)
     finally:
         del process.current_process()._inheriting  # type: ignore[attr-defined]
-    raise SystemExit(process_obj._bootstrap(parent_sentinel=sentinel))
+
+
+def rehearse() -> None:
+    """Do to no effect what :func:`run` does until it is another process."""
+    _opened(_sample())
+
+
+@functools.cache
+def _sample() -> bytes:
+    """What is sent for a process that is as we are; __init__ would count it."""
+    us = process.current_process()
+    data = {"log_to_stderr": False, "authkey": us.authkey, "name": us.name}
+    state = {"_config": {"authkey": us.authkey}, "_target": rehearse, "_args": (), "_kwargs": {}}
+    payload = io.BytesIO()
+    multiprocessing.context.set_spawning_popen(Popen)  # type: ignore[arg-type]
+    try:
+        payload.write(pickle.dumps(data))
+        reduction.dump(_rebuilt(state), payload)
+    finally:
+        multiprocessing.context.set_spawning_popen(None)
+    return payload.getvalue()

@@ -190,37 +190,43 @@ class Link:
             SpawnError, ThreadsError, ZygoteError: there is no worker, and why.
         """
         with self._used():
-            born = self._born(request)
-            try:
-                self._fill()
-            except BaseException:
-                born.end()
-                raise
-            return born.take()
-
-    def _born(self, request: Request) -> Birth:
-        while not request.born_for_it and (idle := self._take()) is not None:
-            try:
-                idle.give(request)
-            except Gone:
-                continue  # it was killed while it was idle
-            return idle
-        born = self._ask(Kind.SPAWN, request)
-        born.wait()
-        return born
+            while True:
+                idle = None if request.born_for_it else self._take()
+                born = idle or self._ask(Kind.SPAWN, request)
+                try:
+                    if idle is not None:
+                        idle.give(request)
+                    self._fill()
+                    born.wait()
+                except BaseException as error:
+                    born.end()
+                    if idle is not None and isinstance(error, Gone):
+                        continue  # it was killed while it was idle
+                    raise
+                return born.take()
 
     def _take(self) -> Birth | None:
         with self._lock:
-            return self._idle.pop(0) if self._idle else None
+            for idle in self._idle[:]:
+                idle.look()
+                if idle.failed:  # whoever asks the zygote next is told why
+                    self._idle.remove(idle)
+                    idle.end()
+                elif idle.born:
+                    self._idle.remove(idle)
+                    return idle
+        return None
 
     def _fill(self) -> None:
-        """Have as many idle workers as are wanted; nobody waits for them."""
+        """Have as many idle workers as are wanted, which nobody waits for."""
         with self._lock:
             try:
                 while len(self._idle) < self._warm:
                     self._idle.append(self._ask(Kind.WARM, None))
             except (Gone, OSError):
                 pass  # the next birth tries again
+            for idle in self._idle:
+                idle.look()
 
     def _ask(self, kind: Kind, request: Request | None) -> Birth:
         serial = next(self._serials)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from signal import SIG_BLOCK, pthread_sigmask
 from typing import Any
 
 from pyforkfd import _core
@@ -19,6 +19,7 @@ from pyforkfd._types import PIPE, PIPE_TO_CHILD, FdSource, HasFileno
 _PIPES = (FdKind.PIPE_TO_CHILD, FdKind.PIPE_FROM_CHILD)
 # Descriptors of a plan that are not in its map.
 _OTHERS = ("cwd_fd", "controlling_terminal", "foreground_terminal")
+_OF_PROGRAMS = ("argv", "candidates")
 
 
 @dataclass(slots=True)
@@ -51,7 +52,6 @@ class Request:
     Attributes:
         body: the message, as plain values.
         fds: borrowed, but for those in ``made``.
-        plan: what the worker will apply, with our numbers of its descriptors.
         sources: our numbers, in the order of the plan.
         ends: child's number -> our end of its pipe; ours until they are taken.
         writable: those of them that we write.
@@ -61,7 +61,6 @@ class Request:
     name: str
     body: dict[str, Any]
     fds: list[int]
-    plan: _core.SpawnPlan
     sources: list[int]
     ends: dict[int, int]
     writable: frozenset[int]
@@ -75,6 +74,10 @@ class Request:
         for fd in [*self.made, *self.ends.values()]:
             os.close(fd)
 
+    def plan(self) -> _core.SpawnPlan:
+        """What the worker applies, with our numbers of its descriptors."""
+        return _core.SpawnPlan.from_state(self.body["plan"])
+
     def take_ends(self) -> dict[int, int]:
         """Our ends of the pipes, which the caller owns from now on."""
         ends, self.ends = self.ends, {}
@@ -82,6 +85,7 @@ class Request:
 
 
 def request(
+    name: str,
     command: Command,
     fds: Mapping[int, FdSource] | None,
     listen: Mapping[str, int | HasFileno] | None,
@@ -92,6 +96,7 @@ def request(
     """Resolve every descriptor, make the pipes, and write it all down.
 
     Args:
+        name: what errors call the worker.
         command: has every option but ``fds`` and ``listen``.
         fds: as for spawn.
         listen: as for spawn.
@@ -103,19 +108,19 @@ def request(
         ValueError: a target is held.
         SpawnError: a source is not open.
     """
-    (name,) = map(os.fsdecode, command.args)
     recorder = _Recorder()
     numbers = iter(_numbers(compile_fds(recorder, fds, listen)))  # type: ignore[arg-type]
-    plan = _core.SpawnPlan.from_state(command._plan.state())
-    plan.clear_fds()
-    plan.program = name.encode()
-    plan.argv, plan.candidates = [], []
-    if plan.signal_mask is None:
-        plan.signal_mask = sum(1 << s - 1 for s in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+    fields, _, limits = command._plan.state()
+    for option in _OF_PROGRAMS:
+        fields.pop(option, None)
+    fields["program"] = name.encode()
+    if "signal_mask" not in fields:
+        fields["signal_mask"] = sum(1 << s - 1 for s in pthread_sigmask(SIG_BLOCK, ()))
     writable = frozenset(t for t, s in (fds or {}).items() if s is PIPE_TO_CHILD)
     if fds and fds.get(0) is PIPE:
         writable |= {0}
-    made = Request(name, body, [], plan, [], {}, writable, [])
+    made = Request(name, body, [], [], {}, writable, [])
+    actions = []
     try:
         for target, kind, source, path, flags, mode in recorder.actions:
             if target in held:
@@ -135,26 +140,26 @@ def request(
                 kind = FdKind.DESCRIPTOR
             if kind is FdKind.DESCRIPTOR:
                 made.sources.append(source)
-            plan.add_fd(target, kind, source, path, flags, mode)
+            actions.append((target, int(kind), source, path, flags, mode))
         made.fds.extend(made.sources)
         others = {}
         for option in _OTHERS:
-            if (number := getattr(plan, option)) is not None:
+            if (number := fields.get(option)) is not None:
                 others[option] = len(made.fds)
                 made.fds.append(number)
-        if plan.cgroup_path:
+        if path := fields.pop("cgroup_path", b""):
             others["cgroup_fd"] = len(made.fds)
-            made.fds.append(_open_cgroup(name, made, os.fsdecode(plan.cgroup_path)))
-        elif plan.cgroup_fd is not None:
+            made.fds.append(_open_cgroup(name, made, os.fsdecode(path)))
+        elif (number := fields.pop("cgroup_fd", None)) is not None:
             others["cgroup_fd"] = len(made.fds)
-            made.fds.append(plan.cgroup_fd)
-        made.born_for_it = "cgroup_fd" in others or plan.namespaces != 0
+            made.fds.append(number)
+        made.born_for_it = "cgroup_fd" in others or "namespaces" in fields
         body["cwd"] = None
         if directory(".") != home:  # relative paths are ours, and the directory itself
             body["cwd"] = len(made.fds)
             made.fds.append(os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
             made.made.append(made.fds[-1])
-        body.update(plan=plan.state(), sources=len(made.sources), others=others)
+        body.update(plan=(fields, actions, limits), sources=len(made.sources), others=others)
         if listen is not None:
             body["listen"] = [os.fsdecode(n) for n in recorder.listen_names or ()]
     except BaseException:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import fcntl
 import functools
 import gc
 import importlib
 import mmap
 import os
+import select
 import signal
 import sys
+import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from pyforkfd import _core
@@ -21,12 +26,14 @@ from pyforkfd._errors import PassingError, ThreadsError
 from pyforkfd._fd import Fd
 
 from ._messages import MAX_FDS, SLOT, SLOT_PID, Kind, ProtocolError, Received, receive, send
-from ._worker import Birthplace, rehearse, resolve, wait, work
+from ._streams import flush, prepare_streams
+from ._worker import Birthplace, rehearse, rehearsed_request, resolve, wait, work
 
 # Below this nothing that the preloaded code opens gets its number, so that it is in nobody's
 # way: LISTEN_FDS begins at 3.
 _FLOOR = 64
 _CHANNEL = 3
+_A_MOMENT = 0.005  # seconds in which a short worker starts, and has ended
 _REHEARSALS = 20  # the interpreter adapts its code to what it sees after a few
 
 
@@ -73,15 +80,19 @@ def _live() -> None:
     place = Birthplace(
         channel=channel,
         slot=slot,
+        pid_slot=memoryview(slot)[SLOT_PID:],
         application=application,
         application_pid=body["pid"],
         zygote=zygote,
-        held=held,
+        held=list(held),
         gc_enabled=gc.isenabled(),
         siblings=not why_not,
     )
+    flush()
+    _forget_exit_functions()
     for _ in range(_REHEARSALS):
         rehearse(place)
+    prepare_streams()
     _settle(freeze=body["freeze_gc"])
     send(channel, Kind.READY, {"held": held, "why_not": why_not})
     _serve(place)
@@ -144,11 +155,15 @@ def _steps(body: dict[str, Any]) -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"import {name}", functools.partial(importlib.import_module, name)
 
 
+def _forget_exit_functions() -> None:
+    """What the preloaded code registered with atexit is not for workers."""
+    atexit._clear()
+    if (util := sys.modules.get("multiprocessing.util")) is not None:
+        atexit.register(util._exit_function)  # each process's own: it empties its queues
+
+
 def _settle(*, freeze: bool) -> None:
     """Leave as little as possible that a worker would write to, and thereby copy."""
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
     gc.collect()
     if freeze:
         gc.freeze()
@@ -159,17 +174,41 @@ def _settle(*, freeze: bool) -> None:
 
 
 def _serve(place: Birthplace) -> None:
+    """Answer requests: those that somebody waits for at once, the others after a moment.
+
+    A worker made ahead replaces one that has just been taken, and whose start it would disturb.
+    """
+    ahead: deque[tuple[float, Received]] = deque()  # when each is due
     while True:
+        if ahead:
+            due, waiting = ahead[0]
+            left = due - time.monotonic()
+            if left <= 0 or not _core.wait_ready(place.channel.fileno(), select.POLLIN, left):
+                ahead.popleft()
+                _answer(place, waiting, ahead)
+                continue
+        elif not _core.wait_ready(place.channel.fileno(), select.POLLIN, 0):
+            _receive_nothing()
         try:
             message = receive(place.channel)
         except PassingError:
             continue  # no room for its descriptors; the application sees its reply close
         if not isinstance(message, Received):
             return
-        _answer(place, message)
+        if message.kind is Kind.WARM:
+            ahead.append((time.monotonic() + _A_MOMENT, message))
+        else:
+            _answer(place, message, ahead)
 
 
-def _answer(place: Birthplace, message: Received) -> None:
+def _receive_nothing() -> None:
+    """Copy, while nobody waits, the pages that a request has us write to before a birth."""
+    with contextlib.suppress(OSError), rehearsed_request() as (message, _):
+        for fd in message.fds:
+            fd.close()
+
+
+def _answer(place: Birthplace, message: Received, ahead: Iterable[tuple[float, Received]]) -> None:
     reply, *fds = message.fds
     body = message.body
     SLOT.pack_into(place.slot, 0, body["serial"], 0)
@@ -187,6 +226,8 @@ def _answer(place: Birthplace, message: Received) -> None:
     else:
         if pid == 0:
             place.channel.close()  # or the application would not see the zygote end
+            for _, other in ahead:
+                other.fds[0].close()
             if message.kind is Kind.WARM:
                 wait(place, reply)
             work(place, body, reply, fds)
@@ -205,8 +246,7 @@ def _tell(reply: Fd, kind: Kind, body: object, fds: Sequence[int] = ()) -> None:
 
 def _clone(place: Birthplace, flags: int, cgroup: int) -> tuple[int, int]:
     if place.siblings:
-        with memoryview(place.slot) as page, page[SLOT_PID:] as pid_slot:
-            return core_clone(flags | CloneFlag.PARENT, 0, cgroup, pid_slot)
+        return core_clone(flags | CloneFlag.PARENT, 0, cgroup, place.pid_slot)
     return _fork_twice(place, flags, cgroup)
 
 

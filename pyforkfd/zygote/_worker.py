@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import atexit
-import fcntl
+import contextlib
 import gc
 import importlib
-import io
 import mmap
 import os
 import pickle
@@ -14,20 +13,40 @@ import select
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NoReturn, TextIO
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
 
 from pyforkfd import _core
 from pyforkfd._channel import FdChannel
-from pyforkfd._core import FdKind
 from pyforkfd._errors import PassingError
 from pyforkfd._fd import Fd
 
 from ._messages import MAX_FDS, Kind, Received, answer_pair, receive, send
+from ._streams import flush, forget_streams, reopen_streams
 
 _LISTEN = ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES")
 _NOT_BORN = 127
+_REHEARSALS = 2  # of an idle worker; what the first frees is not what the next one gets
+
+
+def _nothing() -> None:
+    """What a worker does that has nothing to do."""
+
+
+def _no_task() -> dict[str, Any]:
+    name, function = "pyforkfd.zygote._context", "rehearse"
+    if name not in sys.modules:
+        name, function = __name__, _nothing.__name__
+    return {
+        "target": f"{name}:{function}",
+        "args": pickle.dumps(((), {})),
+        "env": dict(os.environ),
+        "cwd": None,
+        "plan": ({"close_others": False}, [], []),
+        "sources": 0,
+        "others": {},
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +56,7 @@ class Birthplace:
     Attributes:
         channel: to the application.
         slot: the page shared with it.
+        pid_slot: where in it the kernel writes a worker's pid.
         application: its pidfd.
         application_pid: its number.
         zygote: its own pidfd.
@@ -47,10 +67,11 @@ class Birthplace:
 
     channel: FdChannel
     slot: mmap.mmap
+    pid_slot: memoryview
     application: Fd
     application_pid: int
     zygote: Fd
-    held: Mapping[int, str]
+    held: list[int]
     gc_enabled: bool
     siblings: bool
 
@@ -60,10 +81,12 @@ def wait(place: Birthplace, reply: Fd) -> NoReturn:
 
     They are watched themselves: a forked child of the application may hold its end as well.
     """
-    rehearse(place)
     poll = select.poll()
     for fd in (reply, place.application, place.zygote):
         poll.register(fd, select.POLLIN)
+    for _ in range(_REHEARSALS):
+        if not poll.poll(0):
+            rehearse(place)
     if reply.fileno() in dict(poll.poll()):
         try:
             message = receive(reply, MAX_FDS)
@@ -76,37 +99,48 @@ def wait(place: Birthplace, reply: Fd) -> NoReturn:
     os._exit(0)
 
 
+@contextlib.contextmanager
+def rehearsed_request() -> Iterator[tuple[Received, Fd]]:
+    """A request as it comes in, and where it came."""
+    ours, theirs = answer_pair()
+    with ours, theirs:
+        send(ours, Kind.SPAWN, _no_task(), [0])
+        message = receive(theirs, MAX_FDS)
+        assert isinstance(message, Received)
+        yield message, theirs
+
+
 def rehearse(place: Birthplace) -> None:
-    """Do to no effect what a request will have a worker do.
+    """Do to no effect what a request will have a worker do, by the same code.
 
     In the zygote, so that caches are filled and functions found before it is cloned; in an idle
     worker, so that pages this writes to are copied while nobody waits.
     """
-    one, other = answer_pair()
-    with one, other:
-        body: dict[str, Any] = {"plan": ({}, [], []), "args": pickle.dumps(((), {}))}
-        send(one, Kind.SPAWN, body, [0])
-        message = receive(other, MAX_FDS)
-        assert isinstance(message, Received)
-        for fd in message.fds:
-            fd.close()
-        plan, number = _plan(message.body, place.held, other.fileno())
-        os.close(number)
-        plan.close_others = False
-        plan.clear_fds()
-        _core.become(plan, [], place.application_pid, place.application.fileno(), -1)
-        for target, stream in enumerate((sys.__stdin__, sys.__stdout__, sys.__stderr__)):
-            _stream(target, stream)
-        reseed()
-        pickle.loads(message.body["args"])
+    forget_streams()
+    with rehearsed_request() as (message, theirs):
+        fds = list(message.fds)
+        numbers = [fd.fileno() for fd in fds]
+        # Its descriptors are used, and stay ours.
+        lent = replace(
+            place,
+            application=Fd(place.application.fileno()),
+            zygote=Fd(place.zygote.fileno()),
+            gc_enabled=False,
+        )
+        with Fd(_become(lent, message.body, Fd(theirs.fileno()), fds)) as answers:
+            function, args, kwargs = _prepare(answers, message.body, lent.gc_enabled)
+            send(answers, Kind.STARTED, None)
+        for number in numbers:
+            os.close(number)
+        function(*args, **kwargs)
+        flush()
 
 
 def work(place: Birthplace, body: dict[str, Any], reply: Fd, fds: list[Fd]) -> NoReturn:
     """Become what was asked for, say so, call the function, and end."""
     code = _NOT_BORN
     try:
-        number = _become(place, body, reply, fds)
-        with Fd(number) as answers:
+        with Fd(_become(place, body, reply, fds)) as answers:
             function, args, kwargs = _prepare(answers, body, place.gc_enabled)
             code = 1  # whatever happens now, such as Ctrl-C, happens to a worker
             send(answers, Kind.STARTED, None)
@@ -134,7 +168,7 @@ def _become(place: Birthplace, body: dict[str, Any], reply: Fd, fds: list[Fd]) -
     application = place.application.detach()
     if (cwd := body["cwd"]) is not None:
         os.fchdir(numbers[cwd])
-    plan, number = _plan(body, place.held, answer)
+    plan, number = _core.plan_of_worker(body["plan"], place.held, answer)
     for option, index in body["others"].items():
         setattr(plan, option, numbers[index])
     sources = numbers[: body["sources"]]
@@ -147,28 +181,12 @@ def _become(place: Birthplace, body: dict[str, Any], reply: Fd, fds: list[Fd]) -
     return number
 
 
-def _plan(
-    body: dict[str, Any], held: Mapping[int, str], answer: int
-) -> tuple[_core.SpawnPlan, int]:
-    """The plan, which leaves open what is held, and the reply by a number that is free."""
-    fields, actions, limits = body["plan"]
-    highest = max([2, *held, *(action[0] for action in actions)])
-    number: int = fcntl.fcntl(answer, fcntl.F_DUPFD_CLOEXEC, highest + 1)
-    kept = [(fd, FdKind.INHERIT_IF_OPEN, -1, b"", 0, 0) for fd in (*held, number)]
-    plan = _core.SpawnPlan.from_state((fields, sorted([*actions, *kept]), limits))
-    plan.cgroup_path, plan.cgroup_fd = b"", None  # we were born there
-    return plan, number
-
-
 def _prepare(
     answers: Fd, body: dict[str, Any], gc_enabled: bool
 ) -> tuple[Callable[..., object], tuple[Any, ...], dict[str, Any]]:
     """What a fresh interpreter would have; then the function and its arguments."""
     _set_environment(body["env"], body.get("listen"))
-    _open_streams()
-    atexit._clear()  # what the zygote's code registered is for the zygote
-    if (util := sys.modules.get("multiprocessing.util")) is not None:
-        atexit.register(util._exit_function)  # each process's own: it empties its queues
+    reopen_streams()
     reseed()
     if gc_enabled:
         gc.enable()
@@ -196,8 +214,11 @@ def resolve(target: str) -> Callable[..., object]:
 
 def _set_environment(env: dict[str, str] | None, listen: list[str] | None) -> None:
     if env is not None:
-        os.environ.clear()
-        os.environ.update(env)
+        for name in os.environ.keys() - env.keys():
+            del os.environ[name]
+        for name, value in env.items():
+            if os.environ.get(name) != value:
+                os.environ[name] = value
     if listen is None:
         return
     for name in _LISTEN:
@@ -207,29 +228,6 @@ def _set_environment(env: dict[str, str] | None, listen: list[str] | None) -> No
     os.environ["LISTEN_FDNAMES"] = ":".join(listen)
     if (inode := _core.own_pidfd_inode()) is not None:
         os.environ["LISTEN_PIDFDID"] = str(inode)
-
-
-def _open_streams() -> None:
-    """sys.stdin, stdout and stderr on what 0, 1 and 2 are now, as the interpreter has them."""
-    sys.stdin = sys.__stdin__ = _stream(0, sys.__stdin__)  # type: ignore[assignment, misc]
-    sys.stdout = sys.__stdout__ = _stream(1, sys.__stdout__)  # type: ignore[assignment, misc]
-    sys.stderr = sys.__stderr__ = _stream(2, sys.__stderr__)  # type: ignore[assignment, misc]
-
-
-def _stream(fd: int, old: TextIO | None) -> TextIO:
-    try:
-        raw = io.FileIO(fd, "r" if fd == 0 else "w", closefd=False)
-    except OSError:
-        return None  # type: ignore[return-value]  # as the interpreter has it: closed
-    raw.name = ("<stdin>", "<stdout>", "<stderr>")[fd]
-    unbuffered = fd == 2 or (isinstance(old, io.TextIOWrapper) and old.write_through)
-    return io.TextIOWrapper(
-        io.BufferedReader(raw) if fd == 0 else io.BufferedWriter(raw),
-        encoding=old.encoding if old is not None else None,
-        errors=old.errors if old is not None else None,
-        line_buffering=fd == 2 or raw.isatty(),
-        write_through=unbuffered and fd != 2,
-    )
 
 
 def reseed() -> None:
@@ -267,15 +265,3 @@ def _exit_code(stop: SystemExit) -> int:
         return stop.code & 0xFF
     print(stop.code, file=sys.stderr)
     return 1
-
-
-def flush() -> bool:
-    """Write what is buffered; False if it cannot be: Python then exits with 120."""
-    done = True
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            if stream is not None:
-                stream.flush()
-        except (OSError, ValueError):
-            done = False
-    return done

@@ -9,6 +9,7 @@ import pickle
 import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -283,38 +284,39 @@ class Zygote:
             ValueError: an option makes no sense; a target is open in the zygote's code.
         """
         _demand_target(target, "target")
-        command = Command(
-            (target,),
-            executable="/",
-            cwd=cwd,
-            new_session=new_session,
-            process_group=process_group,
-            controlling_terminal=controlling_terminal,
-            foreground=foreground,
-            umask=umask,
-            rlimits=rlimits,
-            nice=nice,
-            cpu_affinity=cpu_affinity,
-            scheduler=scheduler,
-            user=user,
-            group=group,
-            extra_groups=extra_groups,
-            capabilities=capabilities,
-            no_new_privs=no_new_privs,
-            parent_death_signal=parent_death_signal,
-            chroot=chroot,
-            namespaces=namespaces,
-            seccomp=seccomp,
-            cgroup=cgroup,
-            signal_mask=signal_mask,
-            default_signals=default_signals,
-            ignore_signals=ignore_signals,
-        )
+        options: dict[str, Any] = {
+            "cwd": cwd,
+            "new_session": new_session,
+            "process_group": process_group,
+            "controlling_terminal": controlling_terminal,
+            "foreground": foreground,
+            "umask": umask,
+            "rlimits": rlimits,
+            "nice": nice,
+            "cpu_affinity": cpu_affinity,
+            "scheduler": scheduler,
+            "user": user,
+            "group": group,
+            "extra_groups": extra_groups,
+            "capabilities": capabilities,
+            "no_new_privs": no_new_privs,
+            "parent_death_signal": parent_death_signal,
+            "chroot": chroot,
+            "namespaces": namespaces,
+            "seccomp": seccomp,
+            "cgroup": cgroup,
+            "signal_mask": signal_mask,
+            "default_signals": default_signals,
+            "ignore_signals": ignore_signals,
+        }
+        said = {name: value for name, value in options.items() if value is not _UNSAID[name]}
+        command = replace(_PLAIN, **said) if said else _PLAIN
         body = {"target": target, "args": pickle.dumps((tuple(args), dict(kwargs or {})))}
-        return self._spawn(command, fds, listen, env, body)
+        return self._spawn(target, command, fds, listen, env, body)
 
     def _spawn(
         self,
+        name: str,
         command: Command,
         fds: Mapping[int, FdSource] | None,
         listen: Mapping[str, int | HasFileno] | None,
@@ -324,15 +326,15 @@ class Zygote:
         for _ in range(2):
             link = self._running()
             body["env"] = self._environment(link, env)
-            with request(command, fds, listen, link.held, link.home, body) as wanted:
+            with request(name, command, fds, listen, link.held, link.home, body) as wanted:
                 try:
                     pid, pidfd = link.birth(wanted)
                 except Gone:
                     continue  # it died before it took ours: a fresh one may serve
                 return Process(
-                    command.args, pid, pidfd, "fork-like", wanted.take_ends(), wanted.writable
+                    (name,), pid, pidfd, "fork-like", wanted.take_ends(), wanted.writable
                 )
-        raise ZygoteError(f"the zygote was killed twice before it could start {command.args[0]!r}")
+        raise ZygoteError(f"the zygote was killed twice before it could start {name!r}")
 
     def _environment(self, link: Link, env: Mapping[str, str] | None) -> dict[str, str] | None:
         """What the worker must be told: nothing where the zygote has it already."""
@@ -342,7 +344,8 @@ class Zygote:
 
     def _free_targets(self, count: int) -> list[int]:
         """Numbers above 2 that a worker has free."""
-        held = self._running().held
+        link = self._link
+        held = (link if link is not None and link.settled else self._running()).held
         return list(itertools.islice((n for n in itertools.count(3) if n not in held), count))
 
     def __enter__(self) -> Zygote:
@@ -360,6 +363,11 @@ class Zygote:
         pid = self.pid
         state = "not running" if pid is None else f"pid {pid}"
         return f"<Zygote {' '.join(self._configuration.preload)}: {state}>"
+
+
+# To describe a worker of whom nothing is said would cost as much as all else that is done here.
+_PLAIN = Command(("worker",), executable="/", default_signals=())
+_UNSAID: dict[str, Any] = Zygote.spawn.__kwdefaults__ or {}
 
 
 def _demand_target(target: str, what: str) -> None:

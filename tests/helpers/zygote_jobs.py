@@ -11,6 +11,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,44 @@ def fill(queue: Any) -> None:
     queue.put("from a worker")
 
 
+def faults(fd: int) -> None:
+    """How many pages we have copied, or mapped, until we came to our first line."""
+    os.write(fd, b"%d" % resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+
+
+def streams(fd: int) -> None:
+    """What Python believes of 0, 1 and 2."""
+    seen: list[object] = []
+    text = None
+    if sys.stdin is not None:
+        if sys.stdin.seekable():
+            sys.stdin.seek(0)  # which a stream that thinks it is there leaves out
+        text = sys.stdin.read()
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if stream is None:
+            seen.append(None)
+        else:
+            position = stream.tell() if stream.seekable() else "none"
+            seen.append([stream.name, position, stream.line_buffering, stream.closed])
+    tell(fd, [*seen, text])
+    print("said", flush=True)
+
+
+def defaults(fd: int) -> None:
+    """What a rehearsal must not have touched."""
+    import multiprocessing
+
+    tell(
+        fd,
+        [
+            multiprocessing.get_start_method(allow_none=True),
+            multiprocessing.current_process().name,
+            hasattr(multiprocessing.current_process(), "_inheriting"),
+            sys.path,
+        ],
+    )
+
+
 def listeners(fd: int) -> None:
     tell(fd, [[x.fd, x.name] for x in ff.listen_fds()])
 
@@ -228,6 +267,10 @@ def stop_at_gate() -> None:
 
 def count_hooks() -> None:
     os.register_at_fork(after_in_child=lambda: kept.append("child"))
+
+
+def note_births() -> None:
+    os.register_at_fork(before=lambda: kept.append(time.monotonic_ns()))
 
 
 def tell_hooks(fd: int) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +17,9 @@ from pathlib import Path
 import pytest
 import zygote_jobs
 
+import pyforkfd as ff
 from pyforkfd.zygote import Zygote, get_context
+from pyforkfd.zygote import _context as zygote_context
 from pyforkfd.zygote._context import ZygoteContext
 
 
@@ -53,6 +57,26 @@ def test_how_a_process_ends(context: ZygoteContext) -> None:
     assert (failing.exitcode, killed.exitcode) == (7, -9)
     failing.close()
     killed.close()
+
+
+def test_a_rehearsal_has_no_effect() -> None:
+    with Zygote(preload=["zygote_jobs", "pyforkfd.zygote._context"], warm=1) as zygote:
+        zygote.start()
+        for _ in range(2):
+            with zygote.spawn("zygote_jobs:defaults", args=(9,), fds={9: ff.PIPE}) as worker:
+                seen = json.loads(worker.pipes[9].read())
+            assert seen == [None, "MainProcess", False, sys.path]
+
+
+def test_a_tracker_that_lives_is_not_woken_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    with ff.Fd(reader) as tracker, ff.Fd(writer) as ours:
+        monkeypatch.setattr(resource_tracker._resource_tracker, "_fd", ours.fileno())
+        monkeypatch.setattr(resource_tracker, "getfd", lambda: -7)  # starts one where it must
+        assert zygote_context._tracker() == ours.fileno()
+        assert select.select([tracker], [], [], 0) == ([], [], [])
+        tracker.close()
+        assert zygote_context._tracker() == -7
 
 
 def test_a_pool(context: ZygoteContext) -> None:

@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import resource_tracker
@@ -74,6 +75,55 @@ def test_they_wait_are_taken_and_replaced(pool: Pool) -> None:
         seen |= pool.idle()
     assert len(seen) == WARM + 5  # each served once
     assert pool.zygote.generation == 1
+
+
+def minor_faults_at_rest(pid: int) -> int:
+    """Of a process that is not waited for: when it sleeps, and goes on sleeping."""
+    seen: list[tuple[str, int]] = []
+
+    def rests() -> bool:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+        seen.append((fields[0], int(fields[7])))
+        return len(seen) > 300 and set(seen[-300:]) == {("S", seen[-1][1])}
+
+    assert gone(rests)
+    return seen[-1][1]
+
+
+def test_they_have_copied_what_a_request_writes_to(pool: Pool) -> None:
+    at_rest = {pid: minor_faults_at_rest(pid) for pid in pool.idle()}
+    for _ in range(WARM):
+        with pool.zygote.spawn("zygote_jobs:faults", args=(9,), fds={9: ff.PIPE}) as worker:
+            at_start = int(worker.pipes[9].read())
+        assert at_start - at_rest[worker.pid] < 60  # some 20; without rehearsal 200
+
+
+def test_they_are_replaced_when_the_worker_has_started() -> None:
+    with Zygote(preload=["zygote_jobs"], setup="zygote_jobs:note_births", warm=WARM) as zygote:
+        pool = Pool(zygote)
+        zygote.start()
+        pool.idle()
+        asked = time.monotonic_ns()
+        assert zygote.spawn("zygote_jobs:nothing").wait().success
+        pool.idle()
+        for _ in range(WARM):  # the last of them is the new one
+            with zygote.spawn("zygote_jobs:tell_hooks", args=(9,), fds={9: ff.PIPE}) as worker:
+                born = json.loads(worker.pipes[9].read())[-1]
+        assert born - asked > 4e6
+
+
+def test_who_finds_none_born_does_not_wait_for_one(pool: Pool) -> None:
+    pool.idle()
+    workers = [pool.zygote.spawn("zygote_jobs:nothing") for _ in range(4 * WARM)]
+    assert all(worker.wait().success for worker in workers)
+    assert len({worker.pid for worker in workers}) == 4 * WARM
+
+
+def test_threads_are_named_all_the_same() -> None:
+    with Zygote(preload=["zygote_jobs"], setup="zygote_jobs:start_thread", warm=WARM) as zygote:
+        for _ in range(3):
+            with pytest.raises(ff.ThreadsError, match="forgotten pool"):
+                zygote.spawn("zygote_jobs:nothing")
 
 
 def test_what_an_idle_worker_holds(pool: Pool, other_fd: int) -> None:

@@ -20,6 +20,11 @@ def test_who_imports_us_does_not_pay_for_asyncio() -> None:
     assert not {"asyncio", "ssl", "subprocess", "logging"} & set(run(code).split())
 
 
+def test_neither_does_a_zygote_whose_workers_would_all_have_it() -> None:
+    code = "import sys, pyforkfd.zygote._serve; print(*sys.modules)"
+    assert not {"asyncio", "ssl", "logging"} & set(run(code).split())
+
+
 def test_what_is_on_asyncio_comes_when_it_is_asked_for() -> None:
     code = "from pyforkfd import *; import sys; print('asyncio' in sys.modules, new_event_loop)"
     assert run(code).startswith("True <function new_event_loop")
