@@ -77,6 +77,7 @@ BIND = [
     "module",
     "passed_values",
     "passing_arguments",
+    "process_type",
     "slot_snapshot",
     "slot_type",
     "waiting",
