@@ -16,6 +16,7 @@ CORE = [
     "child_actions",
     "clone",
     "control_message",
+    "counters",
     "descriptor",
     "dump",
     "environment",

@@ -2,11 +2,13 @@
 
 #include <array>
 #include <mutex>
+#include <new>
 #include <optional>
 #include <pybind11/stl.h>
 
 #include "bind/timing_pool.h"
 #include "core/at_fork_list.h"
+#include "core/fork_page.h"
 
 namespace py = pybind11;
 using forkfd::Timing;
@@ -45,10 +47,19 @@ struct Handlers {
     List::Round begin() {
         return guarded([this] { return list.begin(); });
     }
+    // What is dropped may run Python code, with `mutex` free.
+    void end() {
+        const auto dropped = guarded([this] { return list.end(); });
+    }
+    // Unguarded: no other thread is there, and one that was could hold the mutex for ever.
+    void end_in_child(std::size_t left) {
+        const auto dropped = list.end_but(static_cast<int>(left));
+    }
 };
 
 Handlers& handlers() {
-    static Handlers* const made = new Handlers;  // Python objects may not die at exit
+    alignas(Handlers) FORKFD_FORK_PAGE static unsigned char place[sizeof(Handlers)];
+    static Handlers* const made = new (place) Handlers;  // Python objects may not die at exit
     return *made;
 }
 
@@ -100,7 +111,7 @@ py::object run_before() {
     const bool keep_error = std::exchange(refusable, false);
     List::Round round = handlers().begin();
     if (!round.before(Caller(before, keep_error))) refusal.emplace();
-    rounds.push_back(std::move(round));
+    rounds.push_back(round);
     return py::none();
 }
 
@@ -111,10 +122,12 @@ py::object run_after() {
         round = handlers().begin();
         round.reach_all();
     } else {
-        round = std::move(rounds.back());
+        round = rounds.back();
         rounds.pop_back();
     }
     round.after(Caller(phase, false));
+    if (phase == after_in_child) handlers().end_in_child(rounds.size());
+    else handlers().end();
     return py::none();
 }
 template py::object run_after<after_in_parent>();
@@ -156,9 +169,10 @@ Refusable::Refusable() {
     refusable = true;
     refusal.reset();
 }
+// Writes where there is something to write alone: it is after a fork.
 Refusable::~Refusable() {
-    refusable = false;
-    refusal.reset();
+    if (refusable) refusable = false;
+    if (refusal) refusal.reset();
 }
 bool Refusable::refused() const { return refusal.has_value(); }
 void Refusable::rethrow() const {

@@ -135,7 +135,7 @@ PyObject* cgroup_of(PyObject* const* args, Py_ssize_t count, PyObject* keywords)
 }
 
 constexpr char kForkDoc[] =
-    R"(fork($module, /, *, cgroup=None)
+    R"(fork(*, cgroup=None)
 --
 
 Fork this process, as os.fork does; the parent gets the child as a :class:`Process`.

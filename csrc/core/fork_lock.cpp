@@ -5,9 +5,11 @@
 #include <cerrno>
 #include <climits>
 #include <ctime>
+#include <new>
 #include <system_error>
 
 #include "core/atfork.h"
+#include "core/fork_page.h"
 #include "core/raw_syscall.h"
 
 namespace forkfd {
@@ -125,8 +127,9 @@ void ForkLock::reset_in_child() noexcept {
 }
 
 ForkLock& fork_lock() {
+    alignas(ForkLock) FORKFD_FORK_PAGE static unsigned char place[sizeof(ForkLock)];
     static ForkLock* const lock = [] {
-        auto* const made = new ForkLock;
+        auto* const made = new (place) ForkLock;
         add_native({nullptr, nullptr,
                     [](void* self) noexcept { static_cast<ForkLock*>(self)->reset_in_child(); },
                     made});

@@ -1,10 +1,12 @@
 #include "core/live_sets.h"
 
 #include <cerrno>
+#include <new>
 #include <utility>
 
 #include "core/atfork.h"
 #include "core/epoll_drift.h"
+#include "core/fork_page.h"
 #include "core/trace.h"
 
 namespace forkfd {
@@ -57,9 +59,9 @@ void LiveSets::erase(EpollSet* s) {
     if (s->next_ != nullptr) s->next_->previous_ = s->previous_;
 }
 
-// Never destroyed: threads may still fork while the process exits.
 LiveSets& live_sets() {
-    static LiveSets* const sets = new LiveSets;
+    alignas(LiveSets) FORKFD_FORK_PAGE static unsigned char place[sizeof(LiveSets)];
+    static LiveSets* const sets = new (place) LiveSets;  // never destroyed: threads may still fork
     return *sets;
 }
 

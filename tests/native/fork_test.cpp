@@ -147,6 +147,7 @@ TEST(the_list_is_as_its_model) {
             });
             for (; reached < start.items.size(); ++reached)
                 CHECK(!model.has(start.items[reached].id));
+            (void)list.end();
         }
     }
 }
