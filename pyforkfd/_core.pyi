@@ -5,6 +5,7 @@ from io import BufferedReader, BufferedWriter
 from typing import Any, Final, TypeAlias, final, overload
 
 from _typeshed import structseq
+from typing_extensions import disjoint_base
 
 from ._errors import PassingError
 from ._fd import Fd
@@ -217,11 +218,12 @@ def why_not_clone(flags: int) -> str: ...
 def plan_fds(wanted: dict[int, int], /) -> list[tuple[str, int, int]]: ...
 def spawn(plan: SpawnPlan, sources: list[int]) -> tuple[int, int, str, dict[int, int]]: ...
 
+@disjoint_base
 class ProcessBase:
     args: Sequence[StrPath]
     backend: Backend
     _status: ExitStatus | None
-    def __init__(
+    def _begin(
         self, args: Sequence[StrPath], pid: int, pidfd: int, backend: Backend, /
     ) -> None: ...
     @property

@@ -71,7 +71,7 @@ class Process(_core.ProcessBase):
         ends: dict[int, int],
         writable: frozenset[int],
     ) -> None:
-        super().__init__(args, pid, pidfd, backend)
+        self._begin(args, pid, pidfd, backend)
         for target, fd in ends.items():
             self.pipes[target] = os.fdopen(fd, "wb") if target in writable else os.fdopen(fd, "rb")
 

@@ -57,7 +57,7 @@ struct Handlers {
     }
 };
 
-Handlers& handlers() {
+FORKFD_IN_CHILD Handlers& handlers() {
     alignas(Handlers) FORKFD_FORK_PAGE static unsigned char place[sizeof(Handlers)];
     static Handlers* const made = new (place) Handlers;  // Python objects may not die at exit
     return *made;
@@ -80,12 +80,12 @@ class Caller {
     Caller(Phase phase, bool keep_error) : phase_(phase), keep_error_(keep_error) {}
 
     // False: it raised, and the error is left for the caller.
-    bool operator()(List::Entry& entry) {
+    FORKFD_IN_CHILD bool operator()(List::Entry& entry) {
         PyHandlers& h = *entry.handler;
         const py::object& function = h.functions[phase_];
         if (!function) return true;
         PyObject* const result = PyObject_CallNoArgs(function.ptr());
-        const auto now = Timing::Clock::now();
+        const auto now = Timing::now();
         h.timings[phase_]->add(now - last_, result == nullptr);
         last_ = now;
         if (result != nullptr) {
@@ -100,7 +100,7 @@ class Caller {
   private:
     const Phase phase_;
     const bool keep_error_;
-    Timing::Clock::time_point last_ = Timing::Clock::now();
+    std::chrono::nanoseconds last_ = Timing::now();
 };
 
 }  // namespace
@@ -116,7 +116,7 @@ py::object run_before() {
 }
 
 template <Phase phase>
-py::object run_after() {
+FORKFD_IN_CHILD py::object run_after() {
     List::Round round;
     if (rounds.empty()) {  // the hooks before were not run: an embedder's fork
         round = handlers().begin();
@@ -170,7 +170,7 @@ Refusable::Refusable() {
     refusal.reset();
 }
 // Writes where there is something to write alone: it is after a fork.
-Refusable::~Refusable() {
+FORKFD_IN_CHILD Refusable::~Refusable() {
     if (refusable) refusable = false;
     if (refusal) refusal.reset();
 }

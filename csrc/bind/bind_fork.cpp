@@ -14,6 +14,7 @@
 #include "core/child_actions.h"
 #include "core/fd_section.h"
 #include "core/fork_lock.h"
+#include "core/fork_page.h"
 #include "core/forked.h"
 
 namespace py = pybind11;
@@ -77,15 +78,27 @@ bool finalizing() {
 #endif
 }
 
+// A Process that was made and is not needed.  In the child of a fork there always is one, and
+// to free it would write to five pages, what its neighbours' garbage collection links among them.
+PyObject* spare = nullptr;
+
+struct Prepared {
+    py::object process = spare == nullptr ? make_forked(reinterpret_cast<PyTypeObject*>(needs.process))
+                                          : steal(std::exchange(spare, nullptr));
+    ~Prepared() {
+        if (process && spare == nullptr) spare = process.release().ptr();
+    }
+};
+
 // os.fork() with a lock around it, a way out, and the child's pidfd; None in the child.  What
 // can be made before the fork is, and nothing in here is Python's: after a fork, this one or
 // the last, each page that is written costs a fault, be it for a count of references.
-py::object fork_process(PyObject* cgroup) {
+FORKFD_IN_CHILD py::object fork_process(PyObject* cgroup) {
     if (finalizing()) {
         PyErr_SetString(PyExc_RuntimeError, "fork: the interpreter shuts down");
         throw py::error_already_set();
     }
-    py::object process = make_forked(reinterpret_cast<PyTypeObject*>(needs.process));
+    Prepared prepared;
     std::optional<Cgroup> entered;
     if (cgroup != Py_None) entered.emplace(cgroup);
     if (forkfd::ask_single_threaded() != 0) steal(PyObject_CallNoArgs(needs.warn));
@@ -116,7 +129,8 @@ py::object fork_process(PyObject* cgroup) {
         entered->entry->await(pid, pidfd.get());
     }
     const bool reaped = !pidfd;  // by somebody else, before it could get one
-    set_forked(process.ptr(), pid, pidfd.release());
+    set_forked(prepared.process.ptr(), pid, pidfd.release());
+    py::object process = std::move(prepared.process);
     if (reaped) steal(PyObject_CallMethod(process.ptr(), "poll", nullptr));
     return process;
 }
@@ -168,12 +182,12 @@ Warns:
     ForkWarning: other threads live, which are named.  If that is an error, nothing was
         forked.)";
 
-PyMethodDef fork_method = {
-    "fork",
-    fast(+[](PyObject*, PyObject* const* args, Py_ssize_t count, PyObject* keywords) {
-        return guarded([=] { return fork_process(cgroup_of(args, count, keywords)); });
-    }),
-    METH_FASTCALL | METH_KEYWORDS, kForkDoc};
+FORKFD_IN_CHILD PyObject* fork_function(PyObject*, PyObject* const* args, Py_ssize_t count,
+                                        PyObject* keywords) {
+    return guarded([=] { return fork_process(cgroup_of(args, count, keywords)); });
+}
+
+PyMethodDef fork_method = {"fork", fast(fork_function), METH_FASTCALL | METH_KEYWORDS, kForkDoc};
 
 // Not by a call_guard: pybind11 then enters the object into its tables without the GIL.
 template <class T, class... Args>

@@ -46,7 +46,6 @@ PyObject* make(PyTypeObject* type, PyObject*, PyObject*) {
     PyObject* const self = type->tp_alloc(type, 0);
     if (self == nullptr) return nullptr;
     new (&of(self).shared) Process::Shared;
-    of(self).owner = ::getpid();
     return self;
 }
 
@@ -55,16 +54,24 @@ void replace(PyObject*& place, PyObject* value) {
     Py_XDECREF(old);
 }
 
-int init(PyObject* self, PyObject* args, PyObject*) {
-    Process& p = of(self);
-    PyObject *argv, *backend;
-    int pid, pidfd;
-    if (!PyArg_ParseTuple(args, "OiiO", &argv, &pid, &pidfd, &backend)) return -1;
-    p.pid = pid;
-    p.shared.pidfd = pidfd;
-    replace(p.args, argv);
-    replace(p.backend, backend);
-    return 0;
+int number_of(PyObject* value) {
+    const long number = PyLong_AsLong(value);
+    if (number == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+    return static_cast<int>(number);
+}
+
+// Not an __init__, whose call would take longer than this.
+PyObject* begin(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+    return guarded([=]() -> py::object {
+        if (count != 4) throw py::type_error("_begin() takes args, pid, pidfd and backend");
+        Process& p = of(self);
+        p.pid = number_of(args[1]);
+        p.shared.pidfd = number_of(args[2]);
+        p.owner = ::getpid();
+        replace(p.args, args[0]);
+        replace(p.backend, args[3]);
+        return py::none();
+    });
 }
 
 int visit(PyObject* self, visitproc visit, void* arg) {
@@ -150,6 +157,8 @@ PyGetSetDef properties[] = {
     {nullptr, nullptr, nullptr, nullptr, nullptr},
 };
 PyMethodDef methods[] = {
+    {"_begin", fast(begin), METH_FASTCALL,
+     "_begin($self, args, pid, pidfd, backend, /)\n--\n\nThis is the child; takes the pidfd."},
     {"_reap", reap, METH_NOARGS,
      "_reap($self, /)\n--\n\n(known, CLD_ code, status, rusage), also later again; None while the "
      "process runs, and when the pidfd was closed before it was known to have ended."},
@@ -165,7 +174,6 @@ constexpr char kDoc[] =
 PyType_Slot slots[] = {
     {Py_tp_doc, const_cast<char*>(kDoc)},
     {Py_tp_new, reinterpret_cast<void*>(make)},
-    {Py_tp_init, reinterpret_cast<void*>(init)},
     {Py_tp_traverse, reinterpret_cast<void*>(visit)},
     {Py_tp_clear, reinterpret_cast<void*>(clear)},
     {Py_tp_finalize, reinterpret_cast<void*>(finalize)},
@@ -208,6 +216,7 @@ py::object make_forked(PyTypeObject* type) {
 void set_forked(PyObject* process, pid_t pid, int pidfd) noexcept {
     Process& p = of(process);
     p.pid = pid;
+    p.owner = ::getpid();
     if (pidfd < 0) p.shared.end = forkfd::ExitInfo{false, 0, 0, false, {}};
     else p.shared.pidfd.store(pidfd, std::memory_order_relaxed);
 }

@@ -69,7 +69,7 @@ struct Native {
     int depth = 0;
 };
 
-Native& native() {
+FORKFD_IN_CHILD Native& native() {
     alignas(Native) FORKFD_FORK_PAGE static unsigned char place[sizeof(Native)];
     static Native* const made = new (place) Native;  // never destroyed: threads may still fork
     return *made;
@@ -92,7 +92,7 @@ void run_native_before() noexcept {
 
 namespace {
 
-void run_after(void (*NativeHandlers::*which)(void*) noexcept) noexcept {
+FORKFD_IN_CHILD void run_after(void (*NativeHandlers::*which)(void*) noexcept) noexcept {
     Native& n = native();
     if (!n.lock.mine()) return;  // a fork that began before we were bound
     if (n.depth <= Native::kNested) {
@@ -111,7 +111,7 @@ void run_after(void (*NativeHandlers::*which)(void*) noexcept) noexcept {
 
 void run_native_in_parent() noexcept { run_after(&NativeHandlers::in_parent); }
 // The lock is ours here too: the thread that took it is the one that lives on.
-void run_native_in_child() noexcept { run_after(&NativeHandlers::in_child); }
+FORKFD_IN_CHILD void run_native_in_child() noexcept { run_after(&NativeHandlers::in_child); }
 
 namespace {
 

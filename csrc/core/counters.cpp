@@ -4,7 +4,7 @@
 
 namespace forkfd {
 
-Counters& counters() noexcept {
+FORKFD_IN_CHILD Counters& counters() noexcept {
     FORKFD_FORK_PAGE static Counters counted;
     return counted;
 }

@@ -11,10 +11,18 @@
 
 namespace forkfd {
 
+namespace {
+
+FORKFD_IN_CHILD void sets_in_child(void* sets) noexcept {
+    static_cast<LiveSets*>(sets)->in_child();
+}
+
+}  // namespace
+
 LiveSets::LiveSets() {
     add_native({[](void* sets) noexcept { static_cast<LiveSets*>(sets)->before(); },
                 [](void* sets) noexcept { static_cast<LiveSets*>(sets)->in_parent(); },
-                [](void* sets) noexcept { static_cast<LiveSets*>(sets)->in_child(); }, this});
+                sets_in_child, this});
     add_epoll_drift_gauge();
 }
 
@@ -26,7 +34,7 @@ void LiveSets::before() noexcept {
         if (!(s->torn_ = s->lock_.mine())) s->lock_.lock();
 }
 
-void LiveSets::in_parent() noexcept {
+FORKFD_IN_CHILD void LiveSets::in_parent() noexcept {
     if (--depth != 0) return;
     for (EpollSet* s = first; s != nullptr; s = s->next_)
         if (!std::exchange(s->torn_, false)) s->lock_.unlock();
@@ -34,7 +42,7 @@ void LiveSets::in_parent() noexcept {
 
 // Nothing here allocates or waits.  All instances are new before any is filled: one may
 // watch another.
-void LiveSets::in_child() noexcept {
+FORKFD_IN_CHILD void LiveSets::in_child() noexcept {
     const std::uint64_t begun = trace::on(trace::kEpoll) ? trace::now_ns() : 0;
     for (EpollSet* s = first; s != nullptr; s = s->next_) s->renew();
     for (EpollSet* s = first; s != nullptr; s = s->next_) {
