@@ -16,6 +16,7 @@ CORE = [
     "child_actions",
     "clone",
     "control_message",
+    "counters",
     "descriptor",
     "dump",
     "environment",
@@ -77,6 +78,7 @@ BIND = [
     "module",
     "passed_values",
     "passing_arguments",
+    "process_type",
     "slot_snapshot",
     "slot_type",
     "waiting",
@@ -97,6 +99,8 @@ KEEPER = ["keeper", "link"]
 
 flags = ["-Wall", "-Wextra", "-fvisibility=hidden"]
 link: list[str] = []
+# Nothing is left to be looked up in a child of fork: that takes the loader's lock, and pages.
+module, module_link = ["-fno-plt"], ["-Wl,-z,now"]
 if sanitize := os.environ.get("PYFORKFD_SANITIZE"):
     flags += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g", "-O1"]
     link += [f"-fsanitize={sanitize}"]
@@ -141,8 +145,8 @@ setup(
             depends=glob.glob("csrc/**/*.h", recursive=True),
             include_dirs=["csrc"],
             cxx_std=17,
-            extra_compile_args=flags,
-            extra_link_args=link,
+            extra_compile_args=flags + module,
+            extra_link_args=link + module_link,
         ),
         Extension(
             "pyforkfd.libforkfd_preload",

@@ -4,8 +4,10 @@ Beside os.fork with os.register_at_fork, which has neither statistics nor a pidf
 
 A fork write-protects every page, and whoever writes one next pays a page fault.  So a fork
 right after another also pays for the pages that the first left protected and that this
-call touches: for ours some twenty more, a Process and what makes it.  After a program's own
-work nothing is left of that, hence two scenes.
+call touches.  After a program's own work nothing is left of that, hence two scenes.
+
+What ours has to do more is pidfd_open(2), which makes an inode: beside os.fork alone it is 1 to
+4 % of the call, the more the colder the caches are.
 """
 
 from __future__ import annotations
@@ -21,18 +23,25 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 HANDLERS = (0, 10, 100)
 WAYS = ("ff.fork", "os.fork")
 SCENES = ("after work", "back to back")
-ROUNDS, QUICK_ROUNDS = 2000, 200
-BLOCK = 5  # forks of one process before another has its turn
+# Which objects share a page is luck, and stays as it fell for as long as a process lives.
+PROCESSES, QUICK_PROCESSES = 40, 8  # of each kind, one after the other
+BLOCKS = 10  # of each
+BLOCK = 5  # forks of one process before the other has its turn
 WARM_UP = 1  # of a block, not counted
+
+
+Block = list[tuple[int, int]]  # nanoseconds of a call and of its child
+Times = dict[tuple[str, int], tuple[list[Block], list[Block]]]  # by scene and handlers, by way
 
 
 @dataclass(frozen=True, slots=True)
 class ForkCost:
-    """Microseconds of processor time, medians; ratios are ours to the other.
+    """Microseconds of processor time, medians; ratios are ours to the other, see measure().
 
     Not of the clock: whether parent or child runs first is the scheduler's whim.
 
@@ -66,7 +75,7 @@ class Worker:
             text=True,
         )
 
-    def run(self, scene: str) -> list[tuple[int, int]]:
+    def run(self, scene: str) -> Block:
         """One block: nanoseconds of the call and of the child."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -117,9 +126,9 @@ def work(way: str, handlers: int) -> None:
         if child is None:
             os._exit(0)
         taken = time.thread_time_ns() - start
-        with child:
-            usage = child.wait().rusage
-        assert usage is not None
+        # As the other waits: an exit that wakes a poll(2) of the pidfd takes 1 % longer.
+        usage = os.wait4(child.pid, 0)[2]
+        child.close()
         return taken, cpu_of(usage)
 
     def nothing() -> None:
@@ -141,43 +150,51 @@ def work(way: str, handlers: int) -> None:
         print(json.dumps(times[WARM_UP:]), flush=True)
 
 
-def measure(quick: bool) -> Iterator[ForkCost]:
-    """All processes live at once and take turns, so that all see the same weather."""
-    keys = [(way, handlers) for way in WAYS for handlers in HANDLERS]
-    workers = {key: Worker(*key) for key in keys}
-    times: dict[tuple[str, str, int], list[tuple[int, int]]] = {}
+def compare(handlers: int, times: Times) -> None:
+    """A process of either way, alive at once, turn by turn: both see the same weather."""
+    workers = [Worker(way, handlers) for way in WAYS]
     try:
-        for _ in range((QUICK_ROUNDS if quick else ROUNDS) // BLOCK):
-            for scene in SCENES:
-                for way, handlers in random.sample(keys, len(keys)):
-                    taken = workers[way, handlers].run(scene)
-                    times.setdefault((scene, way, handlers), []).extend(taken)
+        for scene in SCENES * BLOCKS:
+            # Who is first is drawn: the caches are as the one before has left them.
+            for i in random.sample(range(len(WAYS)), len(WAYS)):
+                times[scene, handlers][i].append(workers[i].run(scene))
     finally:
-        for worker in workers.values():
+        for worker in workers:
             worker.close()
 
-    def medians(scene: str, way: str, handlers: int) -> tuple[float, float]:
-        taken = times[scene, way, handlers]
-        return (
-            statistics.median(call for call, _ in taken) / 1e3,
-            statistics.median(child for _, child in taken) / 1e3,
+
+def measure(quick: bool) -> Iterator[ForkCost]:
+    """Medians of all forks; of ratios, that of blocks which ran one after the other."""
+    times: Times = {(s, n): ([], []) for s in SCENES for n in HANDLERS}
+    for _ in range(QUICK_PROCESSES if quick else PROCESSES):
+        for handlers in HANDLERS:
+            compare(handlers, times)
+    for (scene, handlers), (ours, others) in times.items():
+        call, child = (column(ours, i) for i in (0, 1))
+        other_call, other_child = (column(others, i) for i in (0, 1))
+        yield ForkCost(
+            scene,
+            handlers,
+            len(ours) * BLOCK,
+            statistics.median(chain(*call)) / 1e3,
+            statistics.median(chain(*other_call)) / 1e3,
+            ratio(call, other_call),
+            statistics.median(chain(*child)) / 1e3,
+            statistics.median(chain(*other_child)) / 1e3,
+            ratio(child, other_child),
         )
 
-    for scene in SCENES:
-        for handlers in HANDLERS:
-            call, child = medians(scene, "ff.fork", handlers)
-            other_call, other_child = medians(scene, "os.fork", handlers)
-            yield ForkCost(
-                scene,
-                handlers,
-                len(times[scene, "ff.fork", handlers]),
-                call,
-                other_call,
-                call / other_call,
-                child,
-                other_child,
-                child / other_child,
-            )
+
+def column(blocks: list[Block], index: int) -> list[list[int]]:
+    """The calls, or the children, of each block."""
+    return [[times[index] for times in block] for block in blocks]
+
+
+def ratio(ours: list[list[int]], others: list[list[int]]) -> float:
+    """The median over pairs of blocks."""
+    return statistics.median(
+        statistics.median(a) / statistics.median(b) for a, b in zip(ours, others, strict=True)
+    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import signal
-import threading
 import warnings
 from collections.abc import Sequence
 from io import BufferedReader, BufferedWriter
@@ -41,23 +40,13 @@ def _watch_forks() -> None:
     os.register_at_fork(after_in_child=_leave_to_parent)
 
 
-_lock_of_copies = threading.Lock()
-
-
-def _lock_for_copies() -> threading.Lock:
-    _watch_forks()
-    return _lock_of_copies
-
-
 def _leave_to_parent() -> None:
     """A child reaps none of its parent's children."""
-    global _lock_of_copies
-    _lock_of_copies = threading.Lock()
     while _forgotten:
         os.close(_forgotten.pop())
 
 
-class Process:
+class Process(_core.ProcessBase):
     """A started child.  Made by :func:`spawn`, :meth:`Command.spawn` and :func:`fork`.
 
     Signals and waits go through the pidfd, which never means another process
@@ -71,17 +60,7 @@ class Process:
         pipes: our ends of the pipes asked for, by the child's number; owned by this object.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_lock",
-        "_owner",
-        "_pidfd",
-        "_status",
-        "args",
-        "backend",
-        "pid",
-        "pipes",
-    )
+    __slots__ = ("__weakref__",)
 
     def __init__(
         self,
@@ -92,25 +71,13 @@ class Process:
         ends: dict[int, int],
         writable: frozenset[int],
     ) -> None:
-        self.args = args
-        self.pid = pid
-        self.backend = backend
-        self._pidfd = pidfd
-        self._owner = os.getpid()
-        self._lock = threading.Lock()
-        self._status: ExitStatus | None = None
-        self.pipes: dict[int, BufferedReader | BufferedWriter] = {}
+        self._begin(args, pid, pidfd, backend)
         for target, fd in ends.items():
             self.pipes[target] = os.fdopen(fd, "wb") if target in writable else os.fdopen(fd, "rb")
 
-    @property
-    def pidfd(self) -> int:
-        """The descriptor that means the child; borrowed, -1 once closed."""
-        return self._pidfd
-
     def fileno(self) -> int:
         """The pidfd, for select and epoll: readable once the child has ended."""
-        return self._pidfd
+        return self.pidfd
 
     @property
     def stdin(self) -> BufferedWriter | None:
@@ -144,12 +111,11 @@ class Process:
         """The exit status, or None while the child runs; never blocks."""
         if self._status is not None:
             return self._status
-        if self._pidfd >= 0:
+        if self.pidfd >= 0:
             self._demand_own()
-        with self._lock:
-            if self._status is None and self._pidfd >= 0:
-                self._status = _status(_core.reap(self._pidfd))
-            return self._status
+        if (reaped := self._reap()) is not None:
+            self._status = _status(reaped)
+        return self._status
 
     def wait(self, timeout: float | None = None) -> ExitStatus:
         """Wait for the end, in poll(2) on the pidfd with the GIL released.
@@ -163,10 +129,10 @@ class Process:
         """
         if self._status is not None:
             return self._status
-        if self._pidfd < 0:
+        if self.pidfd < 0:
             raise ValueError(f"wait for pid {self.pid}: its pidfd is closed")
         self._demand_own()
-        if not _core.wait_pidfd(self._pidfd, timeout):
+        if not _core.wait_pidfd(self.pidfd, timeout):
             raise TimeoutError(f"pid {self.pid} still runs after {timeout} s")
         status = self.poll()
         assert status is not None, "a readable pidfd means an ended child"
@@ -176,7 +142,7 @@ class Process:
         """Wait on the running asyncio loop: no thread, no child watcher, no SIGCHLD."""
         if (status := self.poll()) is not None:
             return status
-        if self._pidfd < 0:
+        if self.pidfd < 0:
             raise ValueError(f"wait for pid {self.pid}: its pidfd is closed")
         import asyncio  # here: a third of what importing us would cost
 
@@ -188,7 +154,7 @@ class Process:
                 ended.set_result(None)
 
         # A number of its own, since a loop knows one reader per number and many may wait.
-        pidfd = os.dup(self._pidfd)
+        pidfd = os.dup(self.pidfd)
         try:
             loop.add_reader(pidfd, readable)
             try:
@@ -205,10 +171,10 @@ class Process:
         """Send a signal through the pidfd; does nothing if the child is known to have ended."""
         if self.poll() is not None:
             return
-        if self._pidfd < 0:
+        if self.pidfd < 0:
             raise ValueError(f"signal to pid {self.pid}: its pidfd is closed")
         try:
-            _core.send_signal(self._pidfd, sig)
+            _core.send_signal(self.pidfd, sig)
         except ProcessLookupError:
             pass  # ended, and reaped by another, since we looked
 
@@ -231,11 +197,8 @@ class Process:
     def close(self) -> None:
         """Close our pipe ends and the pidfd.  The child is neither ended nor waited for."""
         self.close_pipes()
-        # The lock of a copy may be held for ever, by a thread of the parent.
-        with self._lock if os.getpid() == self._owner else _lock_for_copies():
-            if self._pidfd >= 0:
-                pidfd, self._pidfd = self._pidfd, -1
-                os.close(pidfd)
+        if (pidfd := self._take_pidfd()) >= 0:
+            os.close(pidfd)
 
     def _demand_own(self) -> None:
         if os.getpid() != self._owner:
@@ -258,9 +221,7 @@ class Process:
         finally:
             self.close()
 
-    def __del__(self) -> None:
-        if getattr(self, "_pidfd", -1) < 0:
-            return
+    def _dropped(self) -> None:
         if self._status is None and os.getpid() == self._owner and self.poll() is None:
             warnings.warn(
                 f"child {self.pid} ({_display(self.args) or 'forked'}) still runs and nobody "
@@ -268,7 +229,7 @@ class Process:
                 ResourceWarning,
                 source=self,
             )
-            forget(os.dup(self._pidfd))
+            forget(os.dup(self.pidfd))
         self.close()
 
     def __repr__(self) -> str:
@@ -281,9 +242,7 @@ def _display(args: Sequence[StrPath]) -> str:
     return " ".join(os.fsdecode(arg) for arg in args)
 
 
-def _status(reaped: tuple[bool, int, int, tuple[float, ...] | None] | None) -> ExitStatus | None:
-    if reaped is None:
-        return None
+def _status(reaped: tuple[bool, int, int, tuple[float, ...] | None]) -> ExitStatus:
     known, code, status, usage = reaped
     if not known:
         return ExitStatus(code=None, signal=None, lost=True)

@@ -2,11 +2,13 @@
 
 #include <array>
 #include <mutex>
+#include <new>
 #include <optional>
 #include <pybind11/stl.h>
 
 #include "bind/timing_pool.h"
 #include "core/at_fork_list.h"
+#include "core/fork_page.h"
 
 namespace py = pybind11;
 using forkfd::Timing;
@@ -45,10 +47,19 @@ struct Handlers {
     List::Round begin() {
         return guarded([this] { return list.begin(); });
     }
+    // What is dropped may run Python code, with `mutex` free.
+    void end() {
+        const auto dropped = guarded([this] { return list.end(); });
+    }
+    // Unguarded: no other thread is there, and one that was could hold the mutex for ever.
+    void end_in_child(std::size_t left) {
+        const auto dropped = list.end_but(static_cast<int>(left));
+    }
 };
 
-Handlers& handlers() {
-    static Handlers* const made = new Handlers;  // Python objects may not die at exit
+FORKFD_IN_CHILD Handlers& handlers() {
+    alignas(Handlers) FORKFD_FORK_PAGE static unsigned char place[sizeof(Handlers)];
+    static Handlers* const made = new (place) Handlers;  // Python objects may not die at exit
     return *made;
 }
 
@@ -69,12 +80,12 @@ class Caller {
     Caller(Phase phase, bool keep_error) : phase_(phase), keep_error_(keep_error) {}
 
     // False: it raised, and the error is left for the caller.
-    bool operator()(List::Entry& entry) {
+    FORKFD_IN_CHILD bool operator()(List::Entry& entry) {
         PyHandlers& h = *entry.handler;
         const py::object& function = h.functions[phase_];
         if (!function) return true;
         PyObject* const result = PyObject_CallNoArgs(function.ptr());
-        const auto now = Timing::Clock::now();
+        const auto now = Timing::now();
         h.timings[phase_]->add(now - last_, result == nullptr);
         last_ = now;
         if (result != nullptr) {
@@ -89,7 +100,7 @@ class Caller {
   private:
     const Phase phase_;
     const bool keep_error_;
-    Timing::Clock::time_point last_ = Timing::Clock::now();
+    std::chrono::nanoseconds last_ = Timing::now();
 };
 
 }  // namespace
@@ -100,21 +111,23 @@ py::object run_before() {
     const bool keep_error = std::exchange(refusable, false);
     List::Round round = handlers().begin();
     if (!round.before(Caller(before, keep_error))) refusal.emplace();
-    rounds.push_back(std::move(round));
+    rounds.push_back(round);
     return py::none();
 }
 
 template <Phase phase>
-py::object run_after() {
+FORKFD_IN_CHILD py::object run_after() {
     List::Round round;
     if (rounds.empty()) {  // the hooks before were not run: an embedder's fork
         round = handlers().begin();
         round.reach_all();
     } else {
-        round = std::move(rounds.back());
+        round = rounds.back();
         rounds.pop_back();
     }
     round.after(Caller(phase, false));
+    if (phase == after_in_child) handlers().end_in_child(rounds.size());
+    else handlers().end();
     return py::none();
 }
 template py::object run_after<after_in_parent>();
@@ -156,9 +169,10 @@ Refusable::Refusable() {
     refusable = true;
     refusal.reset();
 }
-Refusable::~Refusable() {
-    refusable = false;
-    refusal.reset();
+// Writes where there is something to write alone: it is after a fork.
+FORKFD_IN_CHILD Refusable::~Refusable() {
+    if (refusable) refusable = false;
+    if (refusal) refusal.reset();
 }
 bool Refusable::refused() const { return refusal.has_value(); }
 void Refusable::rethrow() const {

@@ -4,9 +4,18 @@
 
 #include "bind/at_fork_hooks.h"
 #include "bind/plain_call.h"
+#include "core/fork_page.h"
 
 namespace py = pybind11;
 using namespace forkfd::bind;
+
+namespace {
+
+FORKFD_IN_CHILD PyObject* child_hook(PyObject*, PyObject*) {
+    return guarded(run_after<after_in_child>);
+}
+
+}  // namespace
 
 void bind_at_fork(py::module_& m) {
     m.def("add_at_fork", &add_handlers, py::arg("functions"), py::arg("registration"), py::arg("order"));
@@ -22,9 +31,7 @@ void bind_at_fork(py::module_& m) {
         {"run_after_in_parent",
          [](PyObject*, PyObject*) { return guarded(run_after<after_in_parent>); }, METH_NOARGS,
          nullptr},
-        {"run_after_in_child",
-         [](PyObject*, PyObject*) { return guarded(run_after<after_in_child>); }, METH_NOARGS,
-         nullptr},
+        {"run_after_in_child", child_hook, METH_NOARGS, nullptr},
     };
     for (PyMethodDef& hook : hooks)
         m.attr(hook.ml_name) = steal(PyCFunction_NewEx(&hook, nullptr, nullptr));

@@ -10,9 +10,11 @@
 
 #include "bind/at_fork_hooks.h"
 #include "bind/plain_call.h"
+#include "bind/process_type.h"
 #include "core/child_actions.h"
 #include "core/fd_section.h"
 #include "core/fork_lock.h"
+#include "core/fork_page.h"
 #include "core/forked.h"
 
 namespace py = pybind11;
@@ -51,17 +53,56 @@ struct Unlock {
     throw py::error_already_set();
 }
 
-// os.fork() with a lock around it, a way out, and the child's pidfd; None in the child.
-// All in one call, and that not pybind11's, since each object and table that is touched right
-// after a fork, this one or the last, costs a page fault.
-py::object fork_process(const py::handle cgroup, const py::handle warn) {
-    if (forkfd::ask_single_threaded() != 0) steal(PyObject_CallNoArgs(warn.ptr()));
-    if (PySys_Audit("os.fork", nullptr) < 0) throw py::error_already_set();
-    std::optional<forkfd::CgroupEntry> entry;
-    if (!cgroup.is_none()) {
-        const auto [procs, name] = cgroup.cast<std::pair<int, std::string>>();
-        entry.emplace(procs, name);
+// What fork() needs of Python; for good, as the module is.
+struct Needs {
+    PyObject *process, *open_procs, *warn;
+};
+Needs needs = {};
+
+struct Cgroup {
+    explicit Cgroup(PyObject* cgroup) {
+        const py::object opened = steal(PyObject_CallOneArg(needs.open_procs, cgroup));
+        const auto [fd, name] = opened.cast<std::pair<int, std::string>>();
+        procs = forkfd::UniqueFd(fd);
+        entry.emplace(fd, name);
     }
+    forkfd::UniqueFd procs;
+    std::optional<forkfd::CgroupEntry> entry;
+};
+
+bool finalizing() {
+#if PY_VERSION_HEX >= 0x030D0000
+    return Py_IsFinalizing() != 0;
+#else
+    return _Py_IsFinalizing() != 0;
+#endif
+}
+
+// A Process that was made and is not needed.  In the child of a fork there always is one, and
+// to free it would write to five pages, what its neighbours' garbage collection links among them.
+PyObject* spare = nullptr;
+
+struct Prepared {
+    py::object process = spare == nullptr ? make_forked(reinterpret_cast<PyTypeObject*>(needs.process))
+                                          : steal(std::exchange(spare, nullptr));
+    ~Prepared() {
+        if (process && spare == nullptr) spare = process.release().ptr();
+    }
+};
+
+// os.fork() with a lock around it, a way out, and the child's pidfd; None in the child.  What
+// can be made before the fork is, and nothing in here is Python's: after a fork, this one or
+// the last, each page that is written costs a fault, be it for a count of references.
+FORKFD_IN_CHILD py::object fork_process(PyObject* cgroup) {
+    if (finalizing()) {
+        PyErr_SetString(PyExc_RuntimeError, "fork: the interpreter shuts down");
+        throw py::error_already_set();
+    }
+    Prepared prepared;
+    std::optional<Cgroup> entered;
+    if (cgroup != Py_None) entered.emplace(cgroup);
+    if (forkfd::ask_single_threaded() != 0) steal(PyObject_CallNoArgs(needs.warn));
+    if (PySys_Audit("os.fork", nullptr) < 0) throw py::error_already_set();
     lock(true);
     Unlock unlock;
     const forkfd::bind::Refusable refusable;
@@ -73,7 +114,7 @@ py::object fork_process(const py::handle cgroup, const py::handle warn) {
     }
     const pid_t pid = ::fork();
     const int err = errno;
-    if (pid == 0 && entry) entry->enter();
+    if (pid == 0 && entered) entered->entry->enter();
     // What comes after runs without the lock: it may wait for threads that want it.
     unlock.now();
     if (pid == 0) {
@@ -83,27 +124,70 @@ py::object fork_process(const py::handle cgroup, const py::handle warn) {
     PyOS_AfterFork_Parent();
     if (pid < 0) throw_fork(err);
     forkfd::UniqueFd pidfd = forkfd::pidfd_of_child(pid);
-    if (entry) {
+    if (entered) {
         const py::gil_scoped_release release;
-        entry->await(pid, pidfd.get());
+        entered->entry->await(pid, pidfd.get());
     }
-    return steal(Py_BuildValue("ii", pid, pidfd.release()));
+    const bool reaped = !pidfd;  // by somebody else, before it could get one
+    set_forked(prepared.process.ptr(), pid, pidfd.release());
+    py::object process = std::move(prepared.process);
+    if (reaped) steal(PyObject_CallMethod(process.ptr(), "poll", nullptr));
+    return process;
 }
 
-PyMethodDef fork_method = {
-    "fork",
-    reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(
-        +[](PyObject*, PyObject* const* args, Py_ssize_t count) -> PyObject* {
-            if (count != 2) {
-                PyErr_SetString(PyExc_TypeError, "fork() takes cgroup and warn");
-                return nullptr;
-            }
-            return guarded([args] { return fork_process(args[0], args[1]); });
-        })),
-    METH_FASTCALL,
-    "(pid, pidfd) in the parent, None in the child; pidfd is owned, -1 if the child is "
-    "reaped already.  cgroup: its cgroup.procs, borrowed, and its name.  warn() is called unless "
-    "there is surely no other thread."};
+// (*, cgroup=None)
+PyObject* cgroup_of(PyObject* const* args, Py_ssize_t count, PyObject* keywords) {
+    if (count != 0) throw py::type_error("fork: cgroup is given by name");
+    const Py_ssize_t named = keywords == nullptr ? 0 : PyTuple_GET_SIZE(keywords);
+    for (Py_ssize_t i = 0; i < named; ++i) {
+        PyObject* const name = PyTuple_GET_ITEM(keywords, i);
+        if (PyUnicode_CompareWithASCIIString(name, "cgroup") != 0)
+            throw py::type_error("fork: unexpected argument " +
+                                 py::repr(py::handle(name)).cast<std::string>());
+    }
+    return named == 0 ? Py_None : args[0];
+}
+
+constexpr char kForkDoc[] =
+    R"(fork(*, cgroup=None)
+--
+
+Fork this process, as os.fork does; the parent gets the child as a :class:`Process`.
+
+The parent waits and signals through its pidfd, as for a spawned child.  The fork lock
+is held, so no descriptor of :func:`inheriting`, :func:`redirected` or :func:`no_forks`
+of another thread gets into the child, and no thread spawns with ``close_others=False``
+meanwhile.  It is taken first, and released when the child exists: ``before`` handlers
+run under it, and must not wait for a thread that wants it.
+
+A ``before`` handler of :func:`atfork.register` may refuse by an exception, which is
+raised here.  Then nothing was forked.  ``after_in_parent`` is called of those handlers
+whose ``before`` came earlier; of the one that refused, and those after it, nothing
+is; functions of os.register_at_fork have run as for a fork that failed.
+
+Args:
+    cgroup: a cgroup directory, by path or borrowed descriptor, that the child enters
+        before any of its code runs: what cgroups(7) has as writing 0 to cgroup.procs.
+
+Returns:
+    The child in the parent, which owns it; None in the child.
+
+Raises:
+    OSError: fork(2) failed; the child could not enter the cgroup, or was killed before
+        it had (ECANCELED), and is reaped; no descriptor is free for the pidfd; EDEADLK,
+        within :func:`no_forks`.
+    RuntimeError: the interpreter shuts down.
+
+Warns:
+    ForkWarning: other threads live, which are named.  If that is an error, nothing was
+        forked.)";
+
+FORKFD_IN_CHILD PyObject* fork_function(PyObject*, PyObject* const* args, Py_ssize_t count,
+                                        PyObject* keywords) {
+    return guarded([=] { return fork_process(cgroup_of(args, count, keywords)); });
+}
+
+PyMethodDef fork_method = {"fork", fast(fork_function), METH_FASTCALL | METH_KEYWORDS, kForkDoc};
 
 // Not by a call_guard: pybind11 then enters the object into its tables without the GIL.
 template <class T, class... Args>
@@ -117,7 +201,15 @@ std::unique_ptr<T> made_unlocked(const Args&... args) {
 void bind_fork(py::module_& m) {
     const auto unlocked = py::call_guard<py::gil_scoped_release>();
     forkfd::fork_lock();  // made while nobody forks
-    m.attr("fork") = steal(PyCFunction_NewEx(&fork_method, nullptr, nullptr));
+    // Its place is where users find it.
+    m.attr("fork") = steal(PyCFunction_NewEx(&fork_method, nullptr, py::str("pyforkfd").ptr()));
+    m.def("prepare_fork", [](const py::object& process, const py::object& open_procs,
+                             const py::object& warn) {
+        needs = {py::object(process).release().ptr(), py::object(open_procs).release().ptr(),
+                 py::object(warn).release().ptr()};
+    }, py::arg("process"), py::arg("open_procs"), py::arg("warn"),
+       "What fork() makes, by what it opens a cgroup (cgroup.procs, owned, and its name), and "
+       "what it calls unless there is surely no other thread.");
     m.def("lock_fork_lock", &lock, py::arg("exclusive"));
     m.def("unlock_fork_lock", [](bool exclusive) {
         if (exclusive) forkfd::fork_lock().unlock();

@@ -8,11 +8,11 @@
 #include <optional>
 #include <pybind11/stl.h>
 
+#include "bind/process_type.h"
 #include "bind/waiting.h"
 #include "core/features.h"
 #include "core/pidfd.h"
 #include "core/probe.h"
-#include "core/trace.h"
 
 namespace py = pybind11;
 
@@ -23,31 +23,14 @@ bool wait_pidfd(int pidfd, std::optional<double> timeout) {
     return wait_ready(pidfd, POLLIN, Deadline(timeout));
 }
 
-py::object usage_tuple(const struct rusage& u) {
-    const auto seconds = [](const timeval& t) {
-        return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) * 1e-6;
-    };
-    return py::make_tuple(seconds(u.ru_utime), seconds(u.ru_stime), u.ru_maxrss, u.ru_ixrss,
-                          u.ru_idrss, u.ru_isrss, u.ru_minflt, u.ru_majflt, u.ru_nswap,
-                          u.ru_inblock, u.ru_oublock, u.ru_msgsnd, u.ru_msgrcv, u.ru_nsignals,
-                          u.ru_nvcsw, u.ru_nivcsw);
-}
-
 }  // namespace
 
 void bind_process(py::module_& m) {
     m.def("wait_pidfd", &wait_pidfd, py::arg("pidfd"), py::arg("timeout"));
+    add_process_type(m);
     m.def("reap", [](int pidfd) -> py::object {
-        std::optional<forkfd::ExitInfo> info;
-        {
-            // Never blocks but where FORKFD_DEBUG's line does.
-            std::optional<py::gil_scoped_release> release;
-            if (forkfd::trace::on(forkfd::trace::kExec)) release.emplace();
-            info = forkfd::reap(pidfd);
-        }
-        if (!info) return py::none();
-        return py::make_tuple(info->known, info->code, info->status,
-                              info->has_usage ? usage_tuple(info->usage) : py::none());
+        const std::optional<forkfd::ExitInfo> end = reap_telling(pidfd);
+        return end ? exit_tuple(*end) : py::none();
     }, py::arg("pidfd"), "(known, CLD_ code, status, rusage), or None while the process runs.");
     m.def("own_pidfd_inode", []() -> std::optional<std::uint64_t> {
         struct stat info;

@@ -36,8 +36,9 @@ class TimingPool {
     void give_back(const Place& place) { free_.push_back(place); }
 
   private:
-    static constexpr std::size_t kSize = 128;  // 4 KiB of each phase
-    using Chunk = std::array<std::array<Timing, kSize>, Phases>;
+    static constexpr std::size_t kSize = 128;  // a page of each phase
+    static constexpr std::size_t kPage = 4096;
+    struct alignas(kPage) Chunk : std::array<std::array<Timing, kSize>, Phases> {};
 
     std::vector<std::unique_ptr<Chunk>> chunks_;
     std::vector<Place> free_;

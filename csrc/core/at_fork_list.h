@@ -9,8 +9,10 @@
 // also by a handler that runs, waits for the next one, so that nobody's after comes
 // without its before.  One that is removed is not called any more, at once.
 //
-// Copy on write: a change makes a new vector, a round keeps its own.  So a round
-// allocates nothing, and frees only what was removed while it lasted.
+// Copy on write: a change makes a new vector, and the old one stays until the rounds that
+// are under way are over.  They are counted in the list itself, not by the vector: what a
+// round writes after the fork is in one place.  A round allocates nothing, and what its end
+// drops was removed while it lasted.
 #pragma once
 
 #include <algorithm>
@@ -33,12 +35,13 @@ class AtForkList {
         std::atomic<bool> removed{false};
     };
     using Entries = std::vector<std::shared_ptr<Entry>>;
+    using Shared = std::shared_ptr<const Entries>;
 
+    // Not used any more after the list's end() for it; a copy is the same round.
     class Round {
       public:
         Round() = default;
-        explicit Round(std::shared_ptr<const Entries> entries)
-            : entries_(std::move(entries)), first_(entries_->size()) {}
+        explicit Round(const Entries& entries) : entries_(&entries), first_(entries.size()) {}
 
         // call(entry) for each, last to first, while it returns true.  False: one did not,
         // and then it and those not reached are not called afterwards either.
@@ -55,7 +58,7 @@ class AtForkList {
         // call(entry) for each that was reached, first to last.
         template <class Call>
         void after(Call&& call) {
-            if (!entries_) return;
+            if (entries_ == nullptr) return;
             for (std::size_t i = first_; i < entries_->size(); ++i) {
                 Entry& entry = *(*entries_)[i];
                 if (!entry.removed.load(std::memory_order_acquire)) call(entry);
@@ -66,7 +69,7 @@ class AtForkList {
         void reach_all() noexcept { first_ = 0; }
 
       private:
-        std::shared_ptr<const Entries> entries_;
+        const Entries* entries_ = nullptr;
         std::size_t first_ = 0;  // of those reached
     };
 
@@ -77,30 +80,49 @@ class AtForkList {
         const auto later = std::find_if(changed->begin(), changed->end(),
                                         [order](const auto& e) { return e->order > order; });
         changed->insert(later, std::move(entry));
-        entries_ = std::move(changed);
+        replace(std::move(changed));
         return id;
     }
 
     // False if there is none of that id, any more.
     bool remove(int id) {
-        const auto found = std::find_if(entries_->begin(), entries_->end(),
+        const Shared old = entries_;
+        const auto found = std::find_if(old->begin(), old->end(),
                                         [id](const auto& e) { return e->id == id; });
-        if (found == entries_->end()) return false;
+        if (found == old->end()) return false;
         auto changed = std::make_shared<Entries>();
-        changed->reserve(entries_->size() - 1);
-        for (const auto& entry : *entries_)
+        changed->reserve(old->size() - 1);
+        for (const auto& entry : *old)
             if (entry != *found) changed->push_back(entry);
+        replace(std::move(changed));
         (*found)->removed.store(true, std::memory_order_release);
-        entries_ = std::move(changed);
         return true;
     }
 
-    Round begin() const { return Round(entries_); }
-    std::shared_ptr<const Entries> entries() const { return entries_; }
+    Round begin() {
+        ++rounds_;
+        return Round(*entries_);
+    }
+    // What was kept for rounds alone, for the caller to drop: that may run anybody's code.
+    [[nodiscard]] std::vector<Shared> end() { return end_but(rounds_ - 1); }
+    // In a child: so many are left to end; those of threads that are not there never would.
+    [[nodiscard]] std::vector<Shared> end_but(int left) {
+        rounds_ = left;
+        if (left > 0) return {};
+        return std::exchange(replaced_, {});
+    }
+    Shared entries() const { return entries_; }
 
   private:
-    std::shared_ptr<const Entries> entries_ = std::make_shared<Entries>();
+    void replace(Shared changed) {
+        if (rounds_ > 0) replaced_.push_back(entries_);
+        entries_ = std::move(changed);
+    }
+
+    Shared entries_ = std::make_shared<Entries>();
     int last_id_ = 0;
+    int rounds_ = 0;                // under way
+    std::vector<Shared> replaced_;  // since the first of them began
 };
 
 }  // namespace forkfd

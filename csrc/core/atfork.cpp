@@ -5,10 +5,12 @@
 
 #include <atomic>
 #include <cerrno>
+#include <new>
 #include <system_error>
 #include <thread>
 
 #include "core/at_fork_list.h"
+#include "core/fork_page.h"
 #include "core/signal_mask.h"
 
 namespace forkfd {
@@ -67,9 +69,9 @@ struct Native {
     int depth = 0;
 };
 
-// Never destroyed: threads may still fork while the process exits.
-Native& native() {
-    static Native* const made = new Native;
+FORKFD_IN_CHILD Native& native() {
+    alignas(Native) FORKFD_FORK_PAGE static unsigned char place[sizeof(Native)];
+    static Native* const made = new (place) Native;  // never destroyed: threads may still fork
     return *made;
 }
 
@@ -90,7 +92,7 @@ void run_native_before() noexcept {
 
 namespace {
 
-void run_after(void (*NativeHandlers::*which)(void*) noexcept) noexcept {
+FORKFD_IN_CHILD void run_after(void (*NativeHandlers::*which)(void*) noexcept) noexcept {
     Native& n = native();
     if (!n.lock.mine()) return;  // a fork that began before we were bound
     if (n.depth <= Native::kNested) {
@@ -99,7 +101,7 @@ void run_after(void (*NativeHandlers::*which)(void*) noexcept) noexcept {
             const NativeHandlers& h = entry.handler;
             if (h.*which != nullptr) (h.*which)(h.context);
         });
-        round = List::Round();
+        const auto dropped = n.list.end();
     }
     --n.depth;
     n.lock.unlock();
@@ -109,7 +111,7 @@ void run_after(void (*NativeHandlers::*which)(void*) noexcept) noexcept {
 
 void run_native_in_parent() noexcept { run_after(&NativeHandlers::in_parent); }
 // The lock is ours here too: the thread that took it is the one that lives on.
-void run_native_in_child() noexcept { run_after(&NativeHandlers::in_child); }
+FORKFD_IN_CHILD void run_native_in_child() noexcept { run_after(&NativeHandlers::in_child); }
 
 namespace {
 

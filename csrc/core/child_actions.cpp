@@ -37,7 +37,7 @@ void ChildActions::unregister() {
 
 void ChildActions::run() noexcept {
     const int saved = errno;
-    const auto start = Timing::Clock::now();
+    const auto start = Timing::now();
     bool failed = false;
     for (const Redirect& r : redirect_)
         if (replace(r.number, r.source.get(), false) != 0) failed = true;
@@ -46,7 +46,7 @@ void ChildActions::run() noexcept {
     for (const int fd : cloexec_) raw::call(SYS_fcntl, fd, F_SETFD, FD_CLOEXEC);
     // Last, for it watches what is left.
     if (!rebuild_epolls(rebuild_.data(), rebuild_.size())) failed = true;
-    timing_.add(Timing::Clock::now() - start, failed);
+    timing_.add(Timing::now() - start, failed);
     errno = saved;
 }
 

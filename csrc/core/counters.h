@@ -13,10 +13,7 @@ struct Counters {
     std::atomic<std::uint64_t> forked{0};   // by whoever sees a fork; in the parent
 };
 
-inline Counters& counters() noexcept {
-    static Counters counted;
-    return counted;
-}
+Counters& counters() noexcept;
 
 inline void count(std::atomic<std::uint64_t>& counter) noexcept {
     counter.fetch_add(1, std::memory_order_relaxed);

@@ -5,9 +5,11 @@
 #include <cerrno>
 #include <climits>
 #include <ctime>
+#include <new>
 #include <system_error>
 
 #include "core/atfork.h"
+#include "core/fork_page.h"
 #include "core/raw_syscall.h"
 
 namespace forkfd {
@@ -34,7 +36,7 @@ bool ForkLock::sleep(std::uint32_t seen, const Clock::time_point* deadline) noex
                      deadline == nullptr ? 0 : raw::addr(&left)) != -ETIMEDOUT;
 }
 
-void ForkLock::wake() noexcept {
+FORKFD_IN_CHILD void ForkLock::wake() noexcept {
     raw::call(SYS_futex, raw::addr(&word_), FUTEX_WAKE_PRIVATE, INT_MAX);
 }
 
@@ -106,14 +108,14 @@ bool ForkLock::try_lock_for(Milliseconds time) {
     }
 }
 
-void ForkLock::unlock() noexcept {
+FORKFD_IN_CHILD void ForkLock::unlock() noexcept {
     if (--depth_ != 0) return;
     owner_ = std::thread::id();
     word_ &= ~kWriter;
     wake();
 }
 
-void ForkLock::reset_in_child() noexcept {
+FORKFD_IN_CHILD void ForkLock::reset_in_child() noexcept {
     ++generation_;
     if (mine()) {
         word_ = kWriter;
@@ -124,12 +126,19 @@ void ForkLock::reset_in_child() noexcept {
     word_ = 0;
 }
 
-ForkLock& fork_lock() {
+namespace {
+
+FORKFD_IN_CHILD void lock_in_child(void* lock) noexcept {
+    static_cast<ForkLock*>(lock)->reset_in_child();
+}
+
+}  // namespace
+
+FORKFD_IN_CHILD ForkLock& fork_lock() {
+    alignas(ForkLock) FORKFD_FORK_PAGE static unsigned char place[sizeof(ForkLock)];
     static ForkLock* const lock = [] {
-        auto* const made = new ForkLock;
-        add_native({nullptr, nullptr,
-                    [](void* self) noexcept { static_cast<ForkLock*>(self)->reset_in_child(); },
-                    made});
+        auto* const made = new (place) ForkLock;
+        add_native({nullptr, nullptr, lock_in_child, made});
         return made;
     }();
     return *lock;

@@ -6,6 +6,7 @@
 
 #include "core/atfork.h"
 #include "core/counters.h"
+#include "core/fork_page.h"
 #include "core/trace.h"
 
 namespace forkfd::fork_trace {
@@ -18,7 +19,7 @@ thread_local pid_t parent = 0;
 }  // namespace
 
 void before() noexcept {
-    begun = 0;
+    if (begun != 0) begun = 0;  // a page that is not written costs nothing
     if (!trace::on(trace::kFork)) return;
     parent = ::getpid();
     trace::Line("fork", "before");
@@ -30,17 +31,23 @@ void in_parent() noexcept {
     if (trace::on(trace::kFork)) trace::Line("fork", "in_parent").duration(begun);
 }
 
-void in_child() noexcept {
+FORKFD_IN_CHILD void in_child() noexcept {
     reset_counters();
     if (!trace::on(trace::kFork)) return;
     trace::Line("fork", "in_child").field("parent", parent).duration(begun);
 }
 
+namespace {
+
+FORKFD_IN_CHILD void handle_in_child(void*) noexcept { in_child(); }
+
+}  // namespace
+
 void watch_forks() {
     // The first before a fork and the last after it, so that a duration holds all others.
     static const int once = add_native({[](void*) noexcept { before(); },
                                         [](void*) noexcept { in_parent(); },
-                                        [](void*) noexcept { in_child(); }, nullptr},
+                                        handle_in_child, nullptr},
                                        std::numeric_limits<int>::max());
     (void)once;
 }

@@ -1,18 +1,28 @@
 #include "core/live_sets.h"
 
 #include <cerrno>
+#include <new>
 #include <utility>
 
 #include "core/atfork.h"
 #include "core/epoll_drift.h"
+#include "core/fork_page.h"
 #include "core/trace.h"
 
 namespace forkfd {
 
+namespace {
+
+FORKFD_IN_CHILD void sets_in_child(void* sets) noexcept {
+    static_cast<LiveSets*>(sets)->in_child();
+}
+
+}  // namespace
+
 LiveSets::LiveSets() {
     add_native({[](void* sets) noexcept { static_cast<LiveSets*>(sets)->before(); },
                 [](void* sets) noexcept { static_cast<LiveSets*>(sets)->in_parent(); },
-                [](void* sets) noexcept { static_cast<LiveSets*>(sets)->in_child(); }, this});
+                sets_in_child, this});
     add_epoll_drift_gauge();
 }
 
@@ -24,7 +34,7 @@ void LiveSets::before() noexcept {
         if (!(s->torn_ = s->lock_.mine())) s->lock_.lock();
 }
 
-void LiveSets::in_parent() noexcept {
+FORKFD_IN_CHILD void LiveSets::in_parent() noexcept {
     if (--depth != 0) return;
     for (EpollSet* s = first; s != nullptr; s = s->next_)
         if (!std::exchange(s->torn_, false)) s->lock_.unlock();
@@ -32,7 +42,7 @@ void LiveSets::in_parent() noexcept {
 
 // Nothing here allocates or waits.  All instances are new before any is filled: one may
 // watch another.
-void LiveSets::in_child() noexcept {
+FORKFD_IN_CHILD void LiveSets::in_child() noexcept {
     const std::uint64_t begun = trace::on(trace::kEpoll) ? trace::now_ns() : 0;
     for (EpollSet* s = first; s != nullptr; s = s->next_) s->renew();
     for (EpollSet* s = first; s != nullptr; s = s->next_) {
@@ -57,9 +67,9 @@ void LiveSets::erase(EpollSet* s) {
     if (s->next_ != nullptr) s->next_->previous_ = s->previous_;
 }
 
-// Never destroyed: threads may still fork while the process exits.
 LiveSets& live_sets() {
-    static LiveSets* const sets = new LiveSets;
+    alignas(LiveSets) FORKFD_FORK_PAGE static unsigned char place[sizeof(LiveSets)];
+    static LiveSets* const sets = new (place) LiveSets;  // never destroyed: threads may still fork
     return *sets;
 }
 

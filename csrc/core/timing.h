@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <ctime>
 #include <initializer_list>
 
 namespace forkfd {
@@ -11,7 +12,12 @@ namespace forkfd {
 // Written by one thread at a time, under the GIL or the lock of the native list: so without the bus lock of fetch_add, which a
 // hundred handlers would pay four hundred times.  Atomic for those who read meanwhile.
 struct Timing {
-    using Clock = std::chrono::steady_clock;
+    // Of CLOCK_MONOTONIC; not by way of libstdc++, whose pages a child would map for this alone.
+    static std::chrono::nanoseconds now() noexcept {
+        timespec time;
+        ::clock_gettime(CLOCK_MONOTONIC, &time);
+        return std::chrono::seconds(time.tv_sec) + std::chrono::nanoseconds(time.tv_nsec);
+    }
 
     std::atomic<std::uint64_t> calls{0}, failures{0}, total_ns{0}, longest_ns{0};
 
@@ -19,9 +25,8 @@ struct Timing {
         for (auto* const number : {&calls, &failures, &total_ns, &longest_ns}) *number = 0;
     }
 
-    void add(Clock::duration taken, bool failed) noexcept {
-        const auto ns = static_cast<std::uint64_t>(
-            std::chrono::duration_cast<std::chrono::nanoseconds>(taken).count());
+    void add(std::chrono::nanoseconds taken, bool failed) noexcept {
+        const auto ns = static_cast<std::uint64_t>(taken.count());
         increase(calls, 1);
         if (failed) increase(failures, 1);
         increase(total_ns, ns);

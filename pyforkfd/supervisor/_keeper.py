@@ -150,7 +150,7 @@ class Adopted(Process):
 
     def poll(self) -> ff.ExitStatus | None:
         """The exit status, or None while it runs."""
-        if self._status is None and self._pidfd >= 0 and _core.wait_pidfd(self._pidfd, 0):
+        if self._status is None and self.pidfd >= 0 and _core.wait_pidfd(self.pidfd, 0):
             # Since Linux 6.15 the pidfd would tell as well, once it is reaped.
             self._status = self._keeper.status(self.pid)
         return super().poll()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import inspect
 import os
+import pickle
 import resource
 import signal
 import subprocess
@@ -209,10 +212,7 @@ def test_somebody_else_reaps_at_once() -> None:
 
 
 def test_the_parents_children_are_not_the_childs() -> None:
-    """Copies of Process objects, whose locks other threads of the parent may hold."""
     with ff.spawn(["sleep", "60"]) as child:
-        # What a thread of the parent does at the moment of the fork, for as long as it takes.
-        child._lock.acquire()
 
         def work() -> None:
             with pytest.raises(ChildProcessError, match="is a child of process"):
@@ -221,12 +221,74 @@ def test_the_parents_children_are_not_the_childs() -> None:
                 child.kill()
             child.close()
 
-        try:
-            assert our_fork(work) == 0
-        finally:
-            child._lock.release()
+        assert our_fork(work) == 0
         assert child.poll() is None
         child.kill()
+
+
+def waitable(child: ff.Process) -> bool:
+    try:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def test_a_copy_is_closed_though_a_thread_was_taking_the_status() -> None:
+    """The lock that it holds, here for as long as nobody reads its line, stays held in the copy."""
+    reader, writer = os.pipe()
+    os.write(writer, b"x" * fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ))  # full
+    ended = ff.spawn(["true"])
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+    ff.debug(f"exec=1,fd={writer}")
+    thread = threading.Thread(target=ended.poll)
+    try:
+        thread.start()
+        while waitable(ended):
+            os.sched_yield()
+        child = forked()
+        if child is None:
+            signal.alarm(30)
+            end(ended.close)
+        assert child is not None
+        os.read(reader, 1 << 20)
+        with child:
+            assert child.wait(timeout=60).code == 0
+        assert ended.status is not None and ended.status.success
+    finally:
+        ff.debug("")
+        thread.join()
+        ended.close()
+        os.close(reader)
+        os.close(writer)
+
+
+def test_no_python_of_ours_runs() -> None:
+    """Neither around the fork nor for what the child drops: each page it touches is a fault."""
+    script = (
+        "import os, sys, pyforkfd as ff\n"
+        "ran = []\n"
+        "def look(frame, event, arg):\n"
+        "    if event == 'call' and 'pyforkfd' in frame.f_code.co_filename:\n"
+        "        ran.append(frame.f_code.co_qualname)\n"
+        "for _ in range(2):\n"
+        "    sys.setprofile(look); child = ff.fork(); sys.setprofile(None)\n"
+        "    if child is None: os._exit(len(ran))\n"
+        "    assert child.wait().code == 0\n"
+        "    child.close()\n"
+        "    sys.setprofile(look); del child; sys.setprofile(None)\n"
+        "    assert ran == [], ran\n"
+    )
+    subprocess.run([sys.executable, "-I", "-c", script], check=True)
+
+
+def test_its_signature() -> None:
+    assert str(inspect.signature(ff.fork)) == "(*, cgroup=None)"
+    with pytest.raises(TypeError, match="fork: cgroup is given by name"):
+        ff.fork("/")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="fork: unexpected argument 'group'"):
+        ff.fork(group="/")  # type: ignore[call-arg]
+    assert pickle.loads(pickle.dumps(ff.fork)) is ff.fork
 
 
 def test_a_forgotten_child_is_warned_of_and_reaped() -> None:

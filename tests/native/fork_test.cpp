@@ -147,8 +147,39 @@ TEST(the_list_is_as_its_model) {
             });
             for (; reached < start.items.size(); ++reached)
                 CHECK(!model.has(start.items[reached].id));
+            (void)list.end();
         }
     }
+}
+
+TEST(what_was_removed_goes_when_no_round_is_left) {
+    AtForkList<std::shared_ptr<int>> list;
+    std::weak_ptr<int> first, second;
+    const auto add = [&list](std::weak_ptr<int>& watched) {
+        auto handler = std::make_shared<int>();
+        watched = handler;
+        return list.add(std::move(handler));
+    };
+    const int id = add(first);
+    const int other = add(second);
+    list.begin();
+    list.begin();
+    CHECK(list.remove(id));
+    CHECK(list.end().empty());
+    CHECK(!first.expired());
+    CHECK(list.end().size() == 1);  // for the caller to drop
+    CHECK(first.expired());
+
+    list.begin();
+    list.begin();  // of a thread that is not in the child
+    CHECK(list.remove(other));
+    CHECK(list.end_but(1).empty());
+    CHECK(!second.expired());
+    CHECK(list.end_but(0).size() == 1);
+    CHECK(second.expired());
+    const int last = add(first);
+    CHECK(list.remove(last));
+    CHECK(first.expired());  // at once, where no round is under way
 }
 
 TEST(native_handlers_run_in_the_order_of_posix) {

@@ -90,7 +90,7 @@ def test_every_public_name_has_a_docstring() -> None:
             for inner in thing.__all__:
                 assert inspect.getdoc(getattr(thing, inner)), f"{name}.{inner}"
             continue
-        if not inspect.isclass(thing) and not inspect.isfunction(thing):
+        if not inspect.isclass(thing) and not inspect.isroutine(thing):
             assert name in attributes, name
             continue
         assert inspect.getdoc(thing), name

@@ -1,0 +1,233 @@
+#include "bind/process_type.h"
+
+#include <structmember.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstddef>
+#include <mutex>
+#include <new>
+
+#include "bind/plain_call.h"
+#include "core/trace.h"
+
+namespace py = pybind11;
+
+namespace {
+
+struct Process {
+    PyObject_HEAD
+    PyObject *args, *backend, *status;  // null is None
+    PyObject* pipes;                    // null until asked for
+    pid_t pid, owner;
+    struct Shared {
+        std::atomic<int> pidfd{-1};
+        std::mutex mutex;  // of who reaps, or takes the pidfd
+        std::optional<forkfd::ExitInfo> end;
+    } shared;
+};
+
+PyTypeObject* base_type = nullptr;
+PyObject *no_args = nullptr, *forked = nullptr;
+
+Process& of(PyObject* self) { return *reinterpret_cast<Process*>(self); }
+
+// Never waited for with the GIL: its holder may want that.
+std::unique_lock<std::mutex> locked(Process& p) {
+    std::unique_lock<std::mutex> lock(p.shared.mutex, std::try_to_lock);
+    if (!lock) {
+        const WithoutGil release;
+        lock.lock();
+    }
+    return lock;
+}
+
+PyObject* make(PyTypeObject* type, PyObject*, PyObject*) {
+    PyObject* const self = type->tp_alloc(type, 0);
+    if (self == nullptr) return nullptr;
+    new (&of(self).shared) Process::Shared;
+    return self;
+}
+
+void replace(PyObject*& place, PyObject* value) {
+    PyObject* const old = std::exchange(place, Py_NewRef(value));
+    Py_XDECREF(old);
+}
+
+int number_of(PyObject* value) {
+    const long number = PyLong_AsLong(value);
+    if (number == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+    return static_cast<int>(number);
+}
+
+// Not an __init__, whose call would take longer than this.
+PyObject* begin(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+    return guarded([=]() -> py::object {
+        if (count != 4) throw py::type_error("_begin() takes args, pid, pidfd and backend");
+        Process& p = of(self);
+        p.pid = number_of(args[1]);
+        p.shared.pidfd = number_of(args[2]);
+        p.owner = ::getpid();
+        replace(p.args, args[0]);
+        replace(p.backend, args[3]);
+        return py::none();
+    });
+}
+
+int visit(PyObject* self, visitproc visit, void* arg) {
+    Process& p = of(self);
+    Py_VISIT(p.args);
+    Py_VISIT(p.backend);
+    Py_VISIT(p.status);
+    Py_VISIT(p.pipes);
+    Py_VISIT(Py_TYPE(self));
+    return 0;
+}
+
+int clear(PyObject* self) {
+    Process& p = of(self);
+    Py_CLEAR(p.args);
+    Py_CLEAR(p.backend);
+    Py_CLEAR(p.status);
+    Py_CLEAR(p.pipes);
+    return 0;
+}
+
+// No Python code where there is nothing to do: the child of a fork has one of these to drop.
+void finalize(PyObject* self) {
+    if (of(self).shared.pidfd < 0) return;
+    const py::error_scope kept;
+    PyObject* const done = PyObject_CallMethod(self, "_dropped", nullptr);
+    if (done == nullptr) PyErr_WriteUnraisable(self);
+    else Py_DECREF(done);
+}
+
+void destroy(PyObject* self) {
+    PyTypeObject* const type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    clear(self);
+    of(self).shared.~Shared();
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+PyObject* pidfd(PyObject* self, void*) { return PyLong_FromLong(of(self).shared.pidfd); }
+
+PyObject* pipes(PyObject* self, void*) {
+    Process& p = of(self);
+    if (p.pipes == nullptr && (p.pipes = PyDict_New()) == nullptr) return nullptr;
+    return Py_NewRef(p.pipes);
+}
+
+PyObject* reap(PyObject* self, PyObject*) {
+    return guarded([self]() -> py::object {
+        Process& p = of(self);
+        std::optional<forkfd::ExitInfo> end;
+        {
+            const auto lock = locked(p);
+            if (!p.shared.end && p.shared.pidfd >= 0) p.shared.end = reap_telling(p.shared.pidfd);
+            end = p.shared.end;
+        }
+        return end ? exit_tuple(*end) : py::none();
+    });
+}
+
+PyObject* take_pidfd(PyObject* self, PyObject*) {
+    return guarded([self]() -> py::object {
+        Process& p = of(self);
+        // The lock of a copy may be held for ever, by a thread of the parent.
+        std::unique_lock<std::mutex> lock;
+        if (p.owner == ::getpid()) lock = locked(p);
+        return steal(PyLong_FromLong(p.shared.pidfd.exchange(-1)));
+    });
+}
+
+PyMemberDef members[] = {
+    {"args", T_OBJECT, offsetof(Process, args), 0, nullptr},
+    {"backend", T_OBJECT, offsetof(Process, backend), 0, nullptr},
+    {"pid", T_INT, offsetof(Process, pid), READONLY, nullptr},
+    {"_owner", T_INT, offsetof(Process, owner), READONLY, "whose child it is"},
+    {"_status", T_OBJECT, offsetof(Process, status), 0, nullptr},
+    {nullptr, 0, 0, 0, nullptr},
+};
+PyGetSetDef properties[] = {
+    {"pidfd", pidfd, nullptr, "The descriptor that means the child; borrowed, -1 once closed.",
+     nullptr},
+    {"pipes", pipes, nullptr, nullptr, nullptr},
+    {nullptr, nullptr, nullptr, nullptr, nullptr},
+};
+PyMethodDef methods[] = {
+    {"_begin", fast(begin), METH_FASTCALL,
+     "_begin($self, args, pid, pidfd, backend, /)\n--\n\nThis is the child; takes the pidfd."},
+    {"_reap", reap, METH_NOARGS,
+     "_reap($self, /)\n--\n\n(known, CLD_ code, status, rusage), also later again; None while the "
+     "process runs, and when the pidfd was closed before it was known to have ended."},
+    {"_take_pidfd", take_pidfd, METH_NOARGS,
+     "_take_pidfd($self, /)\n--\n\nThe pidfd, owned by the caller, or -1; there is none any more."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+constexpr char kDoc[] =
+    "What a Process knows of its child.\n\n"
+    "_dropped() is called when an object goes whose pidfd is open.";
+
+PyType_Slot slots[] = {
+    {Py_tp_doc, const_cast<char*>(kDoc)},
+    {Py_tp_new, reinterpret_cast<void*>(make)},
+    {Py_tp_traverse, reinterpret_cast<void*>(visit)},
+    {Py_tp_clear, reinterpret_cast<void*>(clear)},
+    {Py_tp_finalize, reinterpret_cast<void*>(finalize)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(destroy)},
+    {Py_tp_members, members},
+    {Py_tp_getset, properties},
+    {Py_tp_methods, methods},
+    {0, nullptr},
+};
+PyType_Spec spec = {"pyforkfd._core.ProcessBase", sizeof(Process), 0,
+                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC, slots};
+
+py::object usage_tuple(const struct rusage& u) {
+    const auto seconds = [](const timeval& t) {
+        return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) * 1e-6;
+    };
+    return py::make_tuple(seconds(u.ru_utime), seconds(u.ru_stime), u.ru_maxrss, u.ru_ixrss,
+                          u.ru_idrss, u.ru_isrss, u.ru_minflt, u.ru_majflt, u.ru_nswap,
+                          u.ru_inblock, u.ru_oublock, u.ru_msgsnd, u.ru_msgrcv, u.ru_nsignals,
+                          u.ru_nvcsw, u.ru_nivcsw);
+}
+
+}  // namespace
+
+// For good, as the module is: its types are never freed.
+void add_process_type(py::module_& m) {
+    base_type = reinterpret_cast<PyTypeObject*>(steal(PyType_FromSpec(&spec)).release().ptr());
+    no_args = steal(PyTuple_New(0)).release().ptr();
+    forked = steal(PyUnicode_InternFromString("fork")).release().ptr();
+    m.attr("ProcessBase") = py::handle(reinterpret_cast<PyObject*>(base_type));
+}
+
+py::object make_forked(PyTypeObject* type) {
+    py::object made = steal(make(type, nullptr, nullptr));
+    of(made.ptr()).args = Py_NewRef(no_args);
+    of(made.ptr()).backend = Py_NewRef(forked);
+    return made;
+}
+
+void set_forked(PyObject* process, pid_t pid, int pidfd) noexcept {
+    Process& p = of(process);
+    p.pid = pid;
+    p.owner = ::getpid();
+    if (pidfd < 0) p.shared.end = forkfd::ExitInfo{false, 0, 0, false, {}};
+    else p.shared.pidfd.store(pidfd, std::memory_order_relaxed);
+}
+
+std::optional<forkfd::ExitInfo> reap_telling(int pidfd) {
+    std::optional<py::gil_scoped_release> release;
+    if (forkfd::trace::on(forkfd::trace::kExec)) release.emplace();
+    return forkfd::reap(pidfd);
+}
+
+py::object exit_tuple(const forkfd::ExitInfo& info) {
+    return py::make_tuple(info.known, info.code, info.status,
+                          info.has_usage ? usage_tuple(info.usage) : py::none());
+}
