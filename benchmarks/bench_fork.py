@@ -1,13 +1,14 @@
 """What does fork cost, by the number of at-fork handlers?
 
-Beside os.fork with os.register_at_fork, which has neither statistics nor a pidfd.
+Beside os.fork with os.register_at_fork, which has neither statistics nor a pidfd, alone and with
+os.pidfd_open after it.
 
 A fork write-protects every page, and whoever writes one next pays a page fault.  So a fork
 right after another also pays for the pages that the first left protected and that this
 call touches.  After a program's own work nothing is left of that, hence two scenes.
 
-What ours has to do more is pidfd_open(2), which makes an inode: beside os.fork alone it is 1 to
-4 % of the call, the more the colder the caches are.
+What ours has to do more than os.fork is pidfd_open(2), which makes an inode.  The second of the
+others pays for that too.
 """
 
 from __future__ import annotations
@@ -26,17 +27,18 @@ from dataclasses import dataclass
 from itertools import chain
 
 HANDLERS = (0, 10, 100)
-WAYS = ("ff.fork", "os.fork")
+OURS = "ff.fork"
+OTHERS = ("os.fork", "os.fork and pidfd_open")
 SCENES = ("after work", "back to back")
 # Which objects share a page is luck, and stays as it fell for as long as a process lives.
 PROCESSES, QUICK_PROCESSES = 40, 8  # of each kind, one after the other
 BLOCKS = 10  # of each
-BLOCK = 5  # forks of one process before the other has its turn
+BLOCK = 5  # forks of one process before the next has its turn
 WARM_UP = 1  # of a block, not counted
 
 
 Block = list[tuple[int, int]]  # nanoseconds of a call and of its child
-Times = dict[tuple[str, int], tuple[list[Block], list[Block]]]  # by scene and handlers, by way
+Times = dict[tuple[str, int], dict[str, list[Block]]]  # by scene and handlers, by way
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class ForkCost:
     Not of the clock: whether parent or child runs first is the scheduler's whim.
 
     Attributes:
+        other: what ours is beside.
         scene: "after work": a collection of garbage, which writes to every object's page,
             comes before each fork; or "back to back".
         handlers: registered, each with all three functions.
@@ -53,6 +56,7 @@ class ForkCost:
         child_us: what the child takes, which exits at once.
     """
 
+    other: str
     scene: str
     handlers: int
     rounds: int
@@ -106,15 +110,28 @@ def fork_by_os() -> tuple[int, int]:
     return taken, cpu_of(os.wait4(pid, 0)[2])
 
 
+def fork_by_os_with_pidfd() -> tuple[int, int]:
+    """Nanoseconds of the call and of the child."""
+    start = time.thread_time_ns()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    pidfd = os.pidfd_open(pid)
+    taken = time.thread_time_ns() - start
+    usage = os.wait4(pid, 0)[2]
+    os.close(pidfd)
+    return taken, cpu_of(usage)
+
+
 def work(way: str, handlers: int) -> None:
     """What the process of a Worker does.
 
-    Both have the same modules, since fork copies what they mapped; only ours has our hooks.
+    All have the same modules, since fork copies what they mapped; only ours has our hooks.
     """
     import asyncio  # noqa: F401  the modules of others, with hooks of theirs
 
     register = os.register_at_fork
-    if way == "os.fork":
+    if way != OURS:
         os.register_at_fork = lambda **functions: None
     import pyforkfd as ff
 
@@ -134,9 +151,10 @@ def work(way: str, handlers: int) -> None:
     def nothing() -> None:
         pass
 
-    fork: Callable[[], tuple[int, int]] = fork_by_us if way == "ff.fork" else fork_by_os
+    ways = dict(zip((OURS, *OTHERS), (fork_by_us, fork_by_os, fork_by_os_with_pidfd), strict=True))
+    fork: Callable[[], tuple[int, int]] = ways[way]
     for _ in range(handlers):
-        if way == "ff.fork":
+        if way == OURS:
             ff.atfork.register(before=nothing, after_in_parent=nothing, after_in_child=nothing)
         else:
             register(before=nothing, after_in_parent=nothing, after_in_child=nothing)
@@ -151,38 +169,41 @@ def work(way: str, handlers: int) -> None:
 
 
 def compare(handlers: int, times: Times) -> None:
-    """A process of either way, alive at once, turn by turn: both see the same weather."""
-    workers = [Worker(way, handlers) for way in WAYS]
+    """A process of each way, alive at once, turn by turn: all see the same weather."""
+    workers = {way: Worker(way, handlers) for way in (OURS, *OTHERS)}
     try:
         for scene in SCENES * BLOCKS:
             # Who is first is drawn: the caches are as the one before has left them.
-            for i in random.sample(range(len(WAYS)), len(WAYS)):
-                times[scene, handlers][i].append(workers[i].run(scene))
+            for way in random.sample(list(workers), len(workers)):
+                times[scene, handlers][way].append(workers[way].run(scene))
     finally:
-        for worker in workers:
+        for worker in workers.values():
             worker.close()
 
 
 def measure(quick: bool) -> Iterator[ForkCost]:
-    """Medians of all forks; of ratios, that of blocks which ran one after the other."""
-    times: Times = {(s, n): ([], []) for s in SCENES for n in HANDLERS}
+    """Medians of all forks; of ratios, that of blocks of the same turn."""
+    times: Times = {(s, n): {w: [] for w in (OURS, *OTHERS)} for s in SCENES for n in HANDLERS}
     for _ in range(QUICK_PROCESSES if quick else PROCESSES):
         for handlers in HANDLERS:
             compare(handlers, times)
-    for (scene, handlers), (ours, others) in times.items():
-        call, child = (column(ours, i) for i in (0, 1))
-        other_call, other_child = (column(others, i) for i in (0, 1))
-        yield ForkCost(
-            scene,
-            handlers,
-            len(ours) * BLOCK,
-            statistics.median(chain(*call)) / 1e3,
-            statistics.median(chain(*other_call)) / 1e3,
-            ratio(call, other_call),
-            statistics.median(chain(*child)) / 1e3,
-            statistics.median(chain(*other_child)) / 1e3,
-            ratio(child, other_child),
-        )
+    for other in OTHERS:
+        for (scene, handlers), by_way in times.items():
+            ours, others = by_way[OURS], by_way[other]
+            call, child = (column(ours, i) for i in (0, 1))
+            other_call, other_child = (column(others, i) for i in (0, 1))
+            yield ForkCost(
+                other,
+                scene,
+                handlers,
+                len(ours) * BLOCK,
+                statistics.median(chain(*call)) / 1e3,
+                statistics.median(chain(*other_call)) / 1e3,
+                ratio(call, other_call),
+                statistics.median(chain(*child)) / 1e3,
+                statistics.median(chain(*other_child)) / 1e3,
+                ratio(child, other_child),
+            )
 
 
 def column(blocks: list[Block], index: int) -> list[list[int]]:
@@ -191,7 +212,7 @@ def column(blocks: list[Block], index: int) -> list[list[int]]:
 
 
 def ratio(ours: list[list[int]], others: list[list[int]]) -> float:
-    """The median over pairs of blocks."""
+    """The median over turns."""
     return statistics.median(
         statistics.median(a) / statistics.median(b) for a, b in zip(ours, others, strict=True)
     )
