@@ -57,12 +57,13 @@ def end(server: ff.Process) -> None:
 
 def test_gunicorn_takes_listen_fds(tmp_path: Path) -> None:
     (tmp_path / "application.py").write_text(WSGI)
-    args = [sys.executable, "-m", "gunicorn", "--workers=2", "--log-level=error"]
+    # A worker that is told to end while it boots does not hear it: gunicorn waits, then kills it.
+    args = [sys.executable, "-m", "gunicorn", "--graceful-timeout=3", "--log-level=error"]
     env = {**os.environ, "HOME": str(tmp_path)}
     with (
         ff.bind("tcp://127.0.0.1:0") as listener,
         ff.spawn(
-            [*args, "--no-control-socket", "application:app"],
+            [*args, "--workers=2", "--no-control-socket", "application:app"],
             cwd=tmp_path,
             env=env,
             listen={"http": listener},
