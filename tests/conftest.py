@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,9 @@ from tools import tool  # noqa: E402
 
 import pyforkfd as ff  # noqa: E402
 from pyforkfd import _core  # noqa: E402
+
+# A shell without job control has its background jobs ignore it, and so would all children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
