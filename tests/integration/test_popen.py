@@ -139,10 +139,10 @@ class TestPidfd:
         child = drop_in.Popen[bytes](["true"])
         assert child.wait() == 0
         child = drop_in.Popen[bytes](["sleep", "60"])
-        child.kill()
         pid = child.pid
         with pytest.warns(ResourceWarning, match="still running"):
             del child
+        os.kill(pid, signal.SIGKILL)  # not before, or it could be reaped when it goes
         assert os.waitpid(pid, 0)[1] == signal.SIGKILL
         subprocess._active.clear()  # type: ignore[attr-defined]
 
