@@ -16,6 +16,7 @@
 
 #include "core/clone.h"
 #include "core/descriptor.h"
+#include "core/forked.h"
 #include "core/pidfd.h"
 #include "core/probe.h"
 #include "core/raw_syscall.h"
@@ -167,8 +168,7 @@ OtherThreads::OtherThreads(std::vector<Task> found)
     : std::runtime_error(named(found)), tasks(std::move(found)) {}
 
 std::vector<Task> other_tasks() {
-    // Changes nothing, and is refused where there are others, unshare(2).
-    if (::unshare(CLONE_THREAD) == 0) return {};
+    if (ask_single_threaded() == 0) return {};
     // A thread that was joined is gone for its joiner a moment before it is from /proc.
     const timespec pause = {0, 500 * 1000};
     std::vector<Task> found = tasks_now();

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from pyforkfd._closing import Closing
 from pyforkfd._fd import Fd
 
 from ._cgroup_file import CgroupError
@@ -24,7 +25,7 @@ _WINDOW_US = round(PRESSURE_WINDOW * 1e6)
 _FOR = {"cpu": "a processor", "io": "a disk", "memory": "memory"}
 
 
-class Lacks:
+class Lacks(Closing):
     """Watches what running workers lack, where their specification asks for it."""
 
     def __init__(
@@ -98,12 +99,6 @@ class Lacks:
         """Watch nobody any more."""
         for number in list(self._triggers):
             self.forget(number)
-
-    def __enter__(self) -> Lacks:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def lacking(cgroup: Path, wanted: Iterable[Resource]) -> dict[Resource, CgroupError]:
