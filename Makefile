@@ -4,10 +4,17 @@ BIN := $(VENV)/bin
 
 QUICK :=
 
+# What the installed package is made from; its Python files are used where they are.
+SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.[ch]' -o -name '*.cpp')
+INSTALLED := $(VENV)/installed$(if $(PYFORKFD_DEBUG),-debug)$(if $(PYFORKFD_SANITIZE),-$(PYFORKFD_SANITIZE))
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
 .PHONY: bench bench-passing bench-reload demo test install lint
-install:
+install: $(INSTALLED)
+$(INSTALLED): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[test]'
+	$(PIP) --editable '.[test]'
+	rm -f $(VENV)/installed* && touch $@
 
 demo: install
 	$(BIN)/python -I examples/demo.py
@@ -15,13 +22,12 @@ demo: install
 test: install
 	$(BIN)/pytest
 
-lint:
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[test,lint]'
+lint: install
+	$(PIP) --editable '.[lint]'
 	.ci/lint $(BIN)
 
 bench: install
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[bench]'
+	$(PIP) --editable '.[bench]'
 	$(BIN)/python benchmarks/report.py $(if $(QUICK),--quick)
 
 bench-passing: install
@@ -30,6 +36,6 @@ bench-passing: install
 RELOADS := 3
 
 bench-reload: install
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[bench-reload]'
+	$(PIP) --editable '.[bench-reload]'
 	$(BIN)/python benchmarks/bench_reload.py --reloads $(RELOADS)
 	$(BIN)/python benchmarks/bench_overhead.py

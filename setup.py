@@ -4,57 +4,79 @@ Everything declarative is in pyproject.toml.
 """
 
 import glob
+import hashlib
 import os
+import sysconfig
+from pathlib import Path
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import Extension, setup
 
-CORE = [
-    "atfork",
-    "become",
-    "child",
-    "child_actions",
-    "clone",
-    "control_message",
-    "counters",
-    "descriptor",
-    "dump",
-    "environment",
-    "epoll_drift",
-    "epoll_rebuild",
-    "epoll_set",
-    "epoll_view",
-    "error",
-    "exec_watch",
-    "fd_details",
-    "fd_passing",
-    "fd_plan",
-    "fd_section",
-    "fd_table",
-    "features",
-    "fork_lock",
-    "fork_trace",
-    "forked",
-    "gauges",
-    "id_maps",
-    "live_sets",
-    "names",
-    "peer",
-    "pidfd",
-    "prepared",
-    "probe",
-    "self_clone",
-    "shared_page",
-    "socket_details",
-    "spawn",
-    "spawn_args",
-    "spawn_attempt",
-    "spawn_fds",
-    "spawner_thread",
-    "sysmon",
-    "trace",
-    "transfer_marker",
-]
+# Topic -> sources, lowest first.
+CORE = {
+    "base": [
+        "counters",
+        "error",
+        "gauges",
+        "names",
+        "pidfd",
+        "probe",
+        "trace",
+    ],
+    "page": [
+        "shared_page",
+    ],
+    "descriptors": [
+        "descriptor",
+        "fd_details",
+        "fd_table",
+        "socket_details",
+    ],
+    "atfork": [
+        "atfork",
+        "fd_section",
+        "fork_lock",
+        "fork_trace",
+    ],
+    "passing": [
+        "control_message",
+        "fd_passing",
+        "peer",
+        "transfer_marker",
+    ],
+    "spawn": [
+        "child",
+        "clone",
+        "environment",
+        "exec_watch",
+        "fd_plan",
+        "id_maps",
+        "prepared",
+        "spawn",
+        "spawn_args",
+        "spawn_attempt",
+        "spawn_fds",
+        "spawner_thread",
+    ],
+    "epoll": [
+        "epoll_drift",
+        "epoll_rebuild",
+        "epoll_set",
+        "epoll_view",
+        "live_sets",
+    ],
+    "fork": [
+        "become",
+        "child_actions",
+        "forked",
+        "self_clone",
+    ],
+    "watch": [
+        "dump",
+        "features",
+        "sysmon",
+    ],
+}
 BIND = [
     "at_fork_hooks",
     "bind_at_fork",
@@ -97,7 +119,8 @@ PRELOAD = [
 ]
 KEEPER = ["keeper", "link"]
 
-flags = ["-Wall", "-Wextra", "-fvisibility=hidden"]
+# -MMD: the compiler lists the headers of each object, so that only what they change is built.
+flags = ["-Wall", "-Wextra", "-fvisibility=hidden", "-MMD"]
 link: list[str] = []
 # Nothing is left to be looked up in a child of fork: that takes the loader's lock, and pages.
 module, module_link = ["-fno-plt"], ["-Wl,-z,now"]
@@ -113,6 +136,12 @@ if os.environ.get("PYFORKFD_DEBUG"):
 
 class BuildAll(build_ext):
     """Builds what is no module: a library, a program, with names without Python's suffix."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        # Objects outlive the build, an editable one's too: a folder for each set of switches.
+        switches = hashlib.sha256(repr((flags, plain, os.environ.get("CC"))).encode()).hexdigest()
+        self.build_temp = f"build/{sysconfig.get_config_var('SOABI')}-{switches[:8]}"
 
     def build_extension(self, ext: Extension) -> None:
         # They do not want to know where this Python has its libraries.
@@ -135,13 +164,24 @@ def _without_paths(command: list[str]) -> list[str]:
     return [word for word in command if not word.startswith("-Wl,-rpath")]
 
 
-ParallelCompile("PYFORKFD_BUILD_JOBS", default=0).install()
+def _is_stale(obj: str, source: str) -> bool:
+    """Whether an object is older than its source or a header, by the compiler's list."""
+    listed = Path(obj).with_suffix(".d")
+    if not (os.path.exists(obj) and listed.exists()):
+        return True
+    files = listed.read_text().replace("\\\n", " ").partition(":")[2].split()
+    made = os.stat(obj).st_mtime
+    return any(not os.path.exists(file) or os.stat(file).st_mtime > made for file in files)
+
+
+ParallelCompile("PYFORKFD_BUILD_JOBS", default=0, needs_recompile=_is_stale).install()
 
 setup(
     ext_modules=[
         Pybind11Extension(
             "pyforkfd._core",
-            [f"csrc/bind/{name}.cpp" for name in BIND] + [f"csrc/core/{name}.cpp" for name in CORE],
+            [f"csrc/bind/{name}.cpp" for name in BIND]
+            + [f"csrc/core/{topic}/{name}.cpp" for topic, names in CORE.items() for name in names],
             depends=glob.glob("csrc/**/*.h", recursive=True),
             include_dirs=["csrc"],
             cxx_std=17,
@@ -158,7 +198,7 @@ setup(
             extra_link_args=["-Wl,-z,now,-z,defs,--as-needed"],
         ),
         Extension(
-            "pyforkfd.supervisor.forkfd-keeper",
+            "pyforkfd.supervisor.succession.forkfd-keeper",
             [f"csrc/keeper/{name}.c" for name in KEEPER],
             depends=["csrc/keeper/keeper.h"],
             define_macros=[("_GNU_SOURCE", None)],

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-from pyforkfd.supervisor._client import ControlClient
+from pyforkfd.supervisor.control._client import ControlClient
 
 KILLS, QUICK_KILLS = 100, 20
 WORKERS = 3

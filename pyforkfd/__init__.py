@@ -65,14 +65,7 @@ from ._passing import (
 from ._pipeline import Pipeline, PipelineProcess
 from ._preload import preload_library
 from ._process import Process
-from ._run import (
-    Completed,
-    ExitError,
-    OutputLimitError,
-    RunError,
-    RunTimeoutError,
-    run,
-)
+from ._run import Completed, ExitError, OutputLimitError, RunError, RunTimeoutError, run
 from ._sections import inheriting, no_forks, redirected
 from ._selector import ForkSafeSelector
 from ._spawn import Command, spawn
@@ -100,7 +93,7 @@ from ._types import (
 )
 
 if TYPE_CHECKING:
-    from ._asyncio import create_subprocess_exec
+    from ._dropin._asyncio import create_subprocess_exec
     from ._loops import Transports, new_event_loop, reinit_loop
 else:
     # asyncio is a third of what importing us would cost.
@@ -108,7 +101,7 @@ else:
         __name__,
         {
             "Transports": "_loops",
-            "create_subprocess_exec": "_asyncio",
+            "create_subprocess_exec": "_dropin._asyncio",
             "new_event_loop": "_loops",
             "reinit_loop": "_loops",
         },

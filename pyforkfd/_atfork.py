@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from . import _core
-from ._fds import as_fd
-from ._types import HasFileno
+from ._types import HasFileno, as_fd
 
 __all__ = ["HandlerStats", "PhaseStats", "Registration", "in_child", "register", "stats"]
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from . import _core
 from ._errors import ThreadsError
 from ._fd import Fd
-from ._fds import as_fd
 from ._process import Process
-from ._types import PATHS, HasFileno, StrPath
+from ._types import PATHS, HasFileno, StrPath, as_fd
 
 
 class CloneFlag(enum.IntFlag):

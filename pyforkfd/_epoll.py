@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 from . import _core
 from ._fd_details import EpollWatch
-from ._fds import as_fd
 from ._selector import ForkSafeSelector
-from ._types import HasFileno
+from ._types import HasFileno, as_fd
 
 if TYPE_CHECKING:
     import asyncio

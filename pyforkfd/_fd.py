@@ -7,8 +7,7 @@ import warnings
 
 from . import _core
 from ._closing import Closing
-from ._fds import as_fd
-from ._types import HasFileno
+from ._types import HasFileno, as_fd
 
 _LAST = 2**32 - 1  # close_range(2): up to whatever is open
 

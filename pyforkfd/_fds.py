@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ._core import FdKind, SpawnPlan
-from ._types import FdSource, HasFileno, Open, SameAs, Special
+from ._types import FdSource, HasFileno, Open, SameAs, Special, as_fd
 
 _KINDS = {
     Special.DEVNULL: FdKind.NULL_DEVICE,
@@ -37,16 +37,6 @@ class FdSources:
         if not self._dynamic:
             return []
         return [s if isinstance(s, int) else s.fileno() for s in self._sources]
-
-
-def as_fd(source: int | HasFileno, what: str) -> int:
-    """The number of a borrowed descriptor; TypeError and ValueError say what it was for."""
-    if isinstance(source, bool) or not (isinstance(source, int) or hasattr(source, "fileno")):
-        raise TypeError(f"{what}: {source!r} is neither a descriptor nor has a fileno()")
-    fd = source if isinstance(source, int) else source.fileno()
-    if fd < 0:
-        raise ValueError(f"{what}: {fd} is not a descriptor (closed?)")
-    return fd
 
 
 def compile_fds(

@@ -9,9 +9,8 @@ import warnings
 from . import _core
 from ._core import fork
 from ._errors import ForkWarning
-from ._fds import as_fd
 from ._process import Process
-from ._types import PATHS, HasFileno, StrPath
+from ._types import PATHS, HasFileno, StrPath, as_fd
 
 __all__ = ["fork", "other_threads"]
 

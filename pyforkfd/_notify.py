@@ -8,8 +8,7 @@ import socket
 import time
 from collections.abc import Iterable, Mapping
 
-from ._fds import as_fd
-from ._types import HasFileno
+from ._types import HasFileno, as_fd
 
 
 def notify(

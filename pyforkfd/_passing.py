@@ -13,8 +13,7 @@ from typing import TypeAlias
 from . import _core
 from ._errors import PassingError
 from ._fd import Fd
-from ._fds import as_fd
-from ._types import HasFileno
+from ._types import HasFileno, as_fd
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 

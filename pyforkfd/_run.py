@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, AnyStr, Generic, Literal, Unpack, overload
 
-from ._fds import as_fd
 from ._options import CommandOptions
 from ._process import Process
 from ._spawn import Command
@@ -25,6 +24,7 @@ from ._types import (
     ExitStatus,
     HasFileno,
     StrPath,
+    as_fd,
 )
 
 _CHUNK = 65536  # what a pipe holds

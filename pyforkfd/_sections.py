@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 from . import _core
-from ._fds import as_fd
-from ._types import HasFileno
+from ._types import HasFileno, as_fd
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Literal, ParamSpec, TypeAlias, cast
 from . import _core
 from ._credentials import compile_capabilities, compile_identity
 from ._errors import from_core
-from ._fds import FdSources, as_fd, compile_fds
+from ._fds import FdSources, compile_fds
 from ._pipeline import Pipeline
 from ._process import Process, _forgotten, reap_forgotten
 from ._types import (
@@ -27,6 +27,7 @@ from ._types import (
     Keep,
     Scheduler,
     StrPath,
+    as_fd,
 )
 
 P = ParamSpec("P")

@@ -16,9 +16,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from . import _core
-from ._fds import as_fd
 from ._sysmon_events import BoundExceeded, FdGrowth, GilStalled, LoopStalled, SysmonEvent
-from ._types import HasFileno
+from ._types import HasFileno, as_fd
 
 if TYPE_CHECKING:
     import asyncio

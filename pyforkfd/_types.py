@@ -161,3 +161,13 @@ class ExitStatus:
         except ValueError:
             name = f"signal {self.signal}"
         return f"killed by {name}" + (" (core dumped)" if self.core_dumped else "")
+
+
+def as_fd(source: int | HasFileno, what: str) -> int:
+    """The number of a borrowed descriptor; TypeError and ValueError say what it was for."""
+    if isinstance(source, bool) or not (isinstance(source, int) or hasattr(source, "fileno")):
+        raise TypeError(f"{what}: {source!r} is neither a descriptor nor has a fileno()")
+    fd = source if isinstance(source, int) else source.fileno()
+    if fd < 0:
+        raise ValueError(f"{what}: {fd} is not a descriptor (closed?)")
+    return fd

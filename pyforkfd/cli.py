@@ -28,33 +28,33 @@ _COMMANDS: dict[str, tuple[str, str]] = {
         "execute the program after -- and stop descriptors from leaking to its children",
     ),
     "serve": (
-        "pyforkfd.supervisor._serve",
+        "pyforkfd.supervisor.commands._serve",
         "run a network service of many processes, and reload it without losing a request",
     ),
-    "status": ("pyforkfd.supervisor._status_command:status", "how a service is"),
+    "status": ("pyforkfd.supervisor.commands._status:status", "how a service is"),
     "reload": (
-        "pyforkfd.supervisor._commands:reload",
+        "pyforkfd.supervisor.commands._commands:reload",
         "replace its workers by a new generation; if that fails, nothing changes",
     ),
     "rollback": (
-        "pyforkfd.supervisor._commands:rollback",
+        "pyforkfd.supervisor.commands._commands:rollback",
         "go back to the generation that is paused since the last reload",
     ),
     "scale": (
-        "pyforkfd.supervisor._commands:scale",
+        "pyforkfd.supervisor.commands._commands:scale",
         "run another number of workers of a component",
     ),
     "restart": (
-        "pyforkfd.supervisor._commands:restart",
+        "pyforkfd.supervisor.commands._commands:restart",
         "replace single workers; each leaves when another is ready in its place",
     ),
     "signal": (
-        "pyforkfd.supervisor._commands:signal",
+        "pyforkfd.supervisor.commands._commands:signal",
         "send a signal to all workers of a component",
     ),
-    "logs": ("pyforkfd.supervisor._commands:logs", "what its workers have said"),
+    "logs": ("pyforkfd.supervisor.commands._commands:logs", "what its workers have said"),
     "stop": (
-        "pyforkfd.supervisor._commands:stop",
+        "pyforkfd.supervisor.commands._commands:stop",
         "end a service, and wait until it has ended",
     ),
 }

@@ -19,11 +19,11 @@ from subprocess import (
 )
 from typing import Any, Unpack
 
-from ._install import install, installed, uninstall
+from ._dropin._install import install, installed, uninstall
+from ._dropin._popen import Popen, PopenOptions
+from ._dropin._posix_spawn import posix_spawn, posix_spawnp
+from ._dropin._seams import PreexecFnWarning, UnknownInterpreterError
 from ._options import Options
-from ._popen import Popen, PopenOptions
-from ._posix_spawn import posix_spawn, posix_spawnp
-from ._standard import PreexecFnWarning, UnknownInterpreterError
 from ._types import StrPath
 
 __all__ = [

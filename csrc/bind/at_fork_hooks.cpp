@@ -7,8 +7,8 @@
 #include <pybind11/stl.h>
 
 #include "bind/timing_pool.h"
-#include "core/at_fork_list.h"
-#include "core/fork_page.h"
+#include "core/atfork/at_fork_list.h"
+#include "core/base/fork_page.h"
 
 namespace py = pybind11;
 using forkfd::Timing;

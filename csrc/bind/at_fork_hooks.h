@@ -6,7 +6,7 @@
 #include <array>
 #include <optional>
 
-#include "core/timing.h"
+#include "core/base/timing.h"
 
 namespace forkfd::bind {
 

@@ -4,7 +4,7 @@
 
 #include "bind/at_fork_hooks.h"
 #include "bind/plain_call.h"
-#include "core/fork_page.h"
+#include "core/base/fork_page.h"
 
 namespace py = pybind11;
 using namespace forkfd::bind;

@@ -11,9 +11,9 @@
 #include <malloc.h>
 #endif
 
-#include "core/atfork.h"
-#include "core/descriptor.h"
-#include "core/self_clone.h"
+#include "core/atfork/atfork.h"
+#include "core/descriptors/descriptor.h"
+#include "core/fork/self_clone.h"
 
 namespace py = pybind11;
 

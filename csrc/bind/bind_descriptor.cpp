@@ -1,6 +1,6 @@
 #include "bind/bindings.h"
 
-#include "core/descriptor.h"
+#include "core/descriptors/descriptor.h"
 
 namespace py = pybind11;
 

@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "bind/epoll_watches.h"
-#include "core/epoll_set.h"
-#include "core/epoll_view.h"
+#include "core/epoll/epoll_set.h"
+#include "core/epoll/epoll_view.h"
 
 namespace py = pybind11;
 using forkfd::EpollSet;

@@ -1,6 +1,6 @@
 #include "bind/bindings.h"
 
-#include "core/fd_plan.h"
+#include "core/spawn/fd_plan.h"
 
 namespace py = pybind11;
 

@@ -10,7 +10,7 @@
 #include <cstring>
 
 #include "bind/epoll_watches.h"
-#include "core/fd_table.h"
+#include "core/descriptors/fd_table.h"
 
 namespace py = pybind11;
 using namespace py::literals;

@@ -11,11 +11,11 @@
 #include "bind/at_fork_hooks.h"
 #include "bind/plain_call.h"
 #include "bind/process_type.h"
-#include "core/child_actions.h"
-#include "core/fd_section.h"
-#include "core/fork_lock.h"
-#include "core/fork_page.h"
-#include "core/forked.h"
+#include "core/fork/child_actions.h"
+#include "core/atfork/fd_section.h"
+#include "core/atfork/fork_lock.h"
+#include "core/base/fork_page.h"
+#include "core/fork/forked.h"
 
 namespace py = pybind11;
 using forkfd::ChildActions;

@@ -3,7 +3,7 @@
 #include <limits>
 #include <map>
 
-#include "core/spawn.h"
+#include "core/spawn/spawn.h"
 
 namespace py = pybind11;
 using forkfd::FdAction;

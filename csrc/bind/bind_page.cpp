@@ -4,7 +4,7 @@
 
 #include "bind/slot_snapshot.h"
 #include "bind/slot_type.h"
-#include "core/shared_page.h"
+#include "core/page/shared_page.h"
 
 namespace py = pybind11;
 using forkfd::PageMapping;

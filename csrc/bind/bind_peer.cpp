@@ -4,7 +4,7 @@
 
 #include "bind/passed_values.h"
 #include "bind/waiting.h"
-#include "core/peer.h"
+#include "core/passing/peer.h"
 
 namespace py = pybind11;
 

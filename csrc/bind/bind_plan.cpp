@@ -3,7 +3,7 @@
 #include <pybind11/native_enum.h>
 #include <pybind11/stl.h>
 
-#include "core/become.h"
+#include "core/fork/become.h"
 
 namespace py = pybind11;
 using forkfd::FdAction;

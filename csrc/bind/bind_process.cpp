@@ -10,9 +10,9 @@
 
 #include "bind/process_type.h"
 #include "bind/waiting.h"
-#include "core/features.h"
-#include "core/pidfd.h"
-#include "core/probe.h"
+#include "core/watch/features.h"
+#include "core/base/pidfd.h"
+#include "core/base/probe.h"
 
 namespace py = pybind11;
 

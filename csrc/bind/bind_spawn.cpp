@@ -4,10 +4,10 @@
 #include <pybind11/stl.h>
 #include <stdexcept>
 
-#include "core/names.h"
-#include "core/probe.h"
-#include "core/spawn.h"
-#include "core/spawn_attempt.h"
+#include "core/base/names.h"
+#include "core/base/probe.h"
+#include "core/spawn/spawn.h"
+#include "core/spawn/spawn_attempt.h"
 
 namespace py = pybind11;
 using forkfd::SpawnPlan;

@@ -4,7 +4,7 @@
 #include <memory>
 #include <pybind11/stl.h>
 
-#include "core/sysmon.h"
+#include "core/watch/sysmon.h"
 
 namespace py = pybind11;
 using forkfd::Sysmon;

@@ -4,9 +4,9 @@
 #include <pybind11/stl.h>
 #include <string>
 
-#include "core/counters.h"
-#include "core/fork_trace.h"
-#include "core/trace.h"
+#include "core/base/counters.h"
+#include "core/atfork/fork_trace.h"
+#include "core/base/trace.h"
 
 namespace py = pybind11;
 namespace trace = forkfd::trace;

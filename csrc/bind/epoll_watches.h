@@ -5,6 +5,6 @@
 
 #include <vector>
 
-#include "core/fd_details.h"
+#include "core/descriptors/fd_details.h"
 
 pybind11::list epoll_watches(const std::vector<forkfd::EpollWatch>& watches);

@@ -3,8 +3,8 @@
 #include <cstdlib>
 #include <system_error>
 
-#include "core/error.h"
-#include "core/fault.h"
+#include "core/base/error.h"
+#include "core/base/fault.h"
 
 namespace py = pybind11;
 

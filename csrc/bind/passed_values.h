@@ -5,7 +5,7 @@
 
 #include <vector>
 
-#include "core/fd_passing.h"
+#include "core/passing/fd_passing.h"
 
 // Gives all descriptors away to the object that is returned.
 pybind11::object received(forkfd::Receiving& from, const char* data);

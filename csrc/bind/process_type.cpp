@@ -9,7 +9,7 @@
 #include <new>
 
 #include "bind/plain_call.h"
-#include "core/trace.h"
+#include "core/base/trace.h"
 
 namespace py = pybind11;
 

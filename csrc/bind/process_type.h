@@ -8,7 +8,7 @@
 
 #include <optional>
 
-#include "core/pidfd.h"
+#include "core/base/pidfd.h"
 
 void add_process_type(pybind11::module_& m);
 

@@ -4,7 +4,7 @@
 
 #include <pybind11/pybind11.h>
 
-#include "core/shared_page.h"
+#include "core/page/shared_page.h"
 
 void add_slot_snapshot_type(pybind11::module_& m);
 

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "core/shared_page.h"
+#include "core/page/shared_page.h"
 
 void add_slot_type(pybind11::module_& m);
 

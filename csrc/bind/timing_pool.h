@@ -7,7 +7,7 @@
 #include <memory>
 #include <vector>
 
-#include "core/timing.h"
+#include "core/base/timing.h"
 
 namespace forkfd::bind {
 

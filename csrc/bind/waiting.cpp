@@ -6,7 +6,7 @@
 #include <cerrno>
 #include <cmath>
 
-#include "core/fd_passing.h"
+#include "core/passing/fd_passing.h"
 
 namespace py = pybind11;
 

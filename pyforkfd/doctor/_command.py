@@ -11,13 +11,13 @@ import sys
 from itertools import groupby
 
 from pyforkfd import __version__
+from pyforkfd import _tables as _show
+from pyforkfd._tables import Table, show
 
-from . import _show
 from ._examine import Examination, look_at
 from ._experiments import Outcome
 from ._features import features, settings
 from ._registry import EXPERIMENTS
-from ._show import Table, show
 from ._why import explain
 from ._words import describe
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pyforkfd._fd import cloexec
 from pyforkfd._fd_details import FileDetails, SocketDetails
 from pyforkfd._fd_table import FdInfo, FdTable, fd_table
-from pyforkfd._fds import as_fd
-from pyforkfd._types import HasFileno, StrPath
+from pyforkfd._types import HasFileno, StrPath, as_fd
 
 from ._children import in_program
 from ._words import describe

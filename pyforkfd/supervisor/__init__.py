@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 from pyforkfd._lazy import lazy
 
 if TYPE_CHECKING:
-    from ._handlers import ForkfdHandler, StructlogProcessor, log_uncaught, log_writer, obey
-    from ._loop import Supervisor
-    from ._record_writer import RecordWriter
-    from ._records import Origin
-    from ._spec import (
+    from ._supervisor import Supervisor
+    from .logs._record_writer import RecordWriter
+    from .logs._records import Origin
+    from .spec._spec import (
         Component,
         Control,
         Heartbeat,
@@ -30,8 +29,9 @@ if TYPE_CHECKING:
         SpecError,
         ZygoteSpec,
     )
-    from ._toml import load, loads
-    from ._validate import validate
+    from .spec._toml import load, loads
+    from .spec._validate import validate
+    from .worker._logging import ForkfdHandler, StructlogProcessor, log_uncaught, log_writer, obey
 
 __all__ = [
     "Component",
@@ -67,17 +67,17 @@ __all__ = [
 if not TYPE_CHECKING:
     # A worker imports this package for its helpers, and is to pay for nothing else of it.
     _ELSEWHERE = {
-        **dict.fromkeys(__all__, "_spec"),
-        "ForkfdHandler": "_handlers",
-        "Origin": "_records",
-        "RecordWriter": "_record_writer",
-        "StructlogProcessor": "_handlers",
-        "Supervisor": "_loop",
-        "load": "_toml",
-        "loads": "_toml",
-        "log_uncaught": "_handlers",
-        "log_writer": "_handlers",
-        "obey": "_handlers",
-        "validate": "_validate",
+        **dict.fromkeys(__all__, "spec._spec"),
+        "ForkfdHandler": "worker._logging",
+        "Origin": "logs._records",
+        "RecordWriter": "logs._record_writer",
+        "StructlogProcessor": "worker._logging",
+        "Supervisor": "_supervisor",
+        "load": "spec._toml",
+        "loads": "spec._toml",
+        "log_uncaught": "worker._logging",
+        "log_writer": "worker._logging",
+        "obey": "worker._logging",
+        "validate": "spec._validate",
     }
     __getattr__, __dir__ = lazy(__name__, _ELSEWHERE)

@@ -10,9 +10,19 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ._control import ControlSocket
-from ._endpoint import Endpoint
-from ._events import (
+from ._service_manager import Manager
+from ._signals import SignalQueue
+from .control._server import ControlSocket
+from .control._status import Death, Deaths, summary
+from .logs._log_file import Switch
+from .metrics._endpoint import Endpoint
+from .processes._crash_hooks import Hooks
+from .processes._launch import zygote_for
+from .processes._peers import Peers
+from .processes._resources import leaf_name, open_rooms
+from .processes._workers import Workers, is_looked_at
+from .spec._spec import Service
+from .state._events import (
     Action,
     Announce,
     Crashed,
@@ -32,22 +42,12 @@ from ._events import (
     Tell,
     Tick,
 )
-from ._handover import Handover
-from ._hooks import Hooks
-from ._keeper import Keeper
-from ._launch import zygote_for
-from ._log_file import Switch
-from ._manager import Manager
-from ._model import State, due, initial
-from ._peers import Peers
-from ._rooms import leaf_name, open_rooms
-from ._signals import SignalQueue
-from ._spec import Service
-from ._state import step
-from ._status import Death, Deaths, summary
-from ._succession import Succession
-from ._upgrade import Upgrade
-from ._workers import Workers, is_looked_at
+from .state._model import State, due, initial
+from .state._step import step
+from .succession._handover import Handover
+from .succession._keeper import Keeper
+from .succession._succession import Succession
+from .succession._upgrade import Upgrade
 
 log = logging.getLogger("pyforkfd.supervisor")
 

@@ -29,7 +29,7 @@ import uvicorn
 
 import pyforkfd as ff
 
-from .worker import Order, Worker, current
+from .worker._worker import Order, Worker, current
 
 __all__ = ["main", "serve"]
 

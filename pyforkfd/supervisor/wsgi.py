@@ -35,7 +35,7 @@ from gunicorn.workers.gthread import ThreadWorker
 
 import pyforkfd as ff
 
-from .worker import Worker, current
+from .worker._worker import Worker, current
 
 __all__ = ["main", "serve"]
 

@@ -28,7 +28,7 @@ _ANSWER_FDS = 2  # a pidfd, and perhaps the body
 MAX_FDS = 4096
 """The most descriptors that come with a request."""
 REPORT = struct.Struct("=5i")
-"""csrc/core/child_args.h: what a worker's stage writes where it fails; without a header."""
+"""csrc/core/spawn/child_args.h: what a worker's stage writes where it fails; without a header."""
 SLOT = struct.Struct("=Qi")
 """The page that application and zygote share: the last request's serial, its worker's pid."""
 SLOT_PID = 8

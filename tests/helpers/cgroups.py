@@ -16,9 +16,9 @@ import pytest
 from leaks import gone
 
 import pyforkfd as ff
-from pyforkfd.supervisor._cgroup import Tree, open_tree
-from pyforkfd.supervisor._leaf import Leaf
-from pyforkfd.supervisor._limits import Limits
+from pyforkfd.supervisor.cgroups._leaf import Leaf
+from pyforkfd.supervisor.cgroups._tree import Tree, open_tree
+from pyforkfd.supervisor.spec._limits import Limits
 
 PACKAGES = Path(ff.__file__).parents[1]
 CONTROLLERS = ("cpu", "memory", "pids")

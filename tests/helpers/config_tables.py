@@ -11,7 +11,8 @@ import types
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pyforkfd.supervisor import _read, _spec
+from pyforkfd.supervisor.spec import _reader as _read
+from pyforkfd.supervisor.spec import _spec
 
 PAGE = Path(__file__).parents[2] / "docs/supervisor-config.md"
 MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -7,8 +7,8 @@ import logging
 import sys
 from typing import Any
 
-from pyforkfd.supervisor._loop import Supervisor
-from pyforkfd.supervisor._toml import load
+from pyforkfd.supervisor._supervisor import Supervisor
+from pyforkfd.supervisor.spec._toml import load
 
 
 def main(config: str) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 
-from pyforkfd.supervisor._loop import Supervisor
-from pyforkfd.supervisor._succession import inherited_service
-from pyforkfd.supervisor._toml import load
+from pyforkfd.supervisor._supervisor import Supervisor
+from pyforkfd.supervisor.spec._toml import load
+from pyforkfd.supervisor.succession._succession import inherited_service
 
 logging.basicConfig(level=logging.INFO, format="%(process)d %(message)s")
 path = sys.argv[1]

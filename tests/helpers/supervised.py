@@ -16,7 +16,7 @@ from typing import Any
 
 from services import PATIENCE, Service
 
-from pyforkfd.supervisor._client import ControlClient
+from pyforkfd.supervisor.control._client import ControlClient
 
 SERVER = Path(__file__).with_name("tiny_server.py")
 

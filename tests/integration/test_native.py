@@ -7,12 +7,12 @@ import os
 import platform
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from places import TESTS
 from tools import tool
 
-NATIVE = Path(__file__).parents[1] / "native"
+NATIVE = TESTS / "native"
 EMULATOR = ("qemu-aarch64", "qemu-user")
 # Lane -> the programs it wants, and the Debian package of each.
 LANES: dict[str, list[tuple[str, str]]] = {

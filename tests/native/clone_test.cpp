@@ -13,10 +13,10 @@
 #include <ctime>
 #include <system_error>
 
-#include "core/become.h"
-#include "core/descriptor.h"
-#include "core/raw_syscall.h"
-#include "core/self_clone.h"
+#include "core/fork/become.h"
+#include "core/descriptors/descriptor.h"
+#include "core/base/raw_syscall.h"
+#include "core/fork/self_clone.h"
 #include "support.h"
 
 using forkfd::FdAction;

@@ -9,7 +9,7 @@
 #include <memory>
 #include <vector>
 
-#include "core/control_message.h"
+#include "core/passing/control_message.h"
 
 namespace {
 

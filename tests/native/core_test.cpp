@@ -9,9 +9,9 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "core/features.h"
-#include "core/probe.h"
-#include "core/raw_syscall.h"
+#include "core/watch/features.h"
+#include "core/base/probe.h"
+#include "core/base/raw_syscall.h"
 #include "support.h"
 
 using namespace support;

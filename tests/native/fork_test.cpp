@@ -16,12 +16,12 @@
 #include <system_error>
 #include <thread>
 
-#include "core/at_fork_list.h"
-#include "core/atfork.h"
-#include "core/child_actions.h"
-#include "core/descriptor.h"
-#include "core/fd_section.h"
-#include "core/fork_lock.h"
+#include "core/atfork/at_fork_list.h"
+#include "core/atfork/atfork.h"
+#include "core/fork/child_actions.h"
+#include "core/descriptors/descriptor.h"
+#include "core/atfork/fd_section.h"
+#include "core/atfork/fork_lock.h"
 #include "support.h"
 #include "threads.h"
 

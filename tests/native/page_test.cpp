@@ -9,7 +9,7 @@
 #include <cstddef>
 #include <stdexcept>
 
-#include "core/shared_page.h"
+#include "core/page/shared_page.h"
 #include "support.h"
 #include "threads.h"
 

@@ -7,8 +7,8 @@
 #include <cstring>
 #include <thread>
 
-#include "core/fd_passing.h"
-#include "core/transfer_marker.h"
+#include "core/passing/fd_passing.h"
+#include "core/passing/transfer_marker.h"
 #include "support.h"
 
 using namespace support;

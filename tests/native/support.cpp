@@ -21,10 +21,10 @@
 #include <exception>
 #include <future>
 
-#include "core/fault.h"
-#include "core/probe.h"
-#include "core/raw_syscall.h"
-#include "core/signal_mask.h"
+#include "core/base/fault.h"
+#include "core/base/probe.h"
+#include "core/base/raw_syscall.h"
+#include "core/base/signal_mask.h"
 
 extern char** environ;
 

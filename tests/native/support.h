@@ -10,9 +10,9 @@
 #include <vector>
 
 #include "check.h"
-#include "core/pidfd.h"
-#include "core/spawn.h"
-#include "core/spawn_attempt.h"
+#include "core/base/pidfd.h"
+#include "core/spawn/spawn.h"
+#include "core/spawn/spawn_attempt.h"
 
 namespace forkfd {
 inline std::ostream& operator<<(std::ostream& out, Backend b) { return out << backend_name(b); }

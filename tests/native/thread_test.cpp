@@ -13,7 +13,7 @@
 #include <shared_mutex>
 #include <thread>
 
-#include "core/fork_lock.h"
+#include "core/atfork/fork_lock.h"
 #include "support.h"
 #include "threads.h"
 

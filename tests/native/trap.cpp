@@ -11,7 +11,7 @@
 #include <cstring>
 #include <new>
 
-#include "core/raw_syscall.h"
+#include "core/base/raw_syscall.h"
 
 namespace {
 

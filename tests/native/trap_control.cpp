@@ -1,10 +1,10 @@
 // Positive control of the trap: the same child, through the same clone, but one that
 // allocates first.  If the trap did not spring here its silence would say nothing.
-#include "core/child_args.h"
+#include "core/spawn/child_args.h"
 
 // child.cpp is part of this program under another name, and called from our own run().
 #define run run_as_it_is
-#include "core/child.cpp"
+#include "core/spawn/child.cpp"
 #undef run
 
 #include <cstdlib>

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 from leaks import gone
+from places import ROOT
 from processes import children
 from services import Running, load, service, until_last
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
 ADDRESS = re.compile(r'(\[listeners\.)http(\]\naddress = )"tcp://127\.0\.0\.1:8080"')
 
 

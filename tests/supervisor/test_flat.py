@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from leaks import gone
+from places import HELPERS
 from processes import children
 from services import Running, service
 
 # PYFORKFD_STRESS=1000 is the full run.
 RELOADS = int(os.environ.get("PYFORKFD_STRESS", "40"))
 WARM_UP = 10
-SERVER = Path(__file__).parents[1] / "helpers" / "tiny_server.py"
+SERVER = HELPERS / "tiny_server.py"
 CONFIG = f"""
 [listeners.web]
 address = "systemd:web"

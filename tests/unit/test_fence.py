@@ -7,9 +7,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from places import ROOT
 from tools import tool
 
-CSRC = Path(__file__).parents[2] / "csrc"
+CSRC = ROOT / "csrc"
+CHILD = CSRC / "core/spawn/child.cpp"
 # What defines numbers and plain structs, and no function that could be called.
 PLAIN = {
     "cerrno",
@@ -22,6 +24,22 @@ PLAIN = {
     "sys/ioctl.h",
     "sys/prctl.h",
 }
+
+
+# Topics of the core, lowest first; those of one line do not know each other.
+LAYERS = [
+    {"base"},
+    {"page", "descriptors"},
+    {"atfork", "passing"},
+    {"spawn", "epoll"},
+    {"fork", "watch"},
+]
+
+
+def core_files() -> list[Path]:
+    files = [file for file in (CSRC / "core").rglob("*") if file.suffix in {".h", ".cpp"}]
+    assert len(files) > 80
+    return files
 
 
 def includes(file: Path) -> list[str]:
@@ -39,7 +57,7 @@ def undefined(source: Path, compiler: str, options: list[str], out: Path) -> str
 @pytest.mark.parametrize("options", [["-O0"], ["-O2"], ["-O2", "-fsanitize=address,undefined"]])
 @pytest.mark.parametrize("compiler", ["g++", "clang++"])
 def test_the_fence_calls_nothing(compiler: str, options: list[str], tmp_path: Path) -> None:
-    source = CSRC / "core" / "child.cpp"
+    source = CHILD
     wanted = undefined(source, compiler, options, tmp_path / "child.o")
     # The sanitizers register the file's constants before main() and describe the types of
     # its functions: data, which no child calls.
@@ -50,7 +68,7 @@ def test_the_fence_calls_nothing(compiler: str, options: list[str], tmp_path: Pa
 def test_that_this_would_be_seen(tmp_path: Path) -> None:
     """The positive control."""
     source = tmp_path / "child.cpp"
-    text = (CSRC / "core" / "child.cpp").read_text()
+    text = (CHILD).read_text()
     source.write_text(
         text.replace("check(a, call(SYS_setsid));", '__builtin_printf("%d", a.umask);')
     )
@@ -58,16 +76,30 @@ def test_that_this_would_be_seen(tmp_path: Path) -> None:
 
 
 def test_the_fence_includes_only_what_is_plain() -> None:
-    own = {"core/child.h", "core/child_args.h", "core/raw_syscall.h"}
-    assert set(includes(CSRC / "core" / "child.cpp")) <= PLAIN | own
+    own = {"core/spawn/child.h", "core/spawn/child_args.h", "core/base/raw_syscall.h"}
+    assert set(includes(CHILD)) <= PLAIN | own
 
 
 def test_the_core_knows_no_python() -> None:
-    files = [*(CSRC / "core").glob("*.h"), *(CSRC / "core").glob("*.cpp")]
-    assert files
+    files = core_files()
     for file in files:
         for name in includes(file):
             assert not re.search(r"Python|pybind|^bind/", name), f"{file.name} includes {name}"
+
+
+def test_includes_of_the_core_go_downwards() -> None:
+    floor = {topic: number for number, topics in enumerate(LAYERS) for topic in topics}
+    assert {file.parent.name for file in core_files()} == set(floor)
+    for file in core_files():
+        topic = file.parent.name
+        for name in includes(file):
+            if found := re.match(r"core/(\w+)/", name):
+                below = found[1]
+                assert below == topic or floor[below] < floor[topic], f"{file} includes {name}"
+            else:
+                assert "/" not in name or name.startswith(
+                    ("sys/", "linux/", "asm/", "netinet/", "arpa/")
+                ), (file, name)
 
 
 def test_only_the_bindings_know_pybind() -> None:
@@ -77,7 +109,7 @@ def test_only_the_bindings_know_pybind() -> None:
 
 
 def test_every_function_of_the_fence_is_marked() -> None:
-    text = (CSRC / "core" / "child.cpp").read_text()
+    text = (CHILD).read_text()
     defined = re.findall(
         r"^(?!#|\s|//|struct|using|namespace|constexpr)([^\n;]*\([^;]*?\{)$", text, re.M
     )

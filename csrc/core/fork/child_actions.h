@@ -1,0 +1,44 @@
+// What the child of every fork() does to its descriptors before anything else runs: plain
+// data, and a native at-fork handler that reads it.
+#pragma once
+
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "core/epoll/epoll_rebuild.h"
+#include "core/base/timing.h"
+#include "core/base/unique_fd.h"
+
+namespace forkfd {
+
+class ChildActions {
+  public:
+    // `redirect` is number and source; each source is duplicated, so the caller may close
+    // it.  `rebuild` are epolls, at numbers that nothing else is done to.  Throws
+    // std::system_error; then nothing is registered.
+    ChildActions(std::vector<int> close, std::vector<int> cloexec,
+                 const std::vector<std::pair<int, int>>& redirect,
+                 const std::vector<int>& rebuild, int order);
+    ChildActions(const ChildActions&) = delete;
+    ChildActions& operator=(const ChildActions&) = delete;
+    ~ChildActions() { unregister(); }
+
+    void unregister();  // a second time it does nothing
+    const Timing& timing() const noexcept { return timing_; }
+
+  private:
+    struct Redirect {
+        int number;
+        UniqueFd source;
+    };
+    void run() noexcept;
+
+    const std::vector<int> close_, cloexec_;
+    std::vector<Redirect> redirect_;
+    std::vector<EpollRebuild> rebuild_;
+    Timing timing_;
+    std::atomic<int> id_{0};  // 0: not registered
+};
+
+}  // namespace forkfd

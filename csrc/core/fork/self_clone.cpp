@@ -1,0 +1,251 @@
+#include "core/fork/self_clone.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <sched.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <memory>
+
+#include "core/spawn/clone.h"
+#include "core/descriptors/descriptor.h"
+#include "core/fork/forked.h"
+#include "core/base/pidfd.h"
+#include "core/base/probe.h"
+#include "core/base/raw_syscall.h"
+#include "core/base/signal_mask.h"
+#include "core/spawn/spawner_thread.h"
+
+namespace forkfd {
+
+namespace {
+
+constexpr std::uint64_t kPidfd = 0x1000;  // older headers lack some of these
+constexpr std::uint64_t kNewTime = 0x80;
+constexpr std::uint64_t kNewCgroup = 0x2000000;
+constexpr std::uint64_t kClearSighand = 0x100000000ULL;
+constexpr std::uint64_t kIntoCgroup = 0x200000000ULL;
+// In clone() these bits mean the exit signal, or are out of reach.
+constexpr std::uint64_t kClone3Only = kNewTime | kClearSighand | kIntoCgroup;
+
+// Where the kernel clears the thread id at the thread's end, set_tid_address(2): in glibc
+// that is where the thread id itself is kept, so a clone can put the child's there.
+pid_t* tid_address() noexcept {
+    pid_t* address = nullptr;
+    if (raw::call(SYS_prctl, PR_GET_TID_ADDRESS, raw::addr(&address)) != 0) return nullptr;
+    return address;
+}
+
+// Rewritten in the child: what the parent holds is the parent's (get_robust_list(2)).
+struct RobustList {
+    robust_list_head* head = nullptr;
+    std::size_t size = 0;
+
+    RobustList() {
+        const long rc = raw::call(SYS_get_robust_list, 0, raw::addr(&head), raw::addr(&size));
+        if (rc < 0) throw_errno(static_cast<int>(-rc), "clone: get_robust_list");
+    }
+    void register_in_child() const noexcept {
+        if (head == nullptr) return;
+        head->list.next = &head->list;
+        head->list_op_pending = nullptr;
+        raw::call(SYS_set_robust_list, raw::addr(head), static_cast<long>(size));
+    }
+};
+
+// Returns twice, like fork: on the same stack, of which the child has a copy.
+__attribute__((noinline)) long enter_kernel(const SelfClone& how, std::uint64_t flags,
+                                            bool use_clone3, pid_t* tid, int* pidfd) noexcept {
+    if (use_clone3) {
+        struct {
+            std::uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size,
+                tls, set_tid, set_tid_size, cgroup;
+        } args = {};
+        args.flags = flags;
+        args.pidfd = static_cast<std::uint64_t>(raw::addr(pidfd));
+        args.child_tid = static_cast<std::uint64_t>(raw::addr(tid));
+        args.parent_tid = static_cast<std::uint64_t>(raw::addr(how.pid_slot));
+        args.exit_signal = static_cast<std::uint64_t>(how.exit_signal);
+        args.cgroup = static_cast<std::uint64_t>(how.cgroup_fd);
+        // The first published size unless the last member is wanted (E2BIG before 5.7).
+        return raw::call(raw::nr_clone3, raw::addr(&args),
+                         (flags & kIntoCgroup) != 0 ? sizeof args : 64);
+    }
+    void* const parent_tid = how.pid_slot != nullptr ? static_cast<void*>(how.pid_slot) : pidfd;
+    const long word = static_cast<long>(flags) | how.exit_signal;
+#if defined(__x86_64__)
+    return raw::call(SYS_clone, word, 0, raw::addr(parent_tid), raw::addr(tid), 0);
+#else
+    return raw::call(SYS_clone, word, 0, raw::addr(parent_tid), 0, raw::addr(tid));
+#endif
+}
+
+// CLONE_INTO_CGROUP is refused: the child enters by itself and tells.
+class CgroupByHand {
+  public:
+    explicit CgroupByHand(int cgroup_fd) {
+        procs_ = UniqueFd(::openat(cgroup_fd, "cgroup.procs", O_WRONLY | O_CLOEXEC));
+        if (!procs_) throw_errno(errno, "clone: open cgroup.procs");
+        int ends[2];
+        if (::pipe2(ends, O_CLOEXEC) != 0) throw_errno(errno, "clone: pipe");
+        reader_ = UniqueFd(ends[0]);
+        writer_ = UniqueFd(ends[1]);
+    }
+    void enter_in_child() noexcept {
+        const int err = ::write(procs_.get(), "0", 1) == 1 ? 0 : errno;
+        (void)!::write(writer_.get(), &err, sizeof err);
+        if (err != 0) ::_exit(127);
+    }
+    int result_in_parent() noexcept {  // errno
+        writer_.reset();
+        int err = 0;
+        ssize_t n;
+        do n = ::read(reader_.get(), &err, sizeof err);
+        while (n < 0 && errno == EINTR);
+        return n == sizeof err ? err : ECANCELED;
+    }
+
+  private:
+    UniqueFd procs_, reader_, writer_;
+};
+
+std::string described(const SelfClone& how) {
+    char text[64];
+    std::snprintf(text, sizeof text, "clone with flags %#llx",
+                  static_cast<unsigned long long>(how.flags));
+    return text;
+}
+
+std::string named(const std::vector<Task>& tasks) {
+    std::string text = "the process has other threads:";
+    for (const Task& task : tasks) text += " " + task.name + " (" + std::to_string(task.tid) + ")";
+    return text;
+}
+
+// Our thread id as /proc has it, which may be mounted for an outer pid namespace.
+pid_t listed_tid() {
+    char link[64] = {};
+    if (::readlink("/proc/thread-self", link, sizeof link - 1) < 0)
+        throw_errno(errno, "clone: read /proc/thread-self");
+    const char* const tid = std::strrchr(link, '/');
+    return std::atoi(tid == nullptr ? link : tid + 1);
+}
+
+std::vector<Task> tasks_now() {
+    const std::unique_ptr<DIR, int (*)(DIR*)> folder(::opendir("/proc/self/task"), ::closedir);
+    if (folder == nullptr) throw_errno(errno, "clone: count threads in /proc/self/task");
+    const pid_t self = listed_tid();
+    std::vector<Task> found;
+    while (const dirent* entry = ::readdir(folder.get())) {
+        const pid_t tid = std::atoi(entry->d_name);
+        if (tid == 0 || tid == self) continue;
+        char name[32] = {};
+        const std::string path = "/proc/self/task/" + std::to_string(tid) + "/comm";
+        const UniqueFd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+        ssize_t n = file ? ::read(file.get(), name, sizeof name - 1) : -1;
+        if (n < 0) continue;  // it has ended
+        if (n > 0 && name[n - 1] == '\n') --n;
+        found.push_back({tid, std::string(name, static_cast<std::size_t>(n))});
+    }
+    return found;
+}
+
+}  // namespace
+
+const std::uint64_t clone_flags_for_processes =
+    CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET |
+    kNewCgroup | kNewTime | kClearSighand | CLONE_PARENT | CLONE_PTRACE | CLONE_UNTRACED |
+    CLONE_FS | CLONE_IO | CLONE_SYSVSEM;
+
+OtherThreads::OtherThreads(std::vector<Task> found)
+    : std::runtime_error(named(found)), tasks(std::move(found)) {}
+
+std::vector<Task> other_tasks() {
+    if (ask_single_threaded() == 0) return {};
+    // A thread that was joined is gone for its joiner a moment before it is from /proc.
+    const timespec pause = {0, 500 * 1000};
+    std::vector<Task> found = tasks_now();
+    for (int tries = 0; tries < 40 && !found.empty(); ++tries) {
+        ::nanosleep(&pause, nullptr);
+        found = tasks_now();
+    }
+    return found;
+}
+
+std::string why_not_clone(std::uint64_t flags) {
+    if ((flags & CLONE_PARENT) != 0 && ::getpid() == 1)
+        return "pid 1 of a pid namespace may have no siblings";
+    const pid_t* const tid = tid_address();
+    if (tid == nullptr) return "the kernel does not tell where the thread id is kept";
+    if (*tid != own_tid()) return "this libc keeps the thread id elsewhere (musl)";
+    return "";
+}
+
+SelfCloned self_clone(const SelfClone& how) {
+    if (const std::string why = why_not_clone(how.flags); !why.empty())
+        throw_errno(ENOTSUP, described(how) + ": " + why);
+    const RobustList robust;
+    pid_t* const tid = tid_address();
+    bool use_clone3 = refusals().clone3 == 0;
+    bool into_cgroup = how.cgroup_fd >= 0 && use_clone3 && refusals().into_cgroup == 0;
+    std::unique_ptr<CgroupByHand> by_hand;
+    if (std::vector<Task> others = other_tasks(); !others.empty())
+        throw OtherThreads(std::move(others));
+    for (;;) {
+        if (how.cgroup_fd >= 0 && !into_cgroup && by_hand == nullptr)
+            by_hand = std::make_unique<CgroupByHand>(how.cgroup_fd);
+        std::uint64_t flags = how.flags | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID;
+        if (how.pid_slot != nullptr) flags |= CLONE_PARENT_SETTID;
+        if (into_cgroup) flags |= kIntoCgroup;
+        // clone() has one place for the pidfd and the slot.
+        const bool with_pidfd = use_clone3 || how.pid_slot == nullptr;
+        if (with_pidfd) flags |= kPidfd;
+        if (!use_clone3 && (flags & kClone3Only) != 0)
+            throw_errno(refusals().clone3, described(how) + " needs clone3");
+        int pidfd = -1;
+        long pid;
+        {
+            const AllSignalsBlocked blocked;
+            pid = enter_kernel(how, flags, use_clone3, tid, &pidfd);
+            if (pid == 0) {
+                robust.register_in_child();
+                ChildStack::forget_after_fork();
+                forget_spawner_thread();
+                if (by_hand != nullptr) by_hand->enter_in_child();
+            }
+        }
+        if (pid == 0) return {0, {}};
+        if (pid < 0) {
+            const int err = static_cast<int>(-pid);
+            if (into_cgroup && means_refused(err)) {
+                into_cgroup = false;
+                continue;
+            }
+            // Remembered only where nothing that was asked for can be the reason.
+            if (use_clone3 && means_refused(err) && (how.flags & kClone3Only) == 0) {
+                use_clone3 = false;
+                if (err == ENOSYS) refusals().clone3 = err;
+                continue;
+            }
+            throw_errno(err, described(how));
+        }
+        SelfCloned child = {static_cast<pid_t>(pid), UniqueFd(pidfd)};
+        if (!child.pidfd) child.pidfd = open_pidfd(child.pid);
+        if (by_hand != nullptr) {
+            if (const int err = by_hand->result_in_parent(); err != 0) {
+                if ((how.flags & CLONE_PARENT) == 0) reap_failed(child.pid);
+                throw_errno(err, described(how) + ": enter cgroup");
+            }
+        }
+        return child;
+    }
+}
+
+}  // namespace forkfd

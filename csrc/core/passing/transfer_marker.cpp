@@ -1,0 +1,70 @@
+#include "core/passing/transfer_marker.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "core/passing/control_message.h"
+#include "core/base/raw_syscall.h"
+
+namespace forkfd {
+
+namespace {
+
+// linux/memfd.h and linux/fcntl.h; libc's headers may be older.
+constexpr unsigned kCloexec = 1, kAllowSealing = 2, kNoexecSeal = 8;
+constexpr int kAddSeals = 1024 + 9, kGetSeals = 1024 + 10;
+constexpr int kSeals = 0x1 | 0x2 | 0x4 | 0x8;  // seals, shrink, grow, write
+
+struct Content {
+    char magic[24];
+    std::uint64_t total;
+};
+constexpr Content kEmpty = {"forkfd descriptors 1\n", 0};
+
+}  // namespace
+
+UniqueFd make_marker(std::uint64_t total) noexcept {
+    static const char name[] = "forkfd-transfer";
+    const auto make = [](unsigned flags) {
+        return raw::call(SYS_memfd_create, raw::addr(name), kCloexec | kAllowSealing | flags);
+    };
+    long fd = make(kNoexecSeal);
+    if (fd == -EINVAL) fd = make(0);  // before Linux 6.3
+    if (fd < 0) {
+        errno = static_cast<int>(-fd);
+        return UniqueFd();
+    }
+    UniqueFd marker(static_cast<int>(fd));
+    Content content = kEmpty;
+    content.total = total;
+    if (::pwrite(marker.get(), &content, sizeof content, 0) != sizeof content ||
+        ::fcntl(marker.get(), kAddSeals, kSeals) != 0)
+        return UniqueFd();
+    return marker;
+}
+
+std::optional<std::uint64_t> read_marker(int fd) noexcept {
+    // Nothing else is touched than a file in memory: reading others might block.
+    const int seals = ::fcntl(fd, kGetSeals);
+    if (seals < 0 || (seals & kSeals) != kSeals) return std::nullopt;
+    struct stat info;
+    Content content;
+    if (::fstat(fd, &info) != 0 || info.st_size != sizeof content ||
+        ::pread(fd, &content, sizeof content, 0) != sizeof content ||
+        std::memcmp(content.magic, kEmpty.magic, sizeof content.magic) != 0 ||
+        content.total <= kMessageFds)
+        return std::nullopt;
+    return content.total;
+}
+
+bool same_marker(int a, int b) noexcept {
+    struct stat x, y;
+    return ::fstat(a, &x) == 0 && ::fstat(b, &y) == 0 && x.st_dev == y.st_dev &&
+           x.st_ino == y.st_ino;
+}
+
+}  // namespace forkfd

@@ -1,0 +1,50 @@
+// From the descriptor actions of a plan to what the child executes: opens pipes and
+// /dev/null, checks that every source is open, and computes steps and gaps.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "core/spawn/spawn_plan.h"
+#include "core/base/unique_fd.h"
+
+namespace forkfd {
+
+struct PipeEnd {
+    int target;  // the child's number of the other end
+    UniqueFd fd;
+};
+
+class SpawnFds {
+  public:
+    SpawnFds() = default;
+    // `sources` replaces the sources of the `descriptor` actions, in their order; empty: as
+    // planned.  SysError names the descriptor that is not open.
+    SpawnFds(const SpawnPlan& plan, const std::vector<int>& sources,
+             const std::vector<int>& used_later);
+
+    void fill(ChildArgs& args) const noexcept;
+    std::string describe(int target) const;  // "7 -> child's 3"
+    std::vector<PipeEnd> take_pipes() noexcept { return std::move(our_ends_); }
+
+  private:
+    int source_for(const FdAction& action, int planned);
+    int open_null();
+    int open_pipe(const FdAction& action);
+    int highest_made() const;
+    void take_as_they_come(const std::vector<FileAction>& actions);
+
+    std::vector<UniqueFd> child_ends_;  // closed when the child has its own
+    std::vector<PipeEnd> our_ends_;
+    int null_fd_ = -1;
+    std::vector<FdWant> wants_;
+    std::vector<FdStep> steps_;
+    std::vector<FdRange> gaps_;
+    std::vector<int> targets_;
+    std::vector<ChildOpen> opens_;
+    bool opens_are_steps_ = false;
+    unsigned hole_first_ = 0;
+    int scratch_floor_ = 0;
+};
+
+}  // namespace forkfd

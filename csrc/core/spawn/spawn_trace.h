@@ -1,0 +1,61 @@
+// What FORKFD_DEBUG=exec=1 says of one spawn.  The child cannot tell, since it shares our
+// memory until its exec: its parent does, from the report.
+#pragma once
+
+#include <string>
+
+#include "core/spawn/spawn.h"
+#include "core/spawn/spawn_attempt.h"
+#include "core/base/trace.h"
+
+namespace forkfd {
+
+class SpawnTrace {
+  public:
+    explicit SpawnTrace(const std::string& program) noexcept : program_(program) {}
+
+    // Now, where somebody listens.
+    std::uint64_t begin() const noexcept { return on() ? trace::now_ns() : 0; }
+    void started() const noexcept {
+        if (on()) line("started");
+    }
+    // From the clone to the exec, or to the step that failed.
+    void cloned(const Attempt& attempt, long pid, const Report& report,
+                std::uint64_t begun) const noexcept {
+        if (!on()) return;
+        const auto step = static_cast<Stage>(report.stage);
+        trace::Line said = line("clone");
+        said.field("backend", backend_name(attempt.backend()));
+        if (pid < 0) said.field("errno", -pid);
+        else said.field("child", pid);
+        if (pid > 0 && !(step == Stage::exec && report.err == 0))
+            said.field("step", stage_name(step)).field("errno", report.err);
+        said.duration(begun);
+    }
+    void gave_way(const char* without, int err) const noexcept {
+        if (on()) line("give_way").field("without", without).field("errno", err);
+    }
+    void busy() const noexcept {
+        if (on()) line("busy");
+    }
+    void executed(const SpawnResult& child, std::uint64_t begun) const noexcept {
+        if (!on()) return;
+        line("executed").field("child", child.pid)
+            .field("backend", backend_name(child.backend)).duration(begun);
+    }
+    void failed(const SysError& error, std::uint64_t begun) const noexcept {
+        if (!on()) return;
+        line("failed").field("step", stage_name(error.stage())).field("on", error.subject())
+            .field("errno", error.err()).duration(begun);
+    }
+
+  private:
+    static bool on() noexcept { return trace::on(trace::kExec); }
+    trace::Line line(const char* stage) const noexcept {
+        return trace::Line("exec", stage, program_);
+    }
+
+    const std::string& program_;
+};
+
+}  // namespace forkfd

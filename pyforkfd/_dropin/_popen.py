@@ -1,0 +1,251 @@
+"""Popen: the standard one on our engine, with our options."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from io import BufferedReader, BufferedWriter
+from types import TracebackType
+from typing import IO, Any, AnyStr, TypeAlias, Unpack, cast
+
+from pyforkfd import _core
+from pyforkfd._options import Options
+from pyforkfd._spawn import Command
+from pyforkfd._types import PIPE, PIPE_TO_CHILD, FdSource, HasFileno, StrPath
+
+from ._seams import demand_known, execute_child
+
+File: TypeAlias = int | IO[Any] | HasFileno | None
+"""A standard stream: None, PIPE, DEVNULL, STDOUT, a descriptor, or what has one; borrowed."""
+
+
+class StartOptions(Options, total=False):
+    """What Popen takes beside the program and its streams, here and on asyncio."""
+
+    executable: StrPath | None
+    preexec_fn: Callable[[], Any] | None
+    close_fds: bool
+    cwd: StrPath | None
+    env: Mapping[str, str] | Mapping[bytes, bytes] | None
+    restore_signals: bool
+    start_new_session: bool
+    pass_fds: Iterable[int]
+    user: str | int | None
+    group: str | int | None
+    extra_groups: Iterable[str | int] | None
+    umask: int
+    pipesize: int
+    process_group: int | None
+
+
+class PopenOptions(StartOptions, total=False):
+    """Everything that Popen takes: the standard module's own names, and :class:`Options`."""
+
+    args: StrPath | Sequence[StrPath]
+    bufsize: int
+    stdin: File
+    stdout: File
+    stderr: File
+    shell: bool
+    universal_newlines: bool | None
+    encoding: str | None
+    errors: str | None
+    text: bool | None
+
+
+class Popen(subprocess.Popen[AnyStr]):
+    """:class:`subprocess.Popen`, whose child is started as :meth:`Command.spawn` does.
+
+    Takes what the standard one takes, with the same meaning, and by keyword the options of
+    :class:`Command` that it lacks: ``fds``, ``listen``, ``controlling_terminal``,
+    ``foreground``, ``rlimits``, ``nice``, ``cpu_affinity``, ``scheduler``, ``capabilities``,
+    ``no_new_privs``, ``parent_death_signal``, ``parent_death_scope``, ``chroot``,
+    ``namespaces``, ``uid_map``, ``gid_map``, ``seccomp``, ``cgroup``, ``signal_mask``,
+    ``default_signals``, ``ignore_signals``.  ``fds`` and ``listen`` add to ``pass_fds`` and
+    to stdin, stdout and stderr; one number may come from one of them only.  ``user`` is the
+    standard's: it brings no groups with it.
+
+    While it lives it holds the child's pidfd: signals go through that, and waits with a
+    time-out sleep in poll(2) where the standard ones look again and again.
+
+    Attributes:
+        pipes: our ends of the pipes that ``fds`` asked for, by the child's number; owned by
+            this object.
+
+    Raises:
+        OSError: as the standard one.  Where the program or the directory is wrong, the
+            cause is the :class:`SpawnError`; where anything else is, it is that itself.
+        TypeError, ValueError, LookupError: a value makes no sense; nothing was started.
+    """
+
+    _forkfd_options: _core.SpawnPlan | None = None
+    _pidfd: int = -1
+    _writable: frozenset[int] = frozenset()
+    pipes: dict[int, BufferedReader | BufferedWriter]
+
+    def __init__(
+        self,
+        args: StrPath | Sequence[StrPath],
+        bufsize: int = -1,
+        executable: StrPath | None = None,
+        stdin: File = None,
+        stdout: File = None,
+        stderr: File = None,
+        preexec_fn: Callable[[], Any] | None = None,
+        close_fds: bool = True,
+        shell: bool = False,
+        cwd: StrPath | None = None,
+        env: Mapping[str, str] | Mapping[bytes, bytes] | None = None,
+        universal_newlines: bool | None = None,
+        startupinfo: None = None,
+        creationflags: int = 0,
+        restore_signals: bool = True,
+        start_new_session: bool = False,
+        pass_fds: Iterable[int] = (),
+        *,
+        user: str | int | None = None,
+        group: str | int | None = None,
+        extra_groups: Iterable[str | int] | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        text: bool | None = None,
+        umask: int = -1,
+        pipesize: int = -1,
+        process_group: int | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        demand_known()
+        self.pipes = {}
+        self._forkfd_options = _core.SpawnPlan()
+        pass_fds = set(pass_fds)
+        if options:
+            if preexec_fn is not None:
+                raise ValueError("preexec_fn: the standard way, which it needs, has no options")
+            self._demand_one_source(options, pass_fds, (stdin, stdout, stderr))
+            options.setdefault("default_signals", ())  # restore_signals says that
+            self._forkfd_options = Command(
+                [b"-"],
+                executable=b"/-",  # what is executed is the standard part's
+                new_session=bool(start_new_session),
+                **options,
+            )._plan
+        super().__init__(
+            cast(Any, args),
+            bufsize,
+            executable,
+            cast(Any, stdin),
+            cast(Any, stdout),
+            cast(Any, stderr),
+            preexec_fn,
+            close_fds,
+            shell,
+            cwd,
+            env,
+            universal_newlines,
+            startupinfo,
+            creationflags,
+            restore_signals,
+            start_new_session,
+            pass_fds,
+            user=user,
+            group=group,
+            extra_groups=extra_groups,
+            encoding=encoding,
+            errors=errors,
+            text=text,
+            umask=umask,
+            pipesize=pipesize,
+            process_group=process_group,
+        )
+
+    _execute_child = execute_child
+
+    def _demand_one_source(
+        self, options: Options, pass_fds: set[int], standard: tuple[object, object, object]
+    ) -> None:
+        fds: Mapping[int, FdSource] = options.get("fds") or {}
+        mapped = {*fds, *range(3, 3 + len(options.get("listen") or ()))}
+        named = {*pass_fds, *(number for number, file in enumerate(standard) if file is not None)}
+        if both := mapped & named:
+            raise ValueError(
+                f"fds, listen: child's {sorted(both)} also in pass_fds, stdin, stdout or stderr"
+            )
+        self._writable = frozenset(
+            n for n, f in fds.items() if f is PIPE_TO_CHILD or (f is PIPE and n == 0)
+        )
+
+    def _started(self, pidfd: int, ends: dict[int, int]) -> None:
+        """Called by execute_child: what the core has given us beside the pid."""
+        self._pidfd = pidfd
+        for target, fd in ends.items():
+            self.pipes[target] = os.fdopen(fd, "wb" if target in self._writable else "rb")  # type: ignore[assignment]
+
+    @property
+    def pidfd(self) -> int:
+        """Means the child, readable once it has ended; borrowed, -1 once it is reaped."""
+        return self._pidfd
+
+    def send_signal(self, sig: int) -> None:
+        """Send a signal through the pidfd; does nothing once the child is known to have ended."""
+        self.poll()
+        number = self._duplicate()
+        if number < 0:
+            super().send_signal(sig)
+            return
+        try:
+            _core.send_signal(number, sig)
+        except ProcessLookupError:
+            pass  # ended since, and was reaped by somebody else
+        finally:
+            os.close(number)
+
+    def _wait(self, timeout: float | None) -> int:
+        # Asleep in poll(2) until then; without a time-out waitpid(2) sleeps as well.
+        number = -1 if timeout is None else self._duplicate()
+        if number >= 0:
+            try:
+                ended = _core.wait_pidfd(number, timeout)
+            finally:
+                os.close(number)
+            if not ended and self.returncode is None:
+                raise subprocess.TimeoutExpired(self.args, cast(float, timeout))
+        return cast(int, super()._wait(timeout))  # type: ignore[misc]
+
+    def _duplicate(self) -> int:
+        """Of the pidfd, since whoever reaps closes it; -1 if somebody does so right now."""
+        lock = self._waitpid_lock  # type: ignore[attr-defined]
+        if not lock.acquire(blocking=False):
+            return -1
+        try:
+            return os.dup(self._pidfd) if self._pidfd >= 0 else -1
+        finally:
+            lock.release()
+
+    def _handle_exitstatus(self, *args: Any, **kwargs: Any) -> None:
+        super()._handle_exitstatus(*args, **kwargs)  # type: ignore[misc]
+        self._close_pidfd()  # reaped; the lock is held
+
+    def _close_pidfd(self) -> None:
+        pidfd, self._pidfd = self._pidfd, -1
+        if pidfd >= 0:
+            os.close(pidfd)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for pipe in self.pipes.values():
+            try:
+                pipe.close()
+            except BrokenPipeError:
+                pass  # buffered for a child that no longer reads
+        super().__exit__(kind, value, trace)
+
+    def __del__(self) -> None:
+        try:
+            super().__del__()
+        finally:
+            self._close_pidfd()

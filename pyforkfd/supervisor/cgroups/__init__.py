@@ -1,0 +1,1 @@
+"""Cgroups: our tree, a leaf for each worker, pressure triggers."""

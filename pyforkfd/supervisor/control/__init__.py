@@ -1,0 +1,1 @@
+"""The control socket: its protocol, server, client, requests and status."""

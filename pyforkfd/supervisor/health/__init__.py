@@ -1,0 +1,1 @@
+"""Health of workers: stale heartbeats, memory limits."""

@@ -1,0 +1,1 @@
+"""Logs: records, capture of output, the shared file, sinks."""

@@ -1,0 +1,1 @@
+"""Metrics: counted, exposed in Prometheus' formats, served over HTTP."""

@@ -1,0 +1,69 @@
+"""Where Prometheus finds the counters, joined to the loop: a listener, a file, or both."""
+
+from __future__ import annotations
+
+import logging
+
+import pyforkfd as ff
+from pyforkfd._closing import Closing
+from pyforkfd.supervisor._reactor import Reactor
+from pyforkfd.supervisor.spec._spec import Metrics
+
+from ._counters import Metrics as Counters
+from ._prometheus import Exposition, write_textfile
+from ._server import ScrapeServer
+
+log = logging.getLogger("pyforkfd.supervisor")
+
+_TICK = 1.0  # seconds
+
+
+class Endpoint(Closing):
+    """Nothing where the specification names neither.  Owns its listener."""
+
+    def __init__(self, config: Metrics, counters: Counters, reactor: Reactor) -> None:
+        """Bind the listener.
+
+        Raises:
+            MetricsUnavailableError: there is no prometheus_client.
+            OSError, ValueError: the listener cannot be made.
+        """
+        self._config = config
+        self._reactor = reactor
+        self._server: ScrapeServer | None = None
+        self._tick_at = self._write_at = 0.0
+        self._exposition: Exposition | None = None
+        if config.address is None and config.textfile is None:
+            return
+        self._exposition = Exposition(counters)
+        if config.address is not None:
+            server = ScrapeServer(
+                ff.bind(config.address), self._exposition.render, counters.degraded
+            )
+            self._server = server
+            reactor.add(server.fileno(), lambda _: server.handle())
+
+    @property
+    def is_open(self) -> bool:
+        """There is something to :meth:`look` after."""
+        return self._exposition is not None
+
+    def look(self, now: float) -> None:
+        """Drop those who are too slow, and write the file when it is time."""
+        if self._server is not None and now >= self._tick_at:
+            self._tick_at = now + _TICK
+            self._server.tick()
+        if self._exposition is None or self._config.textfile is None or now < self._write_at:
+            return
+        self._write_at = now + self._config.interval
+        try:
+            write_textfile(self._config.textfile, self._exposition.render()[1])
+        except OSError as error:
+            log.warning("metrics: %s", error)
+
+    def close(self) -> None:
+        """Close the listener; the file stays."""
+        if self._server is not None:
+            self._reactor.remove(self._server.fileno())
+            self._server.close()
+            self._server = None

@@ -1,0 +1,150 @@
+"""The supervisor's numbers in Prometheus' formats: a collector, and a file for node_exporter.
+
+Wants prometheus_client, the extra ``metrics``; it is imported when it is first needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from itertools import accumulate
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from pyforkfd._types import StrPath
+
+from ._counters import BOOT_BUCKETS, Family, Histogram, Metrics, Samples
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.metrics_core import Metric
+
+
+_OPENMETRICS = "application/openmetrics-text"
+_BOUNDS = (*map(str, BOOT_BUCKETS), "+Inf")
+
+
+class MetricsUnavailableError(ImportError):
+    """Metrics are wanted, and prometheus_client is not there or too old; the text says which."""
+
+
+def _client(module: str) -> ModuleType:
+    import importlib
+
+    try:
+        return importlib.import_module(f"prometheus_client.{module}")
+    except ImportError as error:
+        raise MetricsUnavailableError(
+            f"metrics want prometheus_client 0.20 or later (pip install 'pyforkfd[metrics]'): "
+            f"{error}",
+            name="prometheus_client",
+        ) from error
+
+
+class Collector:
+    """A custom collector of prometheus_client over :class:`Metrics`: nothing is kept twice.
+
+    Args:
+        metrics: asked at every scrape.
+        clock: CLOCK_MONOTONIC in ns.
+
+    Raises:
+        MetricsUnavailableError: there is no prometheus_client.
+    """
+
+    def __init__(self, metrics: Metrics, clock: Callable[[], int] = time.monotonic_ns) -> None:
+        self._metrics = metrics
+        self._clock = clock
+        self._core = _client("metrics_core")
+
+    def collect(self) -> Iterator[Metric]:
+        """Each metric with its samples; called by a registry."""
+        for family, samples in self._metrics.collect(self._clock()):
+            yield self._family(family, samples)
+
+    def _family(self, family: Family, samples: Samples) -> Metric:
+        made = _KINDS[family.kind](self._core, family)
+        for labels, value in samples:
+            if isinstance(value, Histogram):
+                below = zip(_BOUNDS, accumulate(value.counts), strict=True)
+                made.add_metric(labels, list(below), value.sum)
+            else:
+                made.add_metric(labels, value)
+        return made
+
+
+_KINDS = {
+    "counter": lambda core, f: core.CounterMetricFamily(f.name, f.help, labels=f.labels),
+    "gauge": lambda core, f: core.GaugeMetricFamily(f.name, f.help, labels=f.labels),
+    "histogram": lambda core, f: core.HistogramMetricFamily(f.name, f.help, labels=f.labels),
+}
+
+
+class Exposition:
+    """Renders the metrics; of a registry of its own, so that other collectors may be added.
+
+    Args:
+        metrics: what is shown.
+
+    Raises:
+        MetricsUnavailableError: there is no prometheus_client.
+
+    Attributes:
+        registry: for more collectors, such as prometheus_client's own of the process.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        exposition, registry = _client("exposition"), _client("registry")
+        self._choose = exposition.choose_encoder
+        self.registry: CollectorRegistry = registry.CollectorRegistry(auto_describe=False)
+        self.registry.register(Collector(metrics))
+
+    def render(self, accept: str = "") -> tuple[str, bytes]:
+        """All metrics now.
+
+        Args:
+            accept: the header of a request: OpenMetrics where it is asked for, else text.
+
+        Returns:
+            The content type, and the text.
+        """
+        # Nothing else of the header is handed on: the client library stumbles over some.
+        wanted = _OPENMETRICS if _OPENMETRICS in accept else ""
+        encode, content_type = self._choose(f"{wanted}; version=1.0.0" if wanted else "")
+        return content_type, encode(self.registry)
+
+
+def write_textfile(path: StrPath, data: bytes) -> None:
+    """Replace a file at once, as node_exporter's textfile collector wants it.
+
+    Readers see the old text or the new, never a part: it is written beside, under a name
+    that the collector does not take (``.NAME.PID``), and renamed (rename(2)).  It writes to a
+    file system, which may be slow; keep it on a tmpfs.
+
+    Args:
+        path: its directory must be there; the name should end in ``.prom``.
+        data: the whole text; readable for all (0o644, whatever the umask).
+
+    Raises:
+        OSError: as open(2), write(2) and rename(2) say; the old file stays, and no other.
+    """
+    target = os.fsdecode(path)
+    directory, name = os.path.split(target)
+    beside = os.path.join(directory, f".{name}.{os.getpid()}")
+    # A link that somebody else has put there is neither followed nor written to.
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(beside)
+    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with open(fd, "wb", buffering=0) as file:
+            left = memoryview(data)
+            while left:
+                left = left[file.write(left) :]
+            os.fchmod(fd, 0o644)
+        os.rename(beside, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(beside)
+        raise

@@ -1,0 +1,1 @@
+"""Processes and what they are made with: launch, sockets, readiness, cause of death."""

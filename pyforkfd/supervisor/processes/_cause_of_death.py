@@ -1,0 +1,37 @@
+"""Why a worker died: from its exit status, and for OOM from what the kernel has counted."""
+
+from __future__ import annotations
+
+import signal
+
+import pyforkfd as ff
+from pyforkfd.supervisor.state._events import Cause
+
+
+def cause(status: ff.ExitStatus, *, oom_kills: int = 0) -> tuple[Cause, str]:
+    """The label for the counters, and words for people.
+
+    Args:
+        status: how it ended.
+        oom_kills: how many processes of its own cgroup the OOM killer has taken,
+            memory.events.local: without a cgroup nobody can tell an OOM kill from any other.
+    """
+    killed = status.signal == signal.SIGKILL or status.code == 128 + signal.SIGKILL
+    if oom_kills > 0 and killed:
+        return "oom", f"{status}: the OOM killer took {oom_kills} process(es) of its cgroup"
+    if status.core_dumped:
+        return "core", str(status)
+    if status.signal is not None:
+        return "signal", str(status)
+    if status.lost:
+        return "exit", str(status)
+    if status.success:
+        return "done", str(status)
+    assert status.code is not None
+    if status.code > 128:  # as a shell reports what it has started
+        try:
+            name = signal.Signals(status.code - 128).name
+        except ValueError:
+            return "exit", str(status)
+        return "exit", f"{status} (a shell says so of a child killed by {name})"
+    return "exit", str(status)

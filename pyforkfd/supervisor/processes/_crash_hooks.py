@@ -1,0 +1,109 @@
+"""What the specification wants to be run after a crash: in processes of their own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyforkfd as ff
+from pyforkfd.supervisor._reactor import Reactor
+from pyforkfd.supervisor.state._events import Crashed
+
+log = logging.getLogger("pyforkfd.supervisor")
+
+_PATIENCE = 30.0  # seconds
+_MOST_AT_ONCE = 16  # a component in a crash loop is not to fill the machine with them
+_CODE = """
+import importlib, os, sys
+module, _, name = sys.argv[1].partition(":")
+keys = ("component", "worker", "cause", "detail")
+getattr(importlib.import_module(module), name)(
+    {key: os.environ["FORKFD_CRASH_" + key.upper()] for key in keys}
+)
+"""
+
+
+class Hooks:
+    """Runs them, and ends those that take too long."""
+
+    def __init__(self, reactor: Reactor) -> None:
+        self._reactor = reactor
+        self._running: dict[int, tuple[ff.Process, str, float]] = {}  # by pidfd
+
+    def run(self, hooks: Sequence[str | tuple[str, ...]], crash: Crashed) -> None:
+        """Start all of them; nothing waits for them.
+
+        Args:
+            hooks: each a command, or ``"package.module:function"``, which is called with one
+                dictionary; both find FORKFD_CRASH_COMPONENT, _WORKER, _CAUSE and _DETAIL.
+            crash: what they are told.
+        """
+        about = {
+            "COMPONENT": crash.component,
+            "WORKER": str(crash.worker),
+            "CAUSE": crash.cause,
+            "DETAIL": crash.detail,
+        }
+        env = {**os.environ, **{f"FORKFD_CRASH_{name}": text for name, text in about.items()}}
+        env.pop("NOTIFY_SOCKET", None)
+        for hook in hooks:
+            name = hook if isinstance(hook, str) else hook[0]
+            if len(self._running) >= _MOST_AT_ONCE:
+                log.error("on_crash: %s is not run: %d run already", name, _MOST_AT_ONCE)
+                continue
+            self._start(hook, name, env)
+
+    def _start(self, hook: str | tuple[str, ...], name: str, env: dict[str, str]) -> None:
+        command = (sys.executable, "-c", _CODE, hook) if isinstance(hook, str) else hook
+        if isinstance(hook, str):  # it finds what we find
+            env = {
+                **env,
+                "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
+            }
+        try:
+            process = ff.spawn(
+                command,
+                env=env,
+                fds={0: ff.DEVNULL, 1: ff.INHERIT, 2: ff.INHERIT},
+                process_group=0,
+                signal_mask=(),
+            )
+        except (OSError, ValueError) as error:
+            log.error("on_crash: %s", error)
+            return
+        fd = process.fileno()
+        self._running[fd] = (process, name, time.monotonic() + _PATIENCE)
+        self._reactor.add(fd, lambda _: self._on_end(fd))
+
+    def _on_end(self, fd: int) -> None:
+        process, name, _ = self._running[fd]
+        status = process.poll()
+        if status is None:
+            return
+        if not status.success:
+            log.error("on_crash: %s: %s", name, status)
+        del self._running[fd]
+        self._reactor.remove(fd)
+        process.close()
+
+    def look(self, now: float) -> None:
+        """End those that have had their time."""
+        for process, name, until in self._running.values():
+            if now >= until and process.poll() is None:
+                log.error("on_crash: %s takes more than %g s: killing it", name, _PATIENCE)
+                process.kill()
+
+    def close(self) -> None:
+        """Give them a moment, then end them."""
+        until = time.monotonic() + 1.0
+        for fd, (process, _, _) in list(self._running.items()):
+            try:
+                process.wait(max(0.0, until - time.monotonic()))
+            except TimeoutError:
+                process.kill()
+                process.wait()
+            self._on_end(fd)

@@ -1,0 +1,177 @@
+"""The rooms that workers are made with, opened in the order in which they need one another."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import select
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyforkfd as ff
+from pyforkfd._page import SharedPage
+from pyforkfd.supervisor._reactor import Reactor
+from pyforkfd.supervisor.cgroups._delegation import OWN_LEAF
+from pyforkfd.supervisor.cgroups._file import CgroupError
+from pyforkfd.supervisor.cgroups._leaf import Leaf
+from pyforkfd.supervisor.cgroups._pressure_watch import Lacks, lacking
+from pyforkfd.supervisor.cgroups._tree import Policy, Tree, open_tree
+from pyforkfd.supervisor.health._watch import Watch
+from pyforkfd.supervisor.logs._output import Output, forwarded
+from pyforkfd.supervisor.metrics._counters import Metrics
+from pyforkfd.supervisor.spec._limits import RESOURCES, Resource
+from pyforkfd.supervisor.spec._spec import Service
+from pyforkfd.supervisor.state._model import Worker
+from pyforkfd.supervisor.succession._handover import Handover
+from pyforkfd.supervisor.succession._keeper import Keeper
+from pyforkfd.supervisor.succession._succession import Succession
+
+from ._notify_socket import NotifySocket
+from ._sockets import Sockets
+from ._zygotes import Zygotes
+
+log = logging.getLogger("pyforkfd.supervisor")
+
+_SLOTS = 1024  # workers that have one; 64 bytes each
+_PATIENCE = 2.0  # seconds for killed processes to be gone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rooms:
+    """What workers are made with; borrowed."""
+
+    reactor: Reactor
+    sockets: Sockets
+    notify: NotifySocket
+    zygotes: Zygotes
+    succession: Succession
+    output: Output
+    watch: Watch
+    cgroups: Tree | None
+    lacks: Lacks
+
+
+def open_rooms(
+    stack: contextlib.ExitStack,
+    service: Service,
+    succession: Succession,
+    memory: Callable[[int], int | None],
+) -> Rooms:
+    """Make all of them, or take them over from a predecessor.
+
+    Args:
+        stack: closes them.
+        service: what is to run.
+        succession: has what a predecessor has left, and gets what a successor is to have.
+        memory: worker -> bytes that it uses.
+
+    Raises:
+        OSError, ValueError: one cannot be made.
+        CgroupError: a component wants cgroups, and there can be none.
+    """
+    enter = stack.enter_context
+    reactor = enter(Reactor())
+    output = enter(Output(service.log, reactor, succession))
+    enter(forwarded(output))
+    sockets = enter(Sockets(ff.listen_fds(), succession.sockets()))
+    cgroups = _cgroups(service, succession.keeper)
+    if cgroups is not None:
+        enter(cgroups)
+        _end_leftovers(cgroups, succession.past)
+    watch = enter(_watch(succession, memory))
+    notify = enter(NotifySocket(f"{succession.directory}/notify", succession.notify_socket()))
+    succession.put_notify(notify)
+    zygotes = Zygotes()
+    stack.callback(zygotes.close)
+    lacks = enter(Lacks(reactor, watch.lacks, _there(service, cgroups)))
+    return Rooms(
+        reactor=reactor,
+        sockets=sockets,
+        notify=notify,
+        zygotes=zygotes,
+        succession=succession,
+        output=output,
+        watch=watch,
+        cgroups=cgroups,
+        lacks=lacks,
+    )
+
+
+def _watch(succession: Succession, memory: Callable[[int], int | None]) -> Watch:
+    if (fd := succession.take("page")) is None:
+        page = SharedPage.create(_SLOTS)
+    else:
+        page = SharedPage(fd.detach())
+    succession.put("page", page)
+    return Watch(page, Metrics(page, memory=memory), memory)
+
+
+def _cgroups(service: Service, keeper: Keeper | None) -> Tree | None:
+    """Our own cgroup, divided, as strictly as the strictest component wants it."""
+    policies = {spec.cgroup for spec in service.components.values()}
+    policy: Policy = "off"
+    for stricter in ("prefer", "require"):
+        if stricter in policies:
+            policy = stricter
+    limits = [spec.limits for spec in service.components.values() if spec.cgroup == policy]
+    also = () if keeper is None else (os.getppid(),)
+    tree, missing = open_tree(policy, limits, also=also)
+    wanted = any(each.files() for each in limits)
+    for what in missing:
+        log.log(logging.WARNING if wanted else logging.INFO, "%s", what)
+    return tree
+
+
+def _there(service: Service, tree: Tree | None) -> frozenset[Resource]:
+    """What the kernel tells of workers that lack it; an error where one must be told."""
+    if tree is None:
+        return frozenset()
+    components = service.components.values()
+    wanted = {resource for spec in components for resource in spec.pressure.wanted()}
+    missing = lacking(tree.path / OWN_LEAF, sorted(wanted))
+    for resource, error in missing.items():
+        if any(s.cgroup == "require" and resource in s.pressure.wanted() for s in components):
+            raise error
+        log.warning("%s", error)
+    return frozenset(RESOURCES) - missing.keys()
+
+
+def leaf_name(worker: Worker) -> str:
+    """What a worker's cgroup is called: nobody else's is called so."""
+    return f"{worker.component}-{worker.id}.worker"
+
+
+def _end_leftovers(tree: Tree, past: Handover | None) -> None:
+    """What a supervisor that was killed has left, but for workers that we take over."""
+    known = () if past is None else map(leaf_name, past.state.workers.values())
+    ours = (name for name in tree.leftovers() if re.search(r"-\d+\.worker(\.\d+)?$", name))
+    for name in set(ours).difference(known):
+        with contextlib.suppress(CgroupError):  # it has gone since
+            end_leaf(tree.adopt(name), time.monotonic() + _PATIENCE)
+
+
+def end_leaf(leaf: Leaf, until: float) -> None:
+    """Kill all that is in a cgroup, and remove it when that has ended; closes it.
+
+    Args:
+        leaf: taken.
+        until: when to give up, time.monotonic().
+    """
+    poll = select.poll()
+    try:
+        with leaf.watch() as changed:
+            poll.register(changed, select.POLLPRI)
+            while not leaf.remove():
+                leaf.kill()
+                left = until - time.monotonic()
+                if left <= 0 or not poll.poll(left * 1000):
+                    log.warning("%s: something in it does not end", leaf.path)
+                    leaf.close()
+                    return
+                os.pread(changed.fileno(), 4096, 0)
+    except CgroupError as error:
+        log.warning("%s", error)
+        leaf.close()

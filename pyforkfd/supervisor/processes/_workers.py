@@ -1,0 +1,358 @@
+"""The workers' processes: started, watched, told, signalled, ended, and forgotten."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyforkfd as ff
+from pyforkfd.supervisor.cgroups._file import CgroupError
+from pyforkfd.supervisor.cgroups._leaf import Leaf
+from pyforkfd.supervisor.health._resident_memory import resident_memory
+from pyforkfd.supervisor.logs._records import Origin
+from pyforkfd.supervisor.spec._spec import Service, Stream
+from pyforkfd.supervisor.state._events import (
+    BecameReady,
+    Ended,
+    Event,
+    Spawned,
+    SpawnFailed,
+    WentStale,
+)
+from pyforkfd.supervisor.state._model import Phase, Worker
+from pyforkfd.zygote import ZygoteError
+
+from ._cause_of_death import cause
+from ._launch import Given, launch, tell, zygote_for
+from ._notify_socket import worker_of
+from ._orphans import reap_strangers
+from ._readiness import accepts, inodes
+from ._resources import Rooms, end_leaf, leaf_name
+
+log = logging.getLogger("pyforkfd.supervisor")
+
+_FAREWELL = 2.0  # seconds for killed processes to be gone when we end
+
+
+@dataclass(slots=True)
+class Running:
+    """A worker's process, and what belongs to it."""
+
+    worker: Worker
+    process: ff.Process
+    channel: ff.FdChannel
+    listeners: frozenset[int]
+    leaf: Leaf | None = None
+    status: str = ""
+
+
+@dataclass(slots=True)
+class Workers:
+    """All that run, by their id.
+
+    Attributes:
+        rooms: what they are made with.
+        post: takes what happens to them.
+        on_message: takes what they send to the application: component, worker, data.
+        waiting: ids of those that wait for their zygote.
+    """
+
+    rooms: Rooms
+    post: Callable[[Event], None]
+    on_message: Callable[[str, int, Any], None] | None = None
+    waiting: set[int] = field(default_factory=set)
+    _running: dict[int, Running] = field(default_factory=dict)
+    _emptying: list[Leaf] = field(default_factory=list)  # killed, but not empty yet
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._running
+
+    def __iter__(self) -> Iterator[Running]:
+        return iter(list(self._running.values()))
+
+    # Birth
+
+    def start(self, worker: Worker, service: Service) -> None:
+        """Start one, or have it wait for its zygote; posts Spawned or SpawnFailed."""
+        number = worker.id
+        self.waiting.discard(number)
+        if number in self._running:
+            return
+        leaf: Leaf | None = None
+        writers: list[ff.HasFileno] = []
+        try:
+            zygote = None
+            if worker.spec.function is not None:
+                zygote = self.rooms.zygotes.get(zygote_for(service, worker.spec), worker.generation)
+                if zygote is None:
+                    self.waiting.add(number)
+                    return
+            leaf = self._leaf(worker)
+            given = self._given(worker, service, leaf, writers)
+            process, channel = launch(worker, given, zygote)
+        except (OSError, ValueError, ZygoteError) as error:
+            self.rooms.output.worker_gone(number, time.monotonic())
+            if leaf is not None:
+                leaf.remove()
+            self.post(SpawnFailed(number, str(error)))
+            return
+        finally:
+            for writer in writers:
+                writer.close()  # type: ignore[attr-defined]  # the worker has its own
+        self.rooms.succession.put_worker(number, process, channel)
+        self.adopt(worker, service, process, channel, leaf)
+        self.post(Spawned(number, process.pid))
+
+    def adopt(
+        self,
+        worker: Worker,
+        service: Service,
+        process: ff.Process,
+        channel: ff.FdChannel,
+        leaf: Leaf | None,
+    ) -> None:
+        """Watch a process; it, its channel and its leaf are taken."""
+        number = worker.id
+        known = inodes(sock.fileno() for sock in self._listeners(worker, service).values())
+        self._running[number] = Running(worker, process, channel, known, leaf)
+        self.rooms.reactor.add(process.fileno(), lambda _: self._on_end(number))
+        if not channel.closed:
+            self.rooms.reactor.add(channel.fileno(), lambda _: self._on_channel(number))
+        if leaf is not None:
+            self.rooms.lacks.watch(worker, leaf)
+
+    def _listeners(self, worker: Worker, service: Service) -> dict[str, Any]:
+        listeners, position = service.listeners, worker.position
+        return {n: self.rooms.sockets.get(listeners[n], position) for n in worker.spec.listen}
+
+    def _leaf(self, worker: Worker) -> Leaf | None:
+        tree = self.rooms.cgroups
+        if tree is None or worker.spec.cgroup == "off":
+            return None
+        leaf = tree.leaf(leaf_name(worker), worker.spec.limits)
+        for what in leaf.missing:
+            log.warning("%s: worker %d: %s", worker.component, worker.id, what)
+        return leaf
+
+    def _given(
+        self, worker: Worker, service: Service, leaf: Leaf | None, writers: list[ff.HasFileno]
+    ) -> Given:
+        rooms = self.rooms
+        origin = Origin(component=worker.component, worker=worker.id, generation=worker.generation)
+
+        def stream(name: str, wanted: Stream) -> ff.FdSource | None:
+            if wanted != "capture":
+                return ff.DEVNULL if wanted == "null" else None
+            writers.append(rooms.output.capture(origin, name).writer)
+            return writers[-1]
+
+        extras: dict[str, ff.HasFileno] = {"page": rooms.watch.page}
+        if rooms.output.file is not None:
+            rooms.output.file.give(worker.id)
+            extras["log"] = rooms.output.file
+        return Given(
+            listeners=self._listeners(worker, service),
+            notify_path=rooms.notify.path,
+            die_with_us=rooms.succession.keeper is None,
+            stdout=stream("stdout", worker.spec.stdout),
+            stderr=stream("stderr", worker.spec.stderr),
+            cgroup=None if leaf is None else leaf.fileno(),
+            extras=extras,
+            slot=rooms.watch.slot_of(worker.id),
+        )
+
+    # Life
+
+    def signal(self, number: int, sig: int) -> None:
+        """Send a signal; one that waits for its zygote is given up."""
+        if (running := self._running.get(number)) is not None:
+            running.process.send_signal(sig)
+        else:
+            self._give_up(number)
+
+    def kill(self, number: int) -> None:
+        """SIGKILL to all of it; one that waits for its zygote is given up."""
+        if (running := self._running.get(number)) is not None:
+            _kill_tree(running)
+            running.process.kill()
+        else:
+            self._give_up(number)
+
+    def _give_up(self, number: int) -> None:
+        if number in self.waiting:  # or it has failed already, and nobody has heard of it yet
+            self.waiting.discard(number)
+            self.post(SpawnFailed(number, "it was given up while its zygote started"))
+
+    def tell(
+        self,
+        number: int,
+        order: str,
+        fds: Mapping[str, ff.HasFileno] = {},
+        about: Mapping[str, Any] = {},
+    ) -> None:
+        """Give an order over its channel; never waits."""
+        running = self._running.get(number)
+        if running is None:
+            return
+        if running.channel.closed or not tell(running.channel, order, fds, about):
+            log.warning("worker %d does not take the order %s", number, order)
+
+    def move_shards(self, worker: Worker, service: Service, position: int, *, back: bool) -> None:
+        """Lend it another position's shards, or take them back."""
+        shards = {
+            f"{name}/{position}": self.rooms.sockets.get(service.listeners[name], position)
+            for name in worker.spec.listen
+            if service.listeners[name].shards
+        }
+        self.tell(worker.id, "return" if back else "accept", shards)
+
+    def memory(self, number: int) -> int | None:
+        """Bytes that it uses: its cgroup's, else its main process's."""
+        running = self._running.get(number)
+        if running is None:
+            return None
+        if running.leaf is not None:
+            try:
+                return running.leaf.working_set()
+            except CgroupError:
+                pass  # without the memory controller
+        return resident_memory(running.process.pid)
+
+    def hear(self) -> None:
+        """Read what was sent to NOTIFY_SOCKET."""
+        pids = {running.process.pid: number for number, running in self._running.items()}
+        for pid, said in self.rooms.notify.read():
+            if (worker := worker_of(pid, pids)) is not None:
+                self._take(worker, said)
+
+    def _take(self, worker: int, said: Mapping[str, str]) -> None:
+        if "STATUS" in said:
+            self._running[worker].status = said["STATUS"]
+        if said.get("READY") == "1":
+            self.post(BecameReady(worker))
+        if said.get("WATCHDOG") == "1":
+            self.rooms.watch.beat(worker)
+        if said.get("WATCHDOG") == "trigger":
+            self.post(WentStale(worker, "it says of itself that it is not well"))
+
+    def _on_channel(self, number: int) -> None:
+        running = self._running[number]
+        try:
+            message = running.channel.recv(timeout=0)
+        except TimeoutError:
+            return
+        except (EOFError, OSError):  # it has closed its end: nothing more will come
+            self._close_channel(running)
+            return
+        with message:
+            try:
+                said = json.loads(message.data)
+            except (ValueError, RecursionError):
+                said = None
+            if not isinstance(said, dict):
+                log.warning("worker %d: not a message: %r", number, message.data[:80])
+                return
+            match said.get("event"):
+                case "ready":
+                    self.post(BecameReady(number, speaks=True))
+                case "status":
+                    running.status = str(said.get("text", ""))
+                case "log" if self.rooms.output.file is not None:
+                    self.rooms.output.file.confirm(number, said.get("turn"))
+                case "message" if self.on_message is not None:
+                    self.on_message(running.worker.component, number, said.get("data"))
+
+    def look_for_accept(self, workers: Iterable[Worker]) -> None:
+        """At those of them that do not say when they are ready."""
+        for worker in list(workers):
+            running = self._running.get(worker.id) if is_looked_at(worker) else None
+            if running is not None and accepts(running.process.pid, running.listeners):
+                self.post(BecameReady(worker.id))
+
+    # Death
+
+    def _on_end(self, number: int) -> None:
+        running = self._running[number]
+        _kill_tree(running)
+        status = running.process.poll()
+        if status is None:
+            return
+        kills = running.leaf.oom_kills() if running.leaf is not None else None
+        why, detail = cause(status, oom_kills=kills or 0)
+        self.post(Ended(number, why, detail))
+
+    def forget(self, number: int) -> None:
+        """Free what belonged to one that has ended."""
+        self.waiting.discard(number)
+        running = self._running.pop(number, None)
+        if running is None:
+            return
+        self.rooms.succession.drop_worker(number)
+        self.rooms.reactor.remove(running.process.fileno())
+        running.process.close()
+        self._close_channel(running)
+        self.rooms.output.worker_gone(number, time.monotonic())
+        if running.leaf is not None:
+            self.rooms.lacks.forget(number)
+            self._emptying.append(running.leaf)
+            self.sweep()
+
+    def _close_channel(self, running: Running) -> None:
+        if not running.channel.closed:
+            self.rooms.reactor.remove(running.channel.fileno())
+            self.rooms.succession.drop_channel(running.worker.id)
+            running.channel.close()
+
+    def sweep(self) -> None:
+        """Remove cgroups that have become empty; as pid 1, reap what is nobody's."""
+        for leaf in self._emptying[:]:
+            try:
+                leaf.kill()
+                if leaf.remove():
+                    self._emptying.remove(leaf)
+            except CgroupError as error:
+                log.warning("%s", error)
+                self._emptying.remove(leaf)
+                leaf.close()
+        if os.getpid() == 1:
+            reap_strangers({running.process.pid for running in self})
+
+    @property
+    def unswept(self) -> bool:
+        """There is something for :meth:`sweep` that nobody will tell of."""
+        return bool(self._emptying) or os.getpid() == 1
+
+    def abandon(self) -> None:
+        """Something went wrong in here: no worker may be left alone."""
+        for running in self:
+            _kill_tree(running)
+            running.process.kill()
+            running.process.wait()
+            self.forget(running.worker.id)
+        until = time.monotonic() + _FAREWELL
+        for leaf in self._emptying:
+            end_leaf(leaf, until)
+
+
+def is_looked_at(worker: Worker) -> bool:
+    """Whether only a look can tell when it is ready."""
+    return worker.phase is Phase.BOOTING and worker.spec.readiness == "accept"
+
+
+def _kill_tree(running: Running) -> None:
+    if running.leaf is not None:
+        try:
+            running.leaf.kill()
+        except CgroupError as error:
+            log.warning("%s", error)
+    try:
+        # Its number is its own until it is reaped, so nobody else's group is meant.
+        os.killpg(running.process.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass  # all of it has ended; or only what may not be signalled is left

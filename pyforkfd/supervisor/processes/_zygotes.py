@@ -1,0 +1,81 @@
+"""Zygotes of the supervisor: one for each name and generation, started beside the loop."""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Iterable
+
+from pyforkfd.supervisor.spec._spec import ZygoteSpec
+from pyforkfd.zygote import Zygote
+
+Key = tuple[str, int]
+
+
+class Zygotes:
+    """A new generation is to run new code, so it has zygotes of its own.
+
+    What a zygote imports takes as long as it takes, and must not stop the loop: it is begun,
+    and asked for its answer when that is there.  No thread: one that started a zygote would be
+    the parent of its workers, and would end when another program is executed in our place.
+    """
+
+    def __init__(self) -> None:
+        self._zygotes: dict[Key, Zygote] = {}
+        self._starting: dict[Key, int] = {}  # those that have not answered -> where they will
+        self._started: set[Key] = set()
+        self._epoll = select.epoll()
+
+    def fileno(self) -> int:
+        """Readable when a zygote has started or failed; borrowed."""
+        return self._epoll.fileno()
+
+    def read(self) -> None:
+        """Take note, so that fileno() waits for the next."""
+        answered = {fd for fd, _ in self._epoll.poll(0)}
+        for key, fd in list(self._starting.items()):
+            if fd in answered:
+                self._epoll.unregister(fd)
+                del self._starting[key]
+
+    def get(self, spec: ZygoteSpec, generation: int) -> Zygote | None:
+        """A started zygote; None while it starts.
+
+        Raises:
+            ZygoteError, SpawnError: it could not be started; the next call tries again.
+        """
+        key = (spec.name, generation)
+        if key in self._starting:
+            return None
+        zygote = self._zygotes.get(key)
+        if zygote is not None and key not in self._started:
+            try:
+                zygote.start()  # it has answered, so this does not wait
+            except BaseException:
+                self.keep(self._zygotes.keys() - {key})
+                raise
+            self._started.add(key)
+        if zygote is not None and zygote.pid is not None:
+            return zygote
+        self.keep(self._zygotes.keys() - {key})  # one that has died since
+        env = None if spec.env is None else {**os.environ, **spec.env}
+        zygote = Zygote(
+            preload=spec.preload, setup=spec.setup, env=env, parent_death_scope="thread"
+        )
+        self._starting[key] = zygote.begin()
+        self._zygotes[key] = zygote
+        self._epoll.register(self._starting[key], select.EPOLLIN)
+        return None
+
+    def keep(self, wanted: Iterable[Key]) -> None:
+        """End all but these; their workers live on."""
+        for key in self._zygotes.keys() - set(wanted):
+            if (fd := self._starting.pop(key, None)) is not None:
+                self._epoll.unregister(fd)
+            self._started.discard(key)
+            self._zygotes.pop(key).close()
+
+    def close(self) -> None:
+        """End all of them, also those that have not started yet."""
+        self.keep(())
+        self._epoll.close()

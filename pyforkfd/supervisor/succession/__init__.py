@@ -1,0 +1,1 @@
+"""What outlives a supervisor: keeper, hand-over of descriptors, hot upgrade."""

@@ -1,0 +1,131 @@
+"""The supervisor's values as JSON, and back: what a program writes the next one reads."""
+
+from __future__ import annotations
+
+import base64
+import enum
+import pickle
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
+from types import MappingProxyType, ModuleType
+from typing import Any
+
+from pyforkfd.supervisor.spec import _spec
+from pyforkfd.supervisor.spec._spec import Component
+from pyforkfd.supervisor.state import _events, _model
+
+
+class CodecError(ValueError):
+    """A value cannot be written, or what was written cannot be read here."""
+
+
+def _values(modules: Iterable[ModuleType]) -> dict[str, type]:
+    found = {}
+    for module in modules:
+        for name, value in vars(module).items():
+            known = is_dataclass(value) or (
+                isinstance(value, type) and issubclass(value, enum.Enum)
+            )
+            if known and value.__module__ == module.__name__:
+                found[name] = value
+    return found
+
+
+_CLASSES = _values((_spec, _model, _events))
+_FIELDS: dict[type, tuple[Field[Any], ...]] = {
+    cls: fields(cls) for cls in _CLASSES.values() if is_dataclass(cls)
+}
+_PLAIN = frozenset({type(None), bool, int, float, str})
+
+
+def encode(value: object, specs: list[Component] | None = None) -> Any:
+    """A value as what :mod:`json` writes.
+
+    An object is a value with its kind: ``{"Worker": {...}}``, ``{"tuple": [...]}``.  Fields of
+    dataclasses that have their default are left out.  What has no kind, such as an argument of
+    a worker's function, is pickled.
+
+    Args:
+        value: any.
+        specs: components that were met, each to be written once: all workers of one share it.
+            Those that are not there are added.  None: each is written where it is met.
+
+    Raises:
+        CodecError: that is impossible.
+    """
+    cls = type(value)
+    if cls in _PLAIN:
+        return value
+    if specs is not None and isinstance(value, Component):
+        return {"spec": _index(value, specs)}
+    if (known := _FIELDS.get(cls)) is not None:
+        told = ((field, getattr(value, field.name)) for field in known)
+        body = {field.name: encode(v, specs) for field, v in told if not _is_default(field, v)}
+        return {cls.__name__: body}
+    if isinstance(value, enum.Enum) and _CLASSES.get(cls.__name__) is cls:
+        return {cls.__name__: value.name}
+    if cls in (tuple, list, frozenset, set):
+        assert isinstance(value, Iterable)
+        return {cls.__name__: [encode(item, specs) for item in value]}
+    if cls in (dict, MappingProxyType):
+        assert isinstance(value, Mapping)
+        return {"dict": [[encode(k, specs), encode(item, specs)] for k, item in value.items()]}
+    try:
+        return {"pickle": base64.b64encode(pickle.dumps(value)).decode()}
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        raise CodecError(f"{value!r} cannot be pickled: {error}") from None
+
+
+def _index(spec: Component, specs: list[Component]) -> int:
+    for index, known in enumerate(specs):
+        if known is spec:
+            return index
+    specs.append(spec)
+    return len(specs) - 1
+
+
+def _is_default(field: Field[Any], value: object) -> bool:
+    if field.default is not MISSING:
+        return type(field.default) is type(value) and field.default == value
+    if field.default_factory is not MISSING:
+        return bool(field.default_factory() == value)
+    return False
+
+
+def decode(plain: Any, specs: Sequence[Component] = ()) -> Any:
+    """The value that was encoded; equal to it, with plain dicts for mappings.
+
+    Fields that are not known here are of a newer program, and are left out.
+
+    Args:
+        plain: what :mod:`json` has read.
+        specs: as :func:`encode` has left them.
+
+    Raises:
+        CodecError: an object is of no kind that is known here, or lacks what it needs.
+    """
+    if not isinstance(plain, dict):
+        return plain
+    if len(plain) != 1:
+        raise CodecError(f"an object of {len(plain)} kinds")
+    ((kind, body),) = plain.items()
+    match kind:
+        case "tuple" | "list" | "frozenset" | "set":
+            collection = {"tuple": tuple, "list": list, "frozenset": frozenset, "set": set}[kind]
+            return collection(decode(item, specs) for item in body)
+        case "dict":
+            return {decode(key, specs): decode(item, specs) for key, item in body}
+        case "spec":
+            return specs[body]
+        case "pickle":
+            return pickle.loads(base64.b64decode(body))
+    cls = _CLASSES.get(kind)
+    if cls is None:
+        raise CodecError(f"there is no {kind} here")
+    try:
+        if issubclass(cls, enum.Enum):
+            return cls[body]
+        known = {field.name for field in _FIELDS[cls]}
+        return cls(**{name: decode(item, specs) for name, item in body.items() if name in known})
+    except (KeyError, TypeError) as error:
+        raise CodecError(f"not a {kind} as it is here: {error}") from None

@@ -1,0 +1,375 @@
+"""What a supervisor keeps ready for its successor, and takes over from its predecessor.
+
+There are two ways to become a successor: a keeper starts it after its predecessor was killed,
+or the predecessor executes it in its own place.  Both find descriptors that they inherit, and
+FORKFD_HANDOVER="NAME=NUMBER ..." which says what they are.  ``record`` has all the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pyforkfd as ff
+from pyforkfd._closing import Closing
+from pyforkfd._fd import Fd
+from pyforkfd._process import Process
+from pyforkfd.supervisor.spec._spec import Service
+
+from ._durable_text import Record
+from ._handover import Handover, HandoverError, dump, load
+from ._keeper import Adopted, Keeper, own_arguments
+
+log = logging.getLogger("pyforkfd.supervisor")
+
+VARIABLE = "FORKFD_HANDOVER"
+_RECORD, _KEEPER, _PREFLIGHT, _NOTIFY = "record", "keeper", "preflight", "notify"
+_CRASHED = 70  # EX_SOFTWARE, sysexits.h
+Key = tuple[str, bool, int]
+
+
+class Succession(Closing):
+    """Descriptors by name, and the record.  A context manager.
+
+    Attributes:
+        past: what our predecessor has left; None: there was none.
+        done: how much of its ``todo`` it had done.
+        keeper: None: nobody starts us again.
+        rehearsal: we are only to prove that we could take over.
+        directory: for sockets with a path; removed at the end, but not by a crash.
+        rooms: room -> plain values that its successor is to be told; change them at will.
+    """
+
+    def __init__(self) -> None:
+        """Take what the environment tells of.
+
+        Raises:
+            HandoverError: it cannot be taken over.
+        """
+        given = _given(os.environ.pop(VARIABLE, ""))
+        self._fds: dict[str, int] = {}  # borrowed from the rooms
+        self._sockets: dict[str, tuple[Key, socket.socket]] = {}
+        self._unclaimed = {name: _owned(name, fd) for name, fd in given.items()}
+        self._dumped = b""
+        self._directory: str | None = None
+        self.rehearsal = self.take(_PREFLIGHT)
+        keeper = self.take(_KEEPER)
+        record = self.take(_RECORD)
+        self.keeper = None if keeper is None else Keeper(keeper)
+        self._record = Record(record)
+        self.past: Handover | None = None
+        self.done = 0
+        self.rooms: dict[str, Any] = {}
+        if record is None:
+            return
+        text, self.done = self._record.read()
+        self._fds[_RECORD] = self._record.fileno()
+        self._fds.update({name: fd.fileno() for name, fd in self._unclaimed.items()})
+        self.past = load(text)
+        self._directory = self.past.directory
+        self.rooms = dict(self.past.rooms)
+
+    @property
+    def directory(self) -> str:
+        if self._directory is None:
+            self._directory = tempfile.mkdtemp(prefix="pyforkfd-")
+            os.chmod(self._directory, 0o711)  # nobody can list it, any worker use its names
+        return self._directory
+
+    # What our predecessor had
+
+    def take(self, name: str) -> Fd | None:
+        """A descriptor of our predecessor; the caller owns it.  None: it had none."""
+        return self._unclaimed.pop(name, None)
+
+    def sockets(self) -> dict[Key, socket.socket]:
+        """Its listening sockets; the caller owns them."""
+        found = {}
+        for name, key in ({} if self.past is None else self.past.sockets).items():
+            if (fd := self.take(name)) is not None:
+                found[key] = socket.socket(fileno=fd.detach())
+                self._sockets[name] = key, found[key]
+        return found
+
+    def notify_socket(self) -> Fd | None:
+        """What was given to :meth:`put_notify`; the caller owns it."""
+        return self.take(_NOTIFY)
+
+    def worker(self, number: int, pid: int | None) -> tuple[Process, ff.FdChannel] | None:
+        """A worker's process and channel; the caller owns them.
+
+        Args:
+            number: its id.
+            pid: as far as it is known.
+
+        Returns:
+            None where its process is not known.  A channel that was closed is closed.
+        """
+        pidfd, channel = self.take(f"p{number}"), self.take(f"c{number}")
+        if pidfd is None:
+            if channel is not None:
+                channel.close()
+            return None
+        alive = _pid_of(pidfd)
+        process = self._process(pid if alive is None else alive, pidfd)
+        if channel is not None:
+            return process, ff.FdChannel(channel.detach())
+        closed, other = ff.FdChannel.pair()
+        closed.close()
+        other.close()
+        return process, closed
+
+    def _process(self, pid: int | None, pidfd: Fd) -> Process:
+        pid = 0 if pid is None else pid
+        try:
+            os.waitid(os.P_PIDFD, pidfd.fileno(), os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            if self.keeper is not None:
+                return Adopted(pid, pidfd.detach(), self.keeper)
+        return Process((), pid, pidfd.detach(), "clone3", {}, frozenset())
+
+    def finish(self) -> None:
+        """All is taken that anybody wants: close the rest, and end whoever nobody knows.
+
+        A worker of which no name is known was started in the moment its supervisor was killed:
+        it is the keeper's child now, in the session we have from it, and leads its group.
+        """
+        while self._unclaimed:
+            name, fd = self._unclaimed.popitem()
+            fd.close()
+            self.drop(name)
+        if self.keeper is not None:
+            known = {pid for fd in self._fds.values() if (pid := _pid_of(fd)) is not None}
+            for pid in _children(os.getppid()) - known - {os.getpid()}:
+                with suppress(ProcessLookupError):
+                    if os.getpgid(pid) == pid and os.getsid(pid) == os.getsid(0):
+                        log.warning("ending process %d, a worker that nobody knows", pid)
+                        os.killpg(pid, signal.SIGKILL)
+
+    # What our successor is to have
+
+    def put(self, name: str, fd: ff.HasFileno | int) -> None:
+        """Let a successor have a descriptor; borrowed until :meth:`drop`.
+
+        Args:
+            name: at most 19 of ``A-Z a-z 0-9 _ - .``; another of that name is replaced.
+            fd: stays open as long as it is here.
+        """
+        number = fd if isinstance(fd, int) else fd.fileno()
+        self._fds[name] = number
+        if self.keeper is not None:
+            with self._told(name):
+                self.keeper.hold(name, number)
+
+    def drop(self, name: str) -> None:
+        """A successor needs it no more; nothing where it is not here."""
+        if self._fds.pop(name, None) is not None and self.keeper is not None:
+            with self._told(name):
+                self.keeper.release(name)
+
+    @contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            log.error("the keeper does not take %s: %s", name, error)
+
+    def put_worker(self, number: int, process: Process, channel: ff.FdChannel) -> None:
+        """Let a successor have a worker.  To be called before anything else is done to it."""
+        self.put(f"p{number}", process)
+        self.put(f"c{number}", channel)
+
+    def put_notify(self, fd: ff.HasFileno) -> None:
+        """Let a successor have the notify socket."""
+        self.put(_NOTIFY, fd)
+
+    def drop_channel(self, number: int) -> None:
+        """A worker's channel is about to be closed."""
+        self.drop(f"c{number}")
+
+    def drop_worker(self, number: int) -> None:
+        """It is no more."""
+        self.drop(f"p{number}")
+        self.drop(f"c{number}")
+
+    def put_sockets(self, sockets: Mapping[Key, socket.socket]) -> dict[str, Key]:
+        """Let a successor have these listening sockets, and no others.
+
+        Returns:
+            Their names, for the handover.
+        """
+        for name, (key, sock) in list(self._sockets.items()):
+            if sockets.get(key) is not sock:
+                del self._sockets[name]
+                self.drop(name)
+        here = {key for key, _ in self._sockets.values()}
+        free = (n for n in map("s{}".format, range(len(sockets))) if n not in self._sockets)
+        for key, sock in sockets.items():
+            if key not in here:
+                name = next(free)
+                self._sockets[name] = key, sock
+                self.put(name, sock)
+        return {name: key for name, (key, _) in self._sockets.items()}
+
+    def save(self, handover: Handover) -> None:
+        """Let a successor know this.  Written before anything of its ``todo`` is done."""
+        text = dump(handover)
+        if text == self._dumped:
+            return
+        self._record.write(text)
+        self._dumped = text
+        if _RECORD not in self._fds:
+            self.put(_RECORD, self._record)
+
+    def serving(self) -> None:
+        """We go on from here: whatever ends us now is no failure to start."""
+        if self.keeper is not None:
+            with self._told("that we serve"):
+                self.keeper.serving()
+
+    def advance(self) -> None:
+        """One more action of ``todo`` was performed."""
+        self._dumped = b""
+        self._record.advance()
+
+    # Successors
+
+    def fds(self) -> dict[str, int]:
+        """All names and numbers, the keeper's end not included."""
+        return dict(self._fds)
+
+    def text(self) -> bytes:
+        """What was saved last."""
+        return self._record.read()[0]
+
+    def execute(self) -> None:
+        """Execute the successor in our place: same pid, same children.
+
+        To be called in the main thread: the children of all others are told that their
+        parent has died, if they want to be, and those of the main thread are not.
+
+        Raises:
+            OSError: as execve(2) says; nothing has changed.
+        """
+        fds = self.fds()
+        if self.keeper is not None:
+            fds[_KEEPER] = self.keeper.fileno()
+        arguments = own_arguments()
+        environment = {**os.environ, VARIABLE: variable(fds)}
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for fd in fds.values():
+            os.set_inheritable(fd, True)
+        try:
+            os.execve(arguments[0], arguments, environment)
+        finally:
+            for fd in fds.values():
+                os.set_inheritable(fd, False)
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Where a keeper holds anything an exception is the end of this process, not of more.
+
+        Nothing is put in order, as nothing would be after SIGKILL: the next one takes over.
+        """
+        try:
+            yield
+        except BaseException:
+            if self.keeper is None or not self._fds:
+                raise
+            traceback.print_exc()
+            log.critical("the supervisor has failed; its keeper starts it again")
+            logging.shutdown()
+            sys.stderr.flush()
+            os._exit(_CRASHED)
+
+    def prove(self) -> int:
+        """We could take over: tell whoever has asked.  Returns an exit code."""
+        assert self.rehearsal is not None and self.past is not None
+        workers = (w.id for w in self.past.state.workers.values() if w.pid is not None)
+        wanted = {_NOTIFY, *self.past.sockets, *(f"p{number}" for number in workers)}
+        if missing := wanted - self._unclaimed.keys():
+            raise HandoverError(f"handover: without {', '.join(sorted(missing))}")
+        os.eventfd_write(self.rehearsal.fileno(), 1)
+        return 0
+
+    def close(self) -> None:
+        """Nothing is left to take over."""
+        if self.rehearsal is None:
+            if self.keeper is not None:
+                with self._told("that all is over"):
+                    self.keeper.release()
+            if self._directory is not None:
+                shutil.rmtree(self._directory, ignore_errors=True)
+        else:
+            self.rehearsal.close()
+        self._fds.clear()
+        while self._unclaimed:
+            self._unclaimed.popitem()[1].close()
+        if self.keeper is not None:
+            self.keeper.close()
+        self._record.close()
+
+
+def inherited_service() -> Service | None:
+    """What a predecessor has run, if we are to take over from one: its file may be broken now.
+
+    None also for a program that is only tried: it has to show that it can read the file.
+    """
+    given = _given(os.environ.get(VARIABLE, ""))
+    if _RECORD not in given or _PREFLIGHT in given:
+        return None
+    record = Record(Fd(os.dup(given[_RECORD])))
+    try:
+        return load(record.read()[0]).service
+    finally:
+        record.close()
+
+
+def variable(fds: Mapping[str, int]) -> str:
+    """The value of FORKFD_HANDOVER."""
+    return " ".join(f"{name}={number}" for name, number in fds.items())
+
+
+def _given(text: str) -> dict[str, int]:
+    found = {}
+    for word in text.split():
+        if not (match := re.fullmatch("([A-Za-z0-9_.-]{1,19})=([0-9]{1,9})", word)):
+            raise HandoverError(f"{VARIABLE}: {word!r} is not NAME=NUMBER")
+        found[match[1]] = int(match[2])
+    return found
+
+
+def _owned(name: str, fd: int) -> Fd:
+    try:
+        os.set_inheritable(fd, False)
+    except OSError as error:
+        raise HandoverError(f"{VARIABLE}: {name}={fd}: {error.strerror}") from None
+    return Fd(fd)
+
+
+def _pid_of(pidfd: int | Fd) -> int | None:
+    """Whom a pidfd means, proc_pid_fdinfo(5); None: it was reaped, or is no pidfd."""
+    number = pidfd if isinstance(pidfd, int) else pidfd.fileno()
+    with open(f"/proc/self/fdinfo/{number}", "rb") as file:
+        match = re.search(rb"^Pid:\s*([0-9]+)", file.read(), re.MULTILINE)
+    return None if match is None or match[1] == b"0" else int(match[1])
+
+
+def _children(pid: int) -> set[int]:
+    """Of the first thread of a process; empty where the kernel does not list them."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
+            return {int(child) for child in file.read().split()}
+    except OSError:
+        return set()

@@ -1,0 +1,100 @@
+"""What differs from machine to machine: pressure stall information, and what is lacking."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+from pathlib import Path
+
+import pytest
+from cgroups import CONTROLLERS, python
+
+from pyforkfd.supervisor.cgroups._file import CgroupError
+from pyforkfd.supervisor.cgroups._leaf import Leaf
+from pyforkfd.supervisor.cgroups._tree import Tree, open_tree
+from pyforkfd.supervisor.spec._limits import Limits
+
+BURNER = "while True: pass"
+WINDOW = 2_000_000  # microseconds; one that an unprivileged process may have
+
+
+@pytest.fixture
+def pressed(tree: Tree) -> Leaf:
+    leaf = tree.leaf("web.1")
+    if not (leaf.path / "cpu.pressure").exists():
+        leaf.remove()
+        pytest.skip("this kernel has no pressure stall information (CONFIG_PSI)")
+    return leaf
+
+
+def test_one_is_told_of_tasks_that_wait(pressed: Leaf) -> None:
+    processor = {min(os.sched_getaffinity(0))}
+    with pressed, pressed.pressure_trigger("cpu", 50_000, WINDOW) as fd:
+        told = select.poll()
+        told.register(fd, select.POLLPRI)
+        assert told.poll(0) == []
+        # Two that want the same processor: one of them waits.
+        with (
+            python(BURNER, cgroup=pressed, cpu_affinity=processor),
+            python(BURNER, cgroup=pressed, cpu_affinity=processor),
+        ):
+            assert told.poll(30_000) == [(fd.fileno(), select.POLLPRI)]
+
+
+def test_a_trigger_ends_with_its_cgroup(pressed: Leaf) -> None:
+    with pressed.pressure_trigger("memory", 100_000, WINDOW, full=True) as fd:
+        assert pressed.remove()
+        told = select.poll()
+        told.register(fd, select.POLLPRI)
+        ((_, event),) = told.poll(10_000)
+        assert event & select.POLLERR
+
+
+def test_a_window_that_the_kernel_refuses(pressed: Leaf) -> None:
+    with pressed:
+        with pytest.raises(CgroupError) as caught:
+            pressed.pressure_trigger("memory", 1, 1)
+        assert caught.value.errno == errno.EINVAL
+        assert str(caught.value).startswith(
+            f"write 'some 1 1' to {pressed.path}/memory.pressure: Invalid argument; a window is "
+        )
+        with pytest.raises(ValueError, match="3 is not within 2 microseconds"):
+            pressed.pressure_trigger("memory", 3, 2)
+
+
+def test_a_kernel_without_it_says_what_it_needs(tmp_path: Path) -> None:
+    """The file is missing, as in a kernel without CONFIG_PSI; here, in no cgroup at all."""
+    with Leaf(tmp_path) as leaf, pytest.raises(CgroupError) as caught:
+        leaf.pressure_trigger("memory", 100_000, WINDOW)
+    assert caught.value.errno == errno.ENOENT
+    assert "CONFIG_PSI" in str(caught.value)
+
+
+def test_a_controller_that_this_machine_lacks(home: Path) -> None:
+    has = (home / "cgroup.controllers").read_text().split()
+    if set(CONTROLLERS) <= set(has):
+        pytest.skip("this machine's cgroup v2 tree lacks no controller")
+    limits = Limits(memory_max=1, cpu_weight=1, pids_max=1)
+    v1 = {
+        option
+        for line in Path("/proc/mounts").read_text().splitlines()
+        if line.split()[2] == "cgroup"
+        for option in line.split()[3].split(",")
+    }
+    with pytest.raises(CgroupError) as caught:
+        open_tree("require", [limits], start=home)
+    told = [str(caught.value), *caught.value.__notes__]
+    lacking = [name for name in CONTROLLERS if name not in has]
+    assert len(told) == len(lacking)
+    for name, text in zip(lacking, told, strict=True):
+        assert text.startswith(
+            f"cannot have the {name} controller: write '+{name}' to "
+            f"{home}/cgroup.subtree_control: No such file or directory; "
+        )
+        assert ("belongs to the cgroup v1 hierarchy at" in text) == (name in v1)
+    tree, missing = open_tree("prefer", [limits], start=home)
+    assert tree is not None
+    with tree, tree.leaf("web.1", limits) as leaf:
+        assert sorted(missing) == sorted(told)
+        assert leaf.missing == (), "said once, not for every worker"

@@ -1,0 +1,180 @@
+"""Workers that wait for what they lack, as the kernel tells the supervisor."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cgroups import cgroup_home as home
+from cgroups import cgroup_tree as tree
+from leaks import gone
+from services import service
+
+import pyforkfd as ff
+from pyforkfd.supervisor import Component, Pressure
+from pyforkfd.supervisor._reactor import Reactor
+from pyforkfd.supervisor.cgroups._file import CgroupError
+from pyforkfd.supervisor.cgroups._pressure_watch import Lacks, lacking
+from pyforkfd.supervisor.cgroups._tree import Tree
+from pyforkfd.supervisor.state._model import Phase, Worker
+
+__all__ = ["home", "tree"]
+
+V1 = Path("/sys/fs/cgroup/memory")
+MIB = 1 << 20
+# Two processes that want one processor.
+BURNING = """
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+os.fork()
+worker.ready()
+while True:
+    worker.beat()
+"""
+# It reads its file again and again, which is larger than what it may have in memory.
+THRASHING = """
+for order in ("stop_accepting", "collect", "resume_accepting"):
+    worker.on(order, lambda order: print("ORDER", order.name, flush=True))
+worker.start_thread()
+worker.ready()
+file = os.open("thrash", os.O_RDWR | os.O_CREAT)  # what it writes is charged to it
+for _ in range(48):
+    os.write(file, os.urandom(1 << 20))
+os.fsync(file)
+while not os.path.exists("enough"):
+    for at in range(48):
+        os.pread(file, 1 << 20, at << 20)
+time.sleep(1000)
+"""
+
+
+def config(directory: Path, code: str, *more: str) -> str:
+    lines = (
+        ["import os, sys, time", f"sys.path.append({str(Path(ff.__file__).parents[1])!r})"],
+        ["from pyforkfd.supervisor import worker as helpers", "worker = helpers.current()", code],
+    )
+    (directory / "worker.py").write_text("\n".join([*lines[0], *lines[1]]))
+    return "\n".join(
+        [
+            "[components.web]",
+            f'command = ["{sys.executable}", "-I", "{directory / "worker.py"}"]',
+            'cgroup = "require"\nstop_timeout = 1\ndrain_timeout = 1',
+            *more,
+            f'[metrics]\ntextfile = "{directory / "metrics.prom"}"\ninterval = "100ms"',
+        ]
+    )
+
+
+def counted(directory: Path, resource: str) -> float:
+    for line in (directory / "metrics.prom").read_text().splitlines():
+        if line.startswith(f'forkfd_pressure_total{{component="web",resource="{resource}"}}'):
+            return float(line.split()[-1])
+    return 0.0
+
+
+def demand_psi(cgroup: Path) -> None:
+    if not (cgroup / "cpu.pressure").exists():
+        pytest.skip("this kernel has no pressure stall information (CONFIG_PSI)")
+
+
+@pytest.fixture
+def pressed(home: Path) -> Path:
+    demand_psi(home)
+    return home
+
+
+@pytest.fixture
+def scarce(pressed: Path) -> Iterator[list[str]]:
+    """Lines of a component whose worker then has little memory."""
+    if "memory" in (pressed / "cgroup.controllers").read_text().split():
+        yield ['limits = { memory_high = "24M" }']
+        return
+    # Pressure is counted by the v2 tree, whoever has set the limit.
+    group = V1 / f"pyforkfd-scarce-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no memory controller, neither v2 nor v1: {error}")
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(24 * MIB))
+        yield [f'env = {{ ENTER = "{group}/cgroup.procs" }}']
+    finally:
+        assert gone(lambda: not (group / "cgroup.procs").read_text())
+        group.rmdir()
+
+
+def test_a_worker_that_waits_is_told_of_once_and_always_counted(
+    pressed: Path, tmp_path: Path
+) -> None:
+    said = "web: worker 1: waited for a processor more than 10 % of 2 s"
+    wanted = config(tmp_path, BURNING, "pressure = { cpu = 0.1 }")
+    with service(tmp_path, wanted, cgroup=pressed) as running:
+        running.log.wait_for(said)
+        assert gone(lambda: counted(tmp_path, "cpu") >= 2)
+        assert running.log.text().count(said) == 1
+
+
+def test_the_memory_guard_takes_it_as_one_that_is_too_large(
+    pressed: Path, scarce: list[str], tmp_path: Path
+) -> None:
+    enter = 'if into := os.environ.get("ENTER"): open(into, "w").write(str(os.getpid()))'
+    wanted = config(
+        tmp_path,
+        f"{enter}\n{THRASHING}",
+        "pressure = { memory = 0.01 }",
+        'memory_guard = { high = "1G", seconds = 1, keep_accepting = 0 }',
+        f'cwd = "{tmp_path}"',
+        *scarce,
+    )
+    with service(tmp_path, wanted, cgroup=pressed) as running:
+        running.log.wait_for("waited for memory more than 1 % of 2 s")
+        running.log.wait_for("ORDER stop_accepting")
+        running.log.wait_for("ORDER collect")
+        (tmp_path / "enough").touch()
+        running.log.wait_for("ORDER resume_accepting")
+        assert counted(tmp_path, "memory") >= 1
+
+
+def test_after_an_upgrade_it_goes_on(pressed: Path, tmp_path: Path) -> None:
+    wanted = config(tmp_path, BURNING, "pressure = { cpu = 0.1 }")
+    said = "web: worker 1: waited for a processor"
+    with service(tmp_path, wanted, cgroup=pressed) as running:
+        running.log.wait_for(said)
+        after = len(running.log)
+        running.process.send_signal(signal.SIGUSR2)
+        running.log.wait_for("took over 1 workers", after=after)
+        running.log.wait_for(said, after=after)
+
+
+def test_one_whose_cgroup_is_gone_is_watched_no_more(pressed: Path, tree: Tree) -> None:
+    spec = Component(name="web", command=("true",), pressure=Pressure(cpu=0.5, memory=0.5))
+    worker = Worker(
+        id=7, spec=spec, position=0, generation=1, phase=Phase.READY, born=0.0, since=0.0
+    )
+    told: list[str] = []
+    with (
+        Reactor() as reactor,
+        Lacks(reactor, lambda worker, resource, now: told.append(resource)) as lacks,
+    ):
+        leaf = tree.leaf("web-7.worker")
+        before = len(os.listdir("/proc/self/fd"))
+        lacks.watch(worker, leaf)
+        assert len(os.listdir("/proc/self/fd")) == before + 2
+        assert leaf.remove()
+        while len(os.listdir("/proc/self/fd")) > before - 1:  # the leaf's own is closed too
+            reactor.run_once(10)
+        assert told == []
+        lacks.forget(7)
+
+
+def test_where_the_kernel_does_not_tell(tmp_path: Path) -> None:
+    """The files are missing, as in a kernel without CONFIG_PSI; here, in no cgroup at all."""
+    found = lacking(tmp_path, ["cpu", "memory"])
+    assert [error.errno for error in found.values()] == [errno.ENOENT] * 2
+    assert isinstance(found["cpu"], CgroupError)
+    assert "CONFIG_PSI" in str(found["cpu"])
+    assert lacking(tmp_path, []) == {}

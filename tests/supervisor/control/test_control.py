@@ -1,0 +1,489 @@
+"""The control socket: who may, what is refused, and clients that behave badly."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from forked import in_child
+from services import free_port
+from supervised import Load, Supervised, toml
+
+import pyforkfd as ff
+from pyforkfd.supervisor._reactor import Reactor
+from pyforkfd.supervisor.control import _path as _control_path
+from pyforkfd.supervisor.control._client import ControlClient, find_path
+from pyforkfd.supervisor.control._messages import Body, ControlError, parse, send
+from pyforkfd.supervisor.control._path import default_path, find
+from pyforkfd.supervisor.control._requests import Orders
+from pyforkfd.supervisor.control._server import Client, ControlSocket
+from pyforkfd.supervisor.spec._spec import Control
+from pyforkfd.supervisor.state._events import Reloaded
+
+T = TypeVar("T")
+NOBODY = 65534
+
+
+@dataclass(frozen=True)
+class Origin:
+    component: str
+
+
+@dataclass(frozen=True)
+class Line:
+    origin: Origin
+    line: bytes
+
+
+class Lines:
+    """As the log's tail is: what was said, and who follows."""
+
+    def __init__(self) -> None:
+        self.kept: list[Line] = []
+        self.followers: dict[int, Any] = {}
+
+    def say(self, component: str, text: str) -> None:
+        self.kept.append(Line(Origin(component), text.encode()))
+        for follower in list(self.followers.values()):
+            follower(self.kept[-1])
+
+    def tail(self, count: int | None = None, *, components: Any = ()) -> list[Line]:
+        found = [one for one in self.kept if not components or one.origin.component in components]
+        return found[len(found) - min(count or 0, len(found)) :]
+
+    def follow(self, callback: Any) -> int:
+        number = len(self.followers) + 1
+        self.followers[number] = callback
+        return number
+
+    def unfollow(self, handle: int) -> None:
+        self.followers.pop(handle, None)
+
+
+class Room:
+    """A control socket and its orders, whose loop a test turns by hand."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        self.reactor = Reactor()
+        self.lines = Lines()
+        self.orders = Orders(self)
+        self.orders.attach_logs(self.lines)
+        self.socket = ControlSocket(Control(path=self.path), self.reactor, self._handle)
+        self.replies: list[Any] = []
+        self.clients: list[Client] = []
+        self.big = False
+
+    def _handle(self, client: Client, body: Body) -> None:
+        self.clients.append(client)
+        self.orders(client, body)
+
+    def turn(self, rounds: int = 1) -> None:
+        for _ in range(rounds):
+            self.reactor.run_once(10)
+
+    def status(self) -> dict[str, Any]:
+        return {"text": "x" * 1_000_000 if self.big else "small"}
+
+    def reload(self, reply: Any, *, only: frozenset[str] | None = None) -> None:
+        self.replies.append((reply, only))
+
+    def roll_back(self, reply: Any) -> None:
+        self.replies.append((reply, None))
+
+    def scale(self, component: str, count: int) -> None:
+        raise ValueError(f"no component {component!r}")
+
+    def retire(self, worker: int, why: str) -> None:
+        raise AssertionError("no test asks for it")
+
+    def stop(self, *, now: bool = False) -> None:
+        pass
+
+    def signal_component(self, component: str, number: int | None = None) -> int:
+        return 0
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Iterator[Room]:
+    made = Room(tmp_path / "control")
+    yield made
+    made.socket.close()
+    made.reactor.close()
+
+
+def connect(room: Room) -> ff.FdChannel:
+    channel = ff.FdChannel.connect(room.path)
+    room.turn()  # accepts
+    return channel
+
+
+def ask(room: Room, channel: ff.FdChannel, **fields: object) -> Body:
+    send(channel, fields)
+    room.turn()
+    return answer(channel)
+
+
+def answer(channel: ff.FdChannel) -> Body:
+    with channel.recv(timeout=10) as message:
+        return parse(message)
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"{", "not JSON"),
+        (b"\xff\xff", "not JSON"),
+        (b"[" * 15_000, "not JSON"),
+        (b"[1]", "not a JSON object"),
+        (b'{"v": 2, "do": "ping"}', "version 2 of the protocol; this one speaks 1"),
+        (b'{"do": "ping"}', "version None"),
+        (b'{"v": 1}', "do: None is not of type str"),
+        (b'{"v": 1, "do": "dance"}', "'dance' is no request"),
+        (b'{"v": 1, "do": "scale", "component": "web", "count": true}', "not of type int"),
+        (b'{"v": 1, "do": "scale", "component": "web", "count": 1}', "no component 'web'"),
+        (b'{"v": 1, "do": "reload", "components": [1]}', "not a list of strings"),
+        (b'{"v": 1, "do": "signal", "component": "web", "signal": 900}', "no signal 900"),
+        (b'{"v": 1, "do": "ping", "in_file": 5}', "a file that did not come"),
+        (b"x" * 20_000, "cannot be read"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_and_the_next_is_not(
+    room: Room, data: bytes, why: str
+) -> None:
+    with connect(room) as channel:
+        channel.send(data)
+        room.turn()
+        said = answer(channel)
+        assert said["ok"] is False and why in said["error"]
+        assert ask(room, channel, do="ping") == {"v": 1, "ok": True}
+
+
+def test_descriptors_are_not_taken(room: Room) -> None:
+    with connect(room) as channel:
+        channel.send(b'{"v": 1, "do": "ping"}', [0])
+        room.turn()
+        assert "cannot be read" in answer(channel)["error"]
+
+
+def test_an_answer_of_any_size_arrives(room: Room) -> None:
+    room.big = True
+    with connect(room) as channel:
+        assert len(ask(room, channel, do="status")["status"]["text"]) == 1_000_000
+
+
+def test_a_reload_is_answered_when_it_is_over(room: Room) -> None:
+    with connect(room) as channel, connect(room) as other:
+        send(channel, {"do": "reload", "components": ["web"]})
+        send(channel, {"do": "ping"})  # waits its turn
+        room.turn()
+        ((reply, only),) = room.replies
+        assert only == {"web"}
+        assert ask(room, other, do="ping")["ok"]
+        with pytest.raises(TimeoutError):
+            channel.recv(timeout=0)
+        assert not select.select([room.reactor._epoll], [], [], 0)[0]  # we do not turn in circles
+        reply(Reloaded(4))
+        assert answer(channel) == {"v": 1, "ok": True, "generation": 4}
+        room.turn()
+        assert answer(channel) == {"v": 1, "ok": True}
+
+
+def test_a_client_that_leaves_while_it_waits_is_forgotten(room: Room) -> None:
+    with connect(room) as channel:
+        send(channel, {"do": "reload"})
+        room.turn()
+    room.turn()
+    assert room.clients[0].closed
+    room.replies[0][0](Reloaded(4, "nobody hears it"))
+
+
+def test_those_who_wait_are_told_when_we_end(room: Room) -> None:
+    with connect(room) as waits, connect(room) as stops:
+        send(waits, {"do": "reload"})
+        room.turn()
+        send(stops, {"do": "stop"})
+        room.turn()
+        room.socket.close()
+        assert "ended before the new generation was ready" in answer(waits)["error"]
+        assert answer(stops) == {"v": 1, "ok": True}
+        assert not os.path.exists(room.path)
+
+
+def test_logs_are_followed_until_the_client_leaves(room: Room) -> None:
+    room.lines.say("web", "first")
+    room.lines.say("keys", "second")
+    with connect(room) as channel:
+        assert ask(room, channel, do="logs", components=["web"])["lines"] == ["first"]
+        assert answer(channel)["ok"]
+        send(channel, {"do": "logs", "lines": 1, "follow": True})
+        room.turn()
+        assert answer(channel)["lines"] == ["second"]
+        room.lines.say("web", "third")
+        assert answer(channel)["lines"] == ["third"]
+        assert room.lines.followers
+    room.turn()
+    assert not room.lines.followers
+
+
+def test_the_whole_log_goes_at_once(room: Room) -> None:
+    lines = [f"{number} " + "x" * 100 for number in range(5000)]
+    for line in lines:
+        room.lines.say("web", line)
+    with connect(room) as channel:
+        assert ask(room, channel, do="logs", lines=10_000)["lines"] == lines
+        assert answer(channel)["ok"]
+
+
+def test_a_client_that_does_not_read_is_dropped_and_holds_nobody_up(room: Room) -> None:
+    with connect(room) as lazy, connect(room) as other:
+        send(lazy, {"do": "logs", "follow": True})
+        room.turn()
+        for number in range(5000):
+            room.lines.say("web", f"{number} " + "x" * 1000)
+        room.turn()
+        assert room.clients[0].closed and not room.lines.followers
+        assert ask(room, other, do="ping")["ok"]
+
+
+def test_a_client_that_reads_late_gets_all_of_it(room: Room) -> None:
+    with connect(room) as late:
+        send(late, {"do": "logs", "follow": True})
+        room.turn()
+        lines = [f"{number} " + "x" * 1000 for number in range(900)]
+        for line in lines:
+            room.lines.say("web", line)
+        got: list[str] = []
+        while len(got) < len(lines):
+            try:
+                with late.recv(timeout=0) as message:
+                    got += parse(message)["lines"]
+            except TimeoutError:
+                room.turn()
+        assert got == lines
+
+
+def test_idle_clients_make_room_for_others(room: Room) -> None:
+    idle = [connect(room) for _ in range(64)]
+    assert ask(room, idle[0], do="ping")["ok"]  # now the second is the one idle for longest
+    with connect(room) as newcomer:
+        assert ask(room, newcomer, do="ping")["ok"]
+    with pytest.raises(EOFError):
+        idle[1].recv(timeout=10)
+    room.turn()
+    assert ask(room, idle[0], do="ping")["ok"]
+    for channel in idle:
+        channel.close()
+    with ControlClients(room, 64) as waiting:
+        for channel in waiting:
+            send(channel, {"do": "reload"})
+            room.turn()
+        with connect(room) as refused:
+            assert "64 clients wait" in answer(refused)["error"]
+
+
+class ControlClients:
+    def __init__(self, room: Room, count: int) -> None:
+        self.room, self.count = room, count
+
+    def __enter__(self) -> list[ff.FdChannel]:
+        self.made = [connect(self.room) for _ in range(self.count)]
+        return self.made
+
+    def __exit__(self, *exception: object) -> None:
+        for channel in self.made:
+            channel.close()
+
+
+def test_a_second_supervisor_does_not_take_the_path(room: Room) -> None:
+    with pytest.raises(OSError, match=f"listen {room.path}: Address already in use"):
+        ControlSocket(Control(path=room.path), room.reactor, room._handle)
+    assert os.path.exists(room.path)
+
+
+def test_a_path_that_is_somebody_elses_by_now_stays(room: Room) -> None:
+    os.unlink(room.path)
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(room.path)
+        room.socket.close()
+        assert os.path.exists(room.path)
+
+
+def as_nobody(look: Callable[[], T]) -> T:
+    """In a child that has become somebody else, who could not start an interpreter of ours."""
+
+    def become() -> T:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        return look()
+
+    return in_child(become)
+
+
+def tell(path: Path, do: str) -> str:
+    """What a request brings; words for all that goes wrong."""
+    try:
+        with ControlClient(str(path)) as client:
+            client.request(do)
+    except (ControlError, OSError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "done"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@pytest.mark.parametrize("allowed", [(), (NOBODY,)])
+def test_other_users_are_refused_unless_allowed(
+    shared_path: Path, allowed: tuple[int, ...]
+) -> None:
+    config = toml(free_port())
+    config += f"[control]\npath = '{shared_path}/control'\nmode = 0o666\n"
+    config += f"allow_users = {list(allowed)}\n"
+    with Supervised(shared_path, config) as service:
+        service.until("^ready: web 2/2")
+        said = as_nobody(lambda: tell(service.control, "stop"))
+        if allowed:
+            assert said == "done"
+            assert service.wait() == 0
+            return
+        assert said.startswith("ControlError: user nobody (uid 65534) may not give orders")
+        service.log.wait_for(rf"control: refused user nobody \(uid {NOBODY}\)")
+        assert service.command("status").returncode == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_a_socket_that_may_not_be_opened_says_so(shared_path: Path) -> None:
+    with Supervised(shared_path, toml(free_port())) as service:
+        service.until("^ready: web 2/2")
+        said = as_nobody(lambda: tell(service.control, "stop"))
+        assert said.startswith(f"PermissionError: [Errno 13] connect {service.control}: ")
+
+
+def test_scaling_under_load_fails_nothing(tmp_path: Path) -> None:
+    port = free_port()
+    with Supervised(tmp_path, toml(port)) as service:
+        service.until("^ready: web 2/2")
+        with Load(("127.0.0.1", port)) as load, service.client() as client:
+            for count in (4, 1, 3, 2):
+                client.request("scale", component="web", count=count)
+                service.until(f"^ready: web {count}/{count}")
+                load.more()
+        assert load.failures == []
+        assert len({answer.split()[1] for answer in load.answers}) >= 4
+
+
+def test_a_worker_is_replaced_before_it_leaves(tmp_path: Path) -> None:
+    port = free_port()
+    with Supervised(tmp_path, toml(port)) as service:
+        service.until("^ready: web 2/2")
+        first = service.workers()[0]
+        with Load(("127.0.0.1", port)) as load:
+            with ff.Fd(os.pidfd_open(first["pid"])) as pidfd:
+                assert service.command("restart", str(first["id"])).returncode == 0
+                assert select.select([pidfd], [], [], 30)[0]
+            load.more()
+        assert load.failures == []
+        assert service.command("restart", "999").returncode == 1
+        service.stop()
+        assert "degraded" not in service.log.text()
+
+
+def test_many_clients_at_once(tmp_path: Path) -> None:
+    with Supervised(tmp_path, toml(free_port())) as service:
+        service.until("^ready: web 2/2")
+        failed: list[str] = []
+
+        def use() -> None:
+            for _ in range(20):
+                try:
+                    with service.client() as client:
+                        client.request("status")
+                except (ControlError, OSError) as error:
+                    failed.append(str(error))
+
+        threads = [threading.Thread(target=use) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failed == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_a_service_is_found_by_name_or_alone(
+    shared_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.chown(shared_path, NOBODY, NOBODY)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(shared_path))
+    monkeypatch.setattr(_control_path, "_SYSTEM", str(shared_path / "nothing"))
+
+    def look() -> list[str]:
+        found = [found_path(None)]
+        with ff.FdChannel.listen(default_path("shop")):
+            found.append(found_path(None))
+            with ff.FdChannel.listen(default_path("bank")):
+                found += map(found_path, (None, "bank", "x"))
+        return [*found, found_path(None)]  # the paths are still there, and nobody listens
+
+    there = shared_path / "pyforkfd"
+    none = "no service runs here, or none with a control socket at its usual place"
+    assert as_nobody(look) == [
+        none,
+        f"{there}/shop.sock",
+        "several services run here (bank, shop): name one with --service",
+        f"{there}/bank.sock",
+        none.replace("no service", "no service x") + " (there are bank, shop)",
+        none,
+    ]
+    assert len(list(there.iterdir())) == 2
+
+
+def found_path(service: str | None) -> str:
+    try:
+        return find_path(service)
+    except ControlError as error:
+        return str(error)
+
+
+def test_a_directory_that_others_may_write_to_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() or 1)
+    (tmp_path / "pyforkfd").mkdir()
+    (tmp_path / "pyforkfd").chmod(0o777)
+    with pytest.raises(OSError, match="not a directory that only we can write to"):
+        default_path("shop")
+    assert not [path for _, path in find() if path.startswith(str(tmp_path))]
+
+
+def test_a_client_hears_why_even_if_its_request_was_not_read(tmp_path: Path) -> None:
+    path = str(tmp_path / "there")
+    with (
+        ff.FdChannel.listen(path) as listener,
+        ControlClient(path) as client,
+        listener.accept() as ours,
+    ):
+        said = client.stream("ping")
+        send(client._channel, {"do": "ping"})  # is never read: the close is a reset
+        send(ours, {"ok": False, "error": "not you"})
+        ours.close()
+        with pytest.raises(ControlError, match="not you"):
+            next(said)
+
+
+def test_a_client_does_not_wait_for_ever_for_one_that_hangs(tmp_path: Path) -> None:
+    path = str(tmp_path / "there")
+    with (
+        ff.FdChannel.listen(path),
+        ControlClient(path) as client,
+        pytest.raises(ControlError, match=r"status: no answer within 0\.01 s: it hangs"),
+    ):
+        client.request("status", timeout=0.01)

@@ -1,0 +1,149 @@
+"""How a service is, said of states that no process is needed for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from pyforkfd.supervisor.control._status import Death, Deaths, Seen, describe, judge, summary
+from pyforkfd.supervisor.spec._spec import Component, Restart, Service
+from pyforkfd.supervisor.state._events import (
+    BecameReady,
+    Ended,
+    Event,
+    Reload,
+    Scale,
+    Spawned,
+    Stop,
+    Tick,
+)
+from pyforkfd.supervisor.state._model import State, initial
+from pyforkfd.supervisor.state._step import step
+
+WEB = Component(
+    name="web", command=("w",), workers=2, restart=Restart(max_restarts=1, backoff=1000.0)
+)
+STARTED: list[Event] = [Tick(), Spawned(1, 101), Spawned(2, 102)]
+READY: list[Event] = [*STARTED, BecameReady(1), BecameReady(2)]
+
+
+def after(*events: Event, spec: Component = WEB, rollback: float = 0.0) -> State:
+    state = initial(Service(name="shop", components={"web": spec}, rollback=rollback))
+    for event in events:
+        state, _ = step(state, event, 100.0)
+    return state
+
+
+CRASH: list[Event] = [Ended(1, "exit", "exit code 3"), Ended(2, "exit", "exit code 3")]
+
+
+@pytest.mark.parametrize(
+    ("events", "condition", "reasons"),
+    [
+        (STARTED, "starting", ["web: 2 of 2 workers are not ready"]),
+        (READY, "ready", []),
+        ([*READY, CRASH[0]], "degraded", ["web: 1 of 2 workers are not ready"]),
+        ([*READY, Scale("web", 3)], "degraded", ["web: 1 of 3 workers are not ready"]),
+        (
+            [*READY, *CRASH],
+            "degraded",
+            [
+                "web: more than 1 crashes within 60 s: not started any more",
+                "web: 2 of 2 workers are not ready",
+            ],
+        ),
+        (
+            [*READY, Reload()],
+            "reloading",
+            ["generation 2 boots: web: 0 of 2 workers are ready"],
+        ),
+        (
+            [*READY, Reload(), BecameReady(3)],
+            "reloading",
+            ["generation 2 boots: web: 1 of 2 workers are ready"],
+        ),
+        ([*READY, Reload(), BecameReady(3), BecameReady(4)], "ready", []),
+        ([*READY, Stop()], "stopping", ["2 workers still to end"]),
+    ],
+)
+def test_conditions(events: list[Event], condition: str, reasons: list[str]) -> None:
+    found, why = judge(after(*events))
+    assert found == condition
+    assert why[: len(reasons)] == reasons
+    if condition != "stopping":
+        assert why == reasons
+
+
+def test_a_component_that_is_given_up_is_more_than_slow_to_start() -> None:
+    other = Component(name="other", command=("o",), workers=1)
+    service = Service(name="shop", components={"web": WEB, "other": other})
+    state = initial(service)
+    for event in (Tick(), Spawned(3, 103), *CRASH):
+        state, _ = step(state, event, 100.0)
+    assert judge(state)[0] == "degraded"
+
+
+def test_everything_is_described_in_plain_values() -> None:
+    state = after(*READY, CRASH[0])
+    deaths = Deaths()
+    deaths.add("web", 0, Death(1, "exit", "exit code 3", 100.0))
+    seen = {2: Seen(text="busy", beat_age=0.5, memory=2**20)}
+    told = describe(state, 110.0, service="shop", pid=7, started=90.0, seen=seen, deaths=deaths)
+    assert json.loads(json.dumps(told)) == told
+    assert (told["service"], told["pid"], told["age"], told["generation"]) == ("shop", 7, 20.0, 1)
+    (web,) = told["components"]
+    workers = web.pop("workers")
+    death = {"worker": 1, "cause": "exit", "detail": "exit code 3", "ago": 10.0}
+    assert web == {
+        "name": "web",
+        "wanted": 2,
+        "ready": 1,
+        "generation": 1,
+        "fatal": False,
+        "finished": 0,
+        "crashes": 1,
+        "last_death": death,
+    }
+    replacement, old = workers
+    assert replacement | {"id": 3, "pid": None, "phase": "booting", "position": 0} == replacement
+    assert (replacement["restarts"], replacement["last_death"]) == (1, death)
+    assert old == {
+        "id": 2,
+        "pid": 102,
+        "phase": "ready",
+        "retiring": False,
+        "position": 1,
+        "generation": 1,
+        "age": 10.0,
+        "restarts": 0,
+        "last_death": None,
+        "status": "busy",
+        "beat_age": 0.5,
+        "memory": 2**20,
+    }
+
+
+def test_those_who_leave_are_shown_until_they_have() -> None:
+    state = after(*READY, Reload({}))
+    told = describe(state, 100.0, service="shop", pid=7, started=0.0)
+    (web,) = told["components"]
+    assert (web["wanted"], web["generation"]) == (0, None)
+    assert {worker["phase"] for worker in web["workers"]} == {"stopping"}
+
+
+def test_how_long_a_rollback_is_possible() -> None:
+    speaks: list[Event] = [*STARTED, BecameReady(1, speaks=True), BecameReady(2, speaks=True)]
+    state = after(*speaks, Reload(), BecameReady(3), BecameReady(4), rollback=60.0)
+    told = describe(state, 110.0, service="shop", pid=7, started=0.0)
+    assert told["rollback"] == 50.0
+    assert (
+        describe(replace(state, previous=None), 110.0, service="s", pid=7, started=0.0)["rollback"]
+        is None
+    )
+
+
+def test_one_line_for_the_service_manager() -> None:
+    assert summary(after(*READY)) == "ready: web 2/2; generation 1"
+    assert summary(after(*READY, CRASH[0])) == "degraded: web 1/2; generation 1"

@@ -1,0 +1,283 @@
+"""The log file: shared by processes that write while it is rotated."""
+
+import collections
+import json
+import os
+import select
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from places import HELPERS
+
+import pyforkfd as ff
+from pyforkfd.supervisor.logs._log_file import LogFile
+from pyforkfd.supervisor.logs._log_reader import Reader
+
+WORKER = HELPERS / "log_worker.py"
+BUDGET = 1 << 30
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[LogFile]:
+    made = LogFile(tmp_path / "app.log", max_bytes=10, keep=3, patience=30)
+    yield made
+    made.close()
+
+
+def write(fd: int, *lines: str) -> None:
+    for line in lines:
+        os.writev(fd, [line.encode() + b"\n"])
+
+
+def files(log: LogFile) -> dict[str, str]:
+    return {p.name: p.read_text() for p in log.path.parent.iterdir()}
+
+
+def test_no_record_is_lost_torn_or_out_of_order_over_rotations(tmp_path: Path) -> None:
+    rotations, count, least = 50, 4, 25_000
+    log = LogFile(tmp_path / "app.log", keep=rotations)
+    channels: dict[int, ff.FdChannel] = {}
+    processes: list[ff.Process] = []
+    seen: list[bytes] = []
+    wrote: dict[int, int] = {}
+    poll = select.epoll()
+    now = 0.0
+    try:
+        for worker in range(count):
+            ours, theirs = ff.FdChannel.pair()
+            channels[worker] = ours
+            poll.register(ours.fileno(), select.EPOLLIN)
+            who = f"component=web worker={worker} position=0 generation=1 channel=6 log=7"
+            with theirs:
+                processes.append(
+                    ff.spawn(
+                        [sys.executable, WORKER, str(least), str(rotations)],
+                        fds={6: theirs, 7: log.give(worker)},
+                        env={**os.environ, "FORKFD_WORKER": who},
+                    )
+                )
+        by_fd = {channel.fileno(): worker for worker, channel in channels.items()}
+        while len(wrote) < count:
+            if log.turn < rotations and log.settled(now) and os.fstat(log.fileno()).st_size:
+                switch = log.rotate(now)
+                for worker in switch.workers:
+                    channels[worker].send(json.dumps(switch.message).encode(), [switch.fd])
+            for fd, _ in poll.poll(0.01):
+                with channels[by_fd[fd]].recv() as received:
+                    said = json.loads(received.data or b'{"wrote": -1}')
+                if "wrote" in said:
+                    wrote[by_fd[fd]] = said["wrote"]
+                    poll.unregister(fd)
+                else:
+                    log.confirm(by_fd[fd], said["turn"])
+            seen += log.read(BUDGET, now)
+        assert [process.wait().code for process in processes] == [0] * count
+        while lines := log.read(BUDGET, now):
+            seen += lines
+    finally:
+        poll.close()
+        log.close()
+        for channel in channels.values():
+            channel.close()
+        for process in processes:
+            process.kill() if process.poll() is None else None
+            process.wait()
+            process.close()
+
+    names = [f"app.log.{n}" for n in range(rotations, 0, -1)] + ["app.log"]
+    assert sorted(names) == sorted(p.name for p in tmp_path.iterdir())
+    on_disk = [line for name in names for line in (tmp_path / name).read_bytes().splitlines()]
+    assert sum(wrote.values()) >= count * least
+    for lines in (on_disk, seen):
+        sequences = collections.defaultdict(list)
+        for body in map(json.loads, lines):
+            assert body["message"].splitlines()[0] == f"record {body['seq']}"
+            sequences[body["worker"]].append(body["seq"])
+        assert sequences == {w: list(range(n)) for w, n in wrote.items()}
+
+
+def test_rotation_waits_until_the_last_worker_has_changed_over(log: LogFile) -> None:
+    theirs = os.dup(log.give(1))  # as the worker has it
+    try:
+        write(theirs, "old")
+        switch = log.rotate(0)
+        assert (switch.message, switch.workers) == ({"order": "log", "turn": 1}, (1,))
+        write(log.fileno(), "new 0123456789")
+        assert log.behind() == (1,) and not log.due(1)
+        with pytest.raises(BlockingIOError, match=r"rotate .*app\.log: .*\(1,\)"):
+            log.rotate(1)
+        write(theirs, "late")
+        os.dup2(switch.fd, theirs)
+        for nonsense in (7, -1, "1", None, [1]):
+            log.confirm(1, nonsense)
+        assert log.behind() == (1,)
+        log.confirm(1, 1)
+        assert log.behind() == () and not log.settled(1), "what it wrote is not read yet"
+        assert log.read(BUDGET, 1) == [b"old", b"late", b"new 0123456789"]
+        assert log.due(1)
+        log.rotate(1)
+    finally:
+        os.close(theirs)
+    assert files(log) == {
+        "app.log": "",
+        "app.log.1": "new 0123456789\n",
+        "app.log.2": "old\nlate\n",
+    }
+
+
+def test_a_worker_that_changes_over_while_we_read_is_read_in_its_order(
+    log: LogFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = os.dup(log.give(1))
+    real = Reader.pending
+
+    def pending(self: Reader) -> bool:
+        result = real(self)
+        monkeypatch.undo()
+        # The old file is read to its end, the new one is next: now the worker is faster.
+        write(worker, "old, late")
+        os.dup2(log.fileno(), worker)
+        write(worker, "new")
+        return result
+
+    try:
+        write(worker, "old")
+        log.rotate(0)
+        monkeypatch.setattr(Reader, "pending", pending)
+        lines = log.read(BUDGET, 1)
+        lines += log.read(BUDGET, 1)
+        assert lines == [b"old", b"old, late", b"new"]
+    finally:
+        os.close(worker)
+
+
+def test_a_worker_that_is_gone_or_silent_for_long_delays_nothing(log: LogFile) -> None:
+    log.give(1), log.give(2)
+    log.rotate(0)
+    log.gone(1)
+    assert log.behind() == (2,)
+    assert log.read(BUDGET, 29.9) == [] and not log.settled(29.9)
+    assert log.settled(30)
+    assert log.rotate(30).workers == (2,)  # it is told again
+    assert log.pending_switch().message["turn"] == 2
+
+
+def test_an_adopted_worker_may_have_any_description(log: LogFile) -> None:
+    log.adopt(7, 0)
+    assert log.behind() == log.pending_switch().workers == (7,)
+    assert not log.settled(1) and log.settled(30)
+    log.confirm(7, log.pending_switch().message["turn"])
+    assert log.behind() == () and log.settled(1)
+
+
+def test_a_description_is_in_use_from_its_gift_on(log: LogFile) -> None:
+    log.rotate(0)
+    log.read(BUDGET, 0)
+    log.give(5)
+    assert log.behind() == ()
+    assert log.rotate(0).workers == (5,)
+
+
+def test_of_old_files_as_many_are_kept_as_wanted(log: LogFile) -> None:
+    for number in range(6):
+        write(log.fileno(), str(number))
+        log.rotate(0)
+        log.read(BUDGET, 0)
+    kept = {"app.log": "", "app.log.1": "5\n", "app.log.2": "4\n", "app.log.3": "3\n"}
+    assert files(log) == kept
+
+
+def test_external_rotation(log: LogFile) -> None:
+    assert log.reopen(0) is None
+    write(log.fileno(), "before")
+    log.path.rename(log.path.with_suffix(".moved"))
+    write(log.fileno(), "between")
+    switch = log.reopen(0)
+    assert switch is not None and switch.message["turn"] == 1
+    write(log.fileno(), "after")
+    assert log.read(BUDGET, 0) == [b"before", b"between", b"after"]
+    assert files(log) == {"app.log": "after\n", "app.moved": "before\nbetween\n"}
+
+
+def test_a_failed_rotation_leaves_all_as_it_was(log: LogFile) -> None:
+    write(log.fileno(), "here")
+    before = log.fileno()
+    blocker = Path(f"{log.path}.next")
+    blocker.mkdir()
+    with pytest.raises(OSError) as caught:
+        log.rotate(0)
+    assert caught.value.filename is not None
+    blocker.rmdir()
+    assert (log.fileno(), log.turn) == (before, 0)
+    assert files(log) == {"app.log": "here\n"}
+
+
+def test_what_a_dead_supervisor_left_is_in_nobodys_way(log: LogFile) -> None:
+    Path(f"{log.path}.next").write_text("stale")
+    write(log.fileno(), "here")
+    log.rotate(0)
+    assert files(log) == {"app.log": "", "app.log.1": "here\n"}
+
+
+def test_the_budget_bounds_one_read_and_nothing_is_lost_by_it(log: LogFile) -> None:
+    wanted = [f"line {n}".encode() for n in range(1000)]
+    write(log.fileno(), *[line.decode() for line in wanted])
+    log.rotate(0)
+    write(log.fileno(), "last")
+    got, calls = [], 0
+    while lines := log.read(100, 0):
+        assert sum(map(len, lines)) <= 200
+        got += lines
+        calls += 1
+    assert got == [*wanted, b"last"]
+    assert calls > 50
+
+
+def test_a_line_without_an_end_is_held_back_and_an_endless_one_skipped(log: LogFile) -> None:
+    os.write(log.fileno(), b"half")
+    assert log.read(BUDGET, 0) == []
+    write(log.fileno(), " whole", "x" * 1_000_000, "next")
+    assert log.read(BUDGET, 0) == [b"half whole", b"next"]
+
+
+def test_only_what_is_new_is_read_and_a_truncated_file_from_its_start(log: LogFile) -> None:
+    write(log.fileno(), "one", "two")
+    with_history = LogFile(log.path)
+    try:
+        assert with_history.read(BUDGET, 0) == []
+        write(log.fileno(), "three")
+        assert with_history.read(BUDGET, 0) == [b"three"]
+        os.truncate(log.path, 0)
+        write(log.fileno(), "4")
+        assert with_history.read(BUDGET, 0) == [b"4"]
+    finally:
+        with_history.close()
+
+
+def test_how_the_file_is_opened(tmp_path: Path) -> None:
+    import fcntl
+
+    log = LogFile(tmp_path / "app.log", mode=0o600, o_dsync=True)
+    try:
+        flags = fcntl.fcntl(log.fileno(), fcntl.F_GETFL)
+        assert flags & os.O_APPEND and flags & os.O_DSYNC
+        assert flags & os.O_ACCMODE == os.O_WRONLY, "a worker must not read others' records"
+        assert ff.cloexec(log.fileno())
+        assert log.path.stat().st_mode & 0o777 == 0o600
+    finally:
+        log.close()
+
+
+def test_what_cannot_be_a_log_is_refused_by_name(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with pytest.raises(OSError, match=r"regular file.*fifo"):
+        LogFile(fifo)
+    with pytest.raises(FileNotFoundError, match="missing"):
+        LogFile(tmp_path / "missing" / "app.log")
+    for keep, max_bytes, patience in ((0, 1, 0.0), (1, 0, 0.0), (1, 1, -1.0)):
+        with pytest.raises(ValueError, match="at least 1"):
+            LogFile(tmp_path / "app.log", keep=keep, max_bytes=max_bytes, patience=patience)
+    assert [p.name for p in tmp_path.iterdir()] == ["fifo"]

@@ -1,0 +1,130 @@
+"""The file, captured lines and sinks together."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyforkfd.supervisor.logs._capture import Capture
+from pyforkfd.supervisor.logs._log_file import LogFile
+from pyforkfd.supervisor.logs._logs import Logs
+from pyforkfd.supervisor.logs._record_writer import RecordWriter
+from pyforkfd.supervisor.logs._records import Entry, Origin
+from pyforkfd.supervisor.logs._sinks import RingTail, StreamSink
+
+WEB = Origin(component="web", worker=12, generation=4)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[LogFile]:
+    log = LogFile(tmp_path / "app.log", max_bytes=1000)
+    yield log
+    log.close()
+
+
+@pytest.fixture
+def logs(file: LogFile) -> Logs:
+    return Logs(file, RingTail(), pid=os.getpid())
+
+
+def messages(entries: list[Entry]) -> list[str]:
+    return [json.loads(entry.line)["message"] for entry in entries]
+
+
+def on_disk(file: LogFile) -> list[str]:
+    return [json.loads(line)["message"] for line in file.path.read_bytes().splitlines()]
+
+
+def test_everything_is_in_the_file_and_in_the_sinks_once(logs: Logs, file: LogFile) -> None:
+    read, write = os.pipe()
+    sink = StreamSink(write)
+    logs.sinks.append(sink)
+    RecordWriter(file.give(12), WEB).write("INFO", "record")
+    capture = Capture(WEB, "stderr", logs.add)
+    os.write(capture.writer.fileno(), b"captured\n")
+    capture.handle()
+    capture.close()
+    logs.say("INFO", "event", cause="oom")
+    for now in range(3):
+        assert logs.poll(now) is None
+    assert on_disk(file) == ["record", "captured", "event"]
+    assert sorted(messages(logs.tail.tail())) == ["captured", "event", "record"]
+    assert messages(logs.tail.tail(components=["web"])) == ["captured", "record"]
+    sink.close()
+    os.close(write)
+    with open(read, "rb") as file_of_pipe:
+        assert file_of_pipe.read().splitlines() == [one.line for one in logs.tail.tail()]
+
+
+def test_what_is_no_record_is_shown_and_counted(logs: Logs, file: LogFile) -> None:
+    os.write(file.fileno(), b"print of a Go worker\n\n")
+    logs.poll(0)
+    (entry,) = logs.tail.tail()
+    assert (entry.origin.component, logs.strange) == ("-", 1)
+    assert messages([entry]) == ["print of a Go worker"]
+
+
+def test_it_is_rotated_when_it_is_due(logs: Logs, file: LogFile) -> None:
+    writer = RecordWriter(os.dup(file.give(12)), WEB)
+    try:
+        for number in range(10):
+            writer.write("INFO", f"{number} {'x' * 100}")
+        switch = logs.poll(0)
+        assert switch is not None and switch.workers == (12,)
+        writer.replace(switch.fd)
+        file.confirm(12, switch.message["turn"])
+        writer.write("INFO", "new")
+        assert logs.poll(1) is None
+        assert messages(logs.tail.tail())[-1] == "new" and on_disk(file) == ["new"]
+    finally:
+        os.close(writer.fileno())
+
+
+def test_a_rotation_that_fails_is_said_and_tried_again(logs: Logs, file: LogFile) -> None:
+    logs.say("INFO", "x" * 1000)
+    blocker = Path(f"{file.path}.next")
+    blocker.mkdir()
+    assert logs.poll(0) is None and logs.poll(1) is None
+    said = messages(logs.tail.tail())[1:]
+    assert len(said) == 1 and str(blocker) in said[0]
+    blocker.rmdir()
+    assert logs.poll(29) is None
+    assert logs.poll(30) is not None
+
+
+def test_reopening_waits_for_its_time(logs: Logs, file: LogFile) -> None:
+    file.give(12)
+    file.rotate(0)
+    file.path.rename(file.path.with_suffix(".moved"))
+    logs.reopen()
+    assert logs.poll(1) is None, "worker 12 has not changed over yet"
+    file.confirm(12, 1)
+    logs.poll(2)
+    switch = logs.poll(3)
+    assert file.path.exists() and (switch is not None or file.turn == 2)
+    assert logs.poll(4) is None and file.turn == 2
+
+
+def test_a_full_disk_keeps_nothing_from_the_other_sinks(logs: Logs, file: LogFile) -> None:
+    kept = os.dup(file.fileno())
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, file.fileno(), inheritable=False)
+    os.close(full)
+    logs.say("INFO", "hello")
+    os.dup2(kept, file.fileno(), inheritable=False)
+    os.close(kept)
+    assert messages(logs.tail.tail()) == ["hello"] and file.lost == 1
+    logs.say("INFO", "again")
+    assert on_disk(file) == ["again"]
+
+
+def test_without_a_file() -> None:
+    logs = Logs(None, RingTail(), pid=1)
+    capture = Capture(WEB, "log", logs.add)
+    RecordWriter(capture.writer.fileno(), WEB).write("INFO", "hello")
+    capture.handle()
+    capture.close()
+    assert logs.poll(0) is None
+    assert messages(logs.tail.tail()) == ["hello"]

@@ -1,0 +1,350 @@
+"""A service from a file: read by its annotations, every problem with its line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import signal
+import tomllib
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
+
+import config_tables
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyforkfd.supervisor.spec import _spec
+from pyforkfd.supervisor.spec._reader import Reader, fields_of
+from pyforkfd.supervisor.spec._spec import Limits, MemoryGuard, Pressure, Service, SpecError
+from pyforkfd.supervisor.spec._toml import load, loads
+from pyforkfd.supervisor.spec._validate import validate
+
+PAGE = config_tables.PAGE.read_text()
+TABLES: list[type] = [
+    cast(type, kind)
+    for kind in vars(_spec).values()
+    if dataclasses.is_dataclass(kind) and kind is not _spec.Problem
+]
+
+
+def problems(text: str) -> list[str]:
+    with pytest.raises(SpecError) as caught:
+        loads(text, "shop.toml")
+    assert all(problem.line for problem in caught.value.problems)
+    return str(caught.value).splitlines()
+
+
+SMALL = """\
+[components.web]
+command = ["/bin/true"]
+"""
+
+WRONG = {
+    "syntax": ("a = \n", ["shop.toml:1: Invalid value, column 5"]),
+    "unfinished": ("\na = [1,\n", ["shop.toml:2: Invalid value, at the end of the file"]),
+    "unknown": (
+        SMALL + "worker = 3",
+        ["shop.toml:3: components.web.worker: no such key; did you mean workers?"],
+    ),
+    "elsewhere": (
+        SMALL + 'user = "root"',
+        ["shop.toml:3: components.web.user: no such key here; did you mean privileges.user?"],
+    ),
+    "unlike any": (
+        SMALL + "[colour]\n",
+        ["shop.toml:3: colour: no such key of Service"],
+    ),
+    "every type": (
+        SMALL + 'workers = "4"\nclear_env = 1\nnice = true\nboot_timeout = [1]\nlisten = "http"\n'
+        'env = { A = 5 }\ncgroup = "prefered"\numask = 1.5\nlimits = 7\ncwd = 5\n',
+        [
+            (
+                'shop.toml:3: components.web.workers: "4" is not a whole number: write it without '
+                "quotation marks"
+            ),
+            "shop.toml:4: components.web.clear_env: 1 is not true or false",
+            "shop.toml:5: components.web.nice: true is not a whole number",
+            "shop.toml:6: components.web.boot_timeout: [1] is not a duration",
+            'shop.toml:7: components.web.listen: "http" is not an array: write ["http"]',
+            "shop.toml:8: components.web.env.A: 5 is not a string",
+            (
+                'shop.toml:9: components.web.cgroup: "prefered" is none of "prefer", "require", '
+                '"off"; did you mean prefer?'
+            ),
+            "shop.toml:10: components.web.umask: 1.5 is not a whole number",
+            "shop.toml:11: components.web.limits: 7 is not a table",
+            "shop.toml:12: components.web.cwd: 5 is not a string",
+        ],
+    ),
+    "units": (
+        SMALL + 'boot_timeout = "30 sec"\nstop_signal = "SIGTREM"\n[components.web.limits]\n'
+        'memory_max = "1X"\ncpu_max = "all"\n[components.web.rlimits]\nNOFILE = [1]\n',
+        [
+            (
+                'shop.toml:3: components.web.boot_timeout: "30 sec" is no duration: write seconds, '
+                'or "500ms", "30s", "5m", "2h"'
+            ),
+            'shop.toml:4: components.web.stop_signal: there is no signal "SIGTREM"',
+            (
+                'shop.toml:6: components.web.limits.memory_max: "1X" is no size: write bytes, or '
+                '"64K", "512M", "2G"'
+            ),
+            'shop.toml:7: components.web.limits.cpu_max: "all" is not a number or an array of 2',
+            "shop.toml:9: components.web.rlimits.NOFILE: [1] is not a limit or an array of 2",
+        ],
+    ),
+    "an element": (
+        '[components.web]\ncommand = [\n  "/bin/true",\n  80,\n]\n',
+        ["shop.toml:4: components.web.command.1: 80 is not a string"],
+    ),
+    "missing": (
+        SMALL + "[listeners.http]\nbacklog = 5\n[components.web.memory_guard]\n",
+        [
+            "shop.toml:3: listeners.http: has no address",
+            "shop.toml:5: components.web.memory_guard: has no high",
+        ],
+    ),
+    "a name": (
+        SMALL + 'name = "web"',
+        ['shop.toml:3: components.web.name: the name is that of the table, "web"'],
+    ),
+    # Neither the listener that could not be read nor its users are said to be missing.
+    "no consequences": (
+        SMALL + 'listen = ["http"]\n[listeners.http]\naddress = 80\n',
+        ["shop.toml:5: listeners.http.address: 80 is not a string"],
+    ),
+    "read and checked at once": (
+        SMALL + 'listen = ["htpp"]\nboot_timeout = 0\nworkers = "x"\n[listeners.http]\n'
+        'address = "tcp://:0"\nmode = 0o600\n',
+        [
+            'shop.toml:3: components.web.listen.0: there is no listener "htpp"; did you mean http?',
+            "shop.toml:4: components.web.boot_timeout: 0.0 is not above 0",
+            (
+                'shop.toml:5: components.web.workers: "x" is not a whole number: write it without '
+                "quotation marks"
+            ),
+            "shop.toml:8: listeners.http.mode: only a path has a mode",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), WRONG.values(), ids=WRONG)
+def test_problems_have_their_line(text: str, said: list[str]) -> None:
+    assert problems(text) == said
+
+
+def test_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "shop.toml"
+    path.write_text(
+        SMALL
+        + 'drain_timeout = "1m30s"\nstop_signal = "INT"\ndump_signal = "none"\ncpu_affinity=[0]\n'
+        "[components.web.limits]\nmemory_max = '512M'\ncpu_max = [5_000, 100_000]\n"
+        "[components.web.rlimits]\nnofile = 1024\ncore = [0, 'unlimited']\n"
+    )
+    service = load(path)
+    assert service.name == "shop"
+    web = service.components["web"]
+    assert web.command == ("/bin/true",)
+    assert web.drain_timeout == 90.0
+    assert (web.stop_signal, web.dump_signal) == (signal.SIGINT, None)
+    assert web.limits.memory_max == 512 * 1024 * 1024
+    assert web.limits.cpu_max == (5_000, 100_000)
+    assert web.rlimits == {"nofile": 1024, "core": (0, -1)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Strict:
+    """Checks itself, as some parts of a specification do."""
+
+    low: int
+    high: int = 5
+
+    def __post_init__(self) -> None:
+        if self.low < 0:
+            raise ValueError("low: is negative\nhigh: is too high\nall of it: is odd")
+
+
+def test_what_a_class_says_of_itself_has_its_place() -> None:
+    reader = Reader(units=True)
+    reader.read({"a": {"low": -1}}, Mapping[str, Strict], ("top",))
+    assert list(map(str, reader.problems)) == [
+        "top.a.low: is negative",
+        "top.a.high: is too high",
+        "top.a: all of it: is odd",
+    ]
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "shop.toml"
+    path.write_bytes(b"# fine\n\xff")
+    with pytest.raises(SpecError, match=r"shop.toml:2: not UTF-8: invalid start byte$"):
+        load(path)
+
+
+def test_the_page_has_every_table_as_it_is() -> None:
+    assert config_tables.renewed(PAGE) == PAGE
+    shown = {m[1] for m in config_tables.MARK.findall(PAGE)}
+    assert shown == {kind.__name__ for kind in TABLES}
+    for kind in TABLES:
+        assert list(config_tables.described(kind)) == list(fields_of(kind)), kind
+
+
+def test_the_example_of_the_page_can_be_read() -> None:
+    example = PAGE.partition("```toml\n")[2].partition("```")[0]
+    reader = Reader(units=True)
+    reader.read(tomllib.loads(example), Service, ())
+    assert reader.problems == []
+
+
+def test_the_problems_of_the_page_are_what_is_said() -> None:
+    text = """\
+[listeners.http]
+address = "tcp://:8080"
+
+[components.web]
+command = ["/bin/true"]
+workers = 4
+listen = ["htpp"]
+
+boot_timeout = "30 sec"
+
+
+user = "www"
+"""
+    shown = PAGE.partition("```\n")[2].partition("```")[0]
+    assert problems(text) == shown.splitlines()
+
+
+# There and back: any service, written as a document, is read as the same.
+
+# No system call takes a null byte, so no specification has one.
+NAMES = st.text(min_size=1, max_size=4).map(lambda text: text.replace("\0", "0"))
+TEXTS = st.one_of(
+    st.text(max_size=4).map(lambda text: text.replace("\0", "0")),
+    st.sampled_from(["root", "/", "/tmp/x", "a:b", "tcp://:80", "unix:/tmp/x", "udp://:1", "true"]),
+)
+
+
+def values(wanted: Any) -> st.SearchStrategy[Any]:
+    origin, arguments = get_origin(wanted), get_args(wanted)
+    if origin is Annotated:
+        return values(arguments[0])
+    if wanted is type(None):
+        return st.none()
+    if origin in (Union, types.UnionType):
+        return st.one_of([values(a) for a in arguments])
+    if origin is Literal:
+        return st.sampled_from(arguments)
+    if origin is tuple:
+        if arguments[-1] is Ellipsis:
+            return st.lists(values(arguments[0]), max_size=2).map(tuple)
+        return st.tuples(*map(values, arguments))
+    if wanted is Any:
+        return st.integers() | st.text()
+    if wanted is float:
+        return st.floats(min_value=0, max_value=1e9)
+    if dataclasses.is_dataclass(wanted):
+        return things(cast(type, wanted))
+    if origin is not None:
+        return st.dictionaries(NAMES, values(arguments[1]), max_size=2)
+    return {int: st.integers(1, 2**40), str: TEXTS, bool: st.booleans()}[wanted]
+
+
+def things(kind: type, **fixed: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    if kind is Pressure:  # of any numbers nearly all are refused
+        shares = {name: st.none() | st.floats(0.01, 1) for name in fields_of(kind)}
+        return st.builds(Pressure, **shares)
+    required = {
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is field.default_factory is dataclasses.MISSING
+    }
+    parts = {name: values(annotation) for name, annotation in fields_of(kind).items()} | fixed
+    optional = {name: parts[name] for name in parts if name not in required}
+    found = st.fixed_dictionaries({name: parts[name] for name in required}, optional=optional)
+    if kind in (Limits, MemoryGuard):  # these check themselves: what they refuse is nothing
+        return found.map(lambda values: made(kind, values)).filter(lambda thing: thing is not None)
+    return found.map(lambda values: kind(**values))
+
+
+def made(kind: type, values: Mapping[str, Any]) -> Any:
+    try:
+        return kind(**values)
+    except ValueError:
+        return None
+
+
+def named(kind: type) -> st.SearchStrategy[Any]:
+    return st.dictionaries(NAMES, things(kind), max_size=2).map(
+        lambda found: {n: dataclasses.replace(thing, name=n) for n, thing in found.items()}
+    )
+
+
+def text_of(value: Any) -> str:
+    """A value as a document has it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(text_of, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{text_of(k)} = {text_of(v)}' for k, v in value.items())}}}"
+    if dataclasses.is_dataclass(value):
+        return text_of(pairs(value))
+    if value is None:
+        return '"none"'
+    return str(int(value)) if isinstance(value, int) else repr(value)
+
+
+def pairs(thing: Any) -> dict[str, Any]:
+    """What of it is not as by default; its name is said by the key."""
+    found = {}
+    for field in dataclasses.fields(thing):
+        value = getattr(thing, field.name)
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        named_by_key = field.name == "name" and not isinstance(thing, Service)
+        if not named_by_key and (default is dataclasses.MISSING or value != default):
+            found[field.name] = value
+    return found
+
+
+SERVICES = things(
+    Service,
+    components=named(_spec.Component),
+    listeners=named(_spec.Listener),
+    zygotes=named(_spec.ZygoteSpec),
+)
+
+
+@given(SERVICES)
+def test_any_service_is_read_as_it_was_written(service: Service) -> None:
+    document = "".join(f"{key} = {text_of(value)}\n" for key, value in pairs(service).items())
+    reader = Reader(units=True)
+    read = reader.read(tomllib.loads(document), Service, ())
+    assert reader.problems == []
+    assert read == service
+
+
+@given(SERVICES)
+def test_whatever_is_wrong_is_a_problem_and_no_accident(service: Service) -> None:
+    for problem in validate(service):
+        assert problem.text
+        assert problem.place
+
+
+@given(st.floats(0, 1e6), st.sampled_from([("ms", 1e-3), ("s", 1), ("m", 60), ("h", 3600)]))
+def test_durations(number: float, unit: tuple[str, float]) -> None:
+    text = f'{SMALL}boot_timeout = "{number:f}{unit[0]}"'
+    document = tomllib.loads(text)
+    read = Reader(units=True).read(document["components"], Mapping[str, _spec.Component], ())
+    assert math.isclose(
+        read["web"].boot_timeout, number * unit[1], rel_tol=1e-3, abs_tol=1e-3 * unit[1]
+    )

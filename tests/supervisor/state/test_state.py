@@ -1,0 +1,572 @@
+"""The supervisor's heart as pure code: every interleaving keeps what is promised."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import TypeVar
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from pyforkfd.supervisor.spec._spec import Component, Listener, Recycle, Restart, Service
+from pyforkfd.supervisor.state._events import (
+    Action,
+    Announce,
+    BecameReady,
+    Crashed,
+    Ended,
+    Event,
+    Exit,
+    Forget,
+    Kill,
+    Lend,
+    Reload,
+    Reloaded,
+    Retire,
+    RollBack,
+    Scale,
+    Signal,
+    Spawn,
+    Spawned,
+    SpawnFailed,
+    Stop,
+    TakeBack,
+    Tell,
+    Tick,
+    WentStale,
+)
+from pyforkfd.supervisor.state._model import Phase, State, due, initial, missing
+from pyforkfd.supervisor.state._step import step
+
+
+def component(name: str = "web", **options: object) -> Component:
+    return Component(name=name, command=("/bin/worker",), listen=("http",), **options)  # type: ignore[arg-type]
+
+
+def service(*components: Component, shards: bool = False, **options: object) -> Service:
+    listener = Listener(name="http", address="tcp://:8000", shards=shards)
+    named = {spec.name: spec for spec in components}
+    return Service(name="s", components=named, listeners={"http": listener}, **options)  # type: ignore[arg-type]
+
+
+class Driver:
+    """A state, a clock, and every action so far; answers nothing by itself."""
+
+    def __init__(self, of: Service) -> None:
+        self.state: State = initial(of)
+        self.now = 1000.0
+        self.actions: list[Action] = []
+
+    def feed(self, event: Event, *, after: float = 0.0) -> list[Action]:
+        self.now += after
+        self.state, actions = step(self.state, event, self.now)
+        self.actions += actions
+        return actions
+
+    def ready(self, number: int, *, speaks: bool = True) -> list[Action]:
+        self.feed(Spawned(number, 100 + number))
+        return self.feed(BecameReady(number, speaks))
+
+    def settle(self) -> None:
+        """All that boot become ready; all that are told to leave do."""
+        while True:
+            booting = [w.id for w in self.state.workers.values() if w.phase is Phase.BOOTING]
+            leaving = [
+                w.id
+                for w in self.state.workers.values()
+                if w.phase not in (Phase.BOOTING, Phase.READY, Phase.PAUSED)
+            ]
+            if not booting and not leaving:
+                return
+            for number in booting:
+                self.ready(number)
+            for number in leaving:
+                self.feed(Ended(number, "done", "exit code 0"))
+
+    def phases(self) -> dict[int, str]:
+        return {number: worker.phase.value for number, worker in self.state.workers.items()}
+
+
+def started(of: Service) -> Driver:
+    driver = Driver(of)
+    driver.feed(Tick())
+    driver.settle()
+    return driver
+
+
+A = TypeVar("A")
+
+
+def only(actions: list[Action], kind: type[A]) -> list[A]:
+    return [action for action in actions if isinstance(action, kind)]
+
+
+def test_the_service_manager_hears_of_it_when_the_last_is_ready() -> None:
+    driver = Driver(service(component(workers=2)))
+    assert driver.feed(Tick()) == [Spawn(1), Spawn(2)]
+    assert Announce("ready") not in driver.ready(1)
+    assert Announce("ready") in driver.ready(2)
+
+
+def test_a_new_generation_is_ready_before_any_old_worker_is_told_to_leave() -> None:
+    driver = started(service(component(workers=2)))
+    assert only(driver.feed(Reload()), Spawn) == [Spawn(3), Spawn(4)]
+    assert only(driver.ready(3), Tell) == []
+    actions = driver.ready(4)
+    assert only(actions, Tell) == [Tell(1, "drain"), Tell(2, "drain")]
+    assert Reloaded(2) in actions
+
+
+def test_a_failing_generation_changes_nothing() -> None:
+    driver = started(service(component(workers=2)))
+    driver.feed(Reload())
+    driver.ready(3)
+    actions = driver.feed(Ended(4, "exit", "exit code 3"))
+    (outcome,) = only(actions, Reloaded)
+    assert outcome == Reloaded(2, "web: worker 4: exit: exit code 3 before it was ready")
+    assert Tell(3, "drain") in actions  # it may have accepted a connection already
+    driver.settle()
+    assert driver.phases() == {1: "ready", 2: "ready"}
+    assert driver.state.crews["web"].generation == 1
+
+
+def test_a_generation_that_does_not_become_ready_is_given_up() -> None:
+    driver = started(service(component(workers=1, boot_timeout=3.0)))
+    driver.feed(Reload())
+    driver.feed(Spawned(2, 102))
+    assert driver.feed(Tick(), after=2.9) == []
+    actions = driver.feed(Tick(), after=0.1)
+    assert Signal(2, 6) in actions  # its stack is dumped
+    assert Reloaded(2, "web: worker 2: not ready within 3 s") in actions
+    assert Kill(2) in driver.feed(Tick(), after=1.0)
+    actions = driver.feed(Ended(2, "signal", "killed by SIGABRT"))
+    assert Crashed(2, "web", "boot_timeout", "killed by SIGABRT") in actions
+    assert driver.phases() == {1: "ready"}
+
+
+def test_a_crash_is_replaced_at_once_and_the_next_ones_later_and_later() -> None:
+    restart = Restart(backoff=0.5, backoff_cap=3.0, max_restarts=100)
+    driver = started(service(component(restart=restart)))
+    pauses = []
+    for number in range(1, 8):
+        actions = driver.feed(Ended(number, "signal", "killed by SIGSEGV"), after=0.01)
+        begun = driver.now
+        while not only(actions, Spawn):
+            when = due(driver.state)
+            assert when is not None
+            actions = driver.feed(Tick(), after=when - driver.now)
+        pauses.append(round(driver.now - begun, 3))
+        driver.ready(number + 1)
+    assert pauses == [0.0, 0.5, 1.0, 2.0, 3.0, 3.0, 3.0]
+
+
+def test_too_many_crashes_are_fatal_for_the_component_and_not_for_the_others() -> None:
+    restart = Restart(backoff=0.0, max_restarts=3, within=10.0)
+    driver = started(service(component("bad", restart=restart), component("good")))
+    for _ in range(4):
+        (bad,) = (w.id for w in driver.state.workers.values() if w.component == "bad")
+        driver.feed(Ended(bad, "exit", "exit code 1"), after=0.5)
+        for worker in list(driver.state.workers.values()):
+            if worker.phase is Phase.BOOTING:
+                driver.ready(worker.id)
+    assert driver.state.crews["bad"].fatal
+    assert missing(driver.state) == {"bad": 1}
+    assert not driver.state.stopping
+    driver.feed(Reload())
+    driver.settle()
+    assert missing(driver.state) == {}
+
+
+def test_where_nothing_can_be_kept_running_we_give_up() -> None:
+    driver = Driver(service(component(restart=Restart(backoff=0.0, max_restarts=1))))
+    driver.feed(Tick())
+    driver.feed(SpawnFailed(1, "no such program"))
+    actions = driver.feed(SpawnFailed(2, "no such program"), after=1.0)
+    assert Exit(1) in actions
+
+
+@pytest.mark.parametrize(
+    ("policy", "cause", "again"),
+    [
+        ("always", "done", True),
+        ("always", "exit", True),
+        ("on-failure", "done", False),
+        ("on-failure", "exit", True),
+        ("never", "exit", False),
+    ],
+)
+def test_the_restart_policy(policy: str, cause: str, again: bool) -> None:
+    driver = started(service(component(restart=Restart(policy=policy))))  # type: ignore[arg-type]
+    actions = driver.feed(Ended(1, cause, "..."), after=5.0)  # type: ignore[arg-type]
+    assert bool(only(actions, Spawn)) == again
+
+
+def test_recycling_is_rolling_and_replaces_before_it_dismisses() -> None:
+    driver = started(service(component(workers=3, recycle=Recycle(age=10.0, jitter=0.0))))
+    actions = driver.feed(Tick(), after=10.0)
+    assert only(actions, Spawn) == [Spawn(4)]  # one after the other
+    assert only(actions, Tell) == []
+    actions = driver.ready(4)
+    assert only(actions, Tell) == [Tell(1, "drain")]
+    assert only(actions, Spawn) == [Spawn(5)]
+
+
+def test_one_that_cannot_be_replaced_stays() -> None:
+    driver = started(service(component(workers=1)))
+    driver.feed(Retire(1, "it has grown"))
+    driver.feed(SpawnFailed(2, "no memory"))
+    assert driver.phases() == {1: "ready"}
+    driver.feed(Tick(), after=60.0)
+    driver.settle()
+    assert driver.phases() == {3: "ready"}
+
+
+def test_draining_has_an_end() -> None:
+    driver = started(service(component(drain_timeout=5.0, stop_timeout=2.0)))
+    assert driver.feed(Stop()) == [Announce("stopping"), Tell(1, "drain")]
+    assert Signal(1, 15) in driver.feed(Tick(), after=5.0)
+    assert Kill(1) in driver.feed(Tick(), after=2.0)
+    assert driver.feed(Ended(1, "signal", "killed by SIGKILL"))[-1] == Exit(0)
+
+
+def test_a_program_that_knows_nothing_of_us_has_as_long_to_drain() -> None:
+    driver = Driver(service(component(drain_timeout=5.0, stop_timeout=2.0)))
+    driver.feed(Tick())
+    driver.ready(1, speaks=False)
+    assert Signal(1, 15) in driver.feed(Stop())
+    assert only(driver.feed(Tick(), after=6.9), Kill) == []
+    assert Kill(1) in driver.feed(Tick(), after=0.1)
+
+
+def test_a_second_stop_does_not_wait() -> None:
+    driver = started(service(component(workers=2)))
+    driver.feed(Stop())
+    assert only(driver.feed(Stop()), Kill) == [Kill(1), Kill(2)]
+
+
+def test_a_stale_worker_shows_its_stack_and_is_replaced() -> None:
+    driver = started(service(component()))
+    actions = driver.feed(WentStale(1, "no beat for 5 s"))
+    assert only(actions, Signal) == [Signal(1, 6)]
+    assert only(actions, Spawn) == [Spawn(2)]
+    assert Kill(1) in driver.feed(Tick(), after=1.0)
+    actions = driver.feed(Ended(1, "core", "killed by SIGABRT (core dumped)"))
+    assert Crashed(1, "web", "stale", "killed by SIGABRT (core dumped)") in actions
+
+
+def test_the_old_generation_waits_for_a_roll_back() -> None:
+    driver = started(service(component(workers=1), rollback=30.0))
+    driver.feed(Reload())
+    assert only(driver.ready(2), Tell) == [Tell(1, "pause")]
+    actions = driver.feed(RollBack(), after=10.0)
+    assert only(actions, Tell) == [Tell(1, "resume"), Tell(2, "drain")]
+    assert only(actions, Spawn) == []
+    driver.settle()
+    assert driver.phases() == {1: "ready"}
+
+
+def test_and_leaves_when_none_comes() -> None:
+    driver = started(service(component(workers=1), rollback=30.0))
+    driver.feed(Reload())
+    driver.ready(2)
+    assert only(driver.feed(Tick(), after=30.0), Tell) == [Tell(1, "drain")]
+    assert only(driver.feed(RollBack()), Reloaded)[0].why
+
+
+def test_a_reload_of_one_component_leaves_the_others_alone() -> None:
+    driver = started(service(component("a"), component("b")))
+    assert len(only(driver.feed(Reload(only=frozenset({"b"}))), Spawn)) == 1
+    driver.settle()
+    generations = {w.component: w.generation for w in driver.state.workers.values()}
+    assert generations == {"a": 1, "b": 2}
+
+
+def test_components_come_and_go_with_a_reload() -> None:
+    driver = started(service(component("a")))
+    driver.feed(Reload({"b": component("b")}))
+    assert [w.component for w in driver.state.workers.values()] == ["a", "b"]
+    driver.settle()
+    assert [w.component for w in driver.state.workers.values()] == ["b"]
+
+
+def test_the_oldest_of_too_many_generations_is_killed() -> None:
+    driver = started(service(component(workers=1, drain_timeout=1e6), max_generations=2))
+    driver.feed(Reload())
+    assert only(driver.ready(2), Kill) == []
+    assert only(driver.feed(Reload()), Kill) == [Kill(1)]
+
+
+def test_the_shards_of_a_dead_worker_are_lent_until_it_is_replaced() -> None:
+    driver = started(service(component(workers=3), shards=True))
+    actions = driver.feed(Ended(2, "signal", "killed by SIGKILL"))
+    assert only(actions, Lend) == [Lend(1, 1)]
+    assert TakeBack(1, 1) in driver.ready(4)
+
+
+def test_a_reload_may_bring_shards_and_take_them_away() -> None:
+    driver = started(service(component(workers=2)))
+    driver.feed(Reload(sharded=frozenset({"web"})))
+    driver.settle()
+    assert only(driver.feed(Ended(3, "signal", "killed by SIGKILL")), Lend) == [Lend(4, 0)]
+    driver.settle()
+    driver.feed(Reload(sharded=frozenset()))
+    driver.settle()
+    one = min(driver.state.workers)
+    assert only(driver.feed(Ended(one, "signal", "killed by SIGKILL")), Lend) == []
+
+
+def test_what_a_reload_says_of_generations_goes_from_its_own_switch_on() -> None:
+    driver = started(service(component(workers=1), rollback=0.0))
+    driver.feed(Reload(rollback=30.0, max_generations=5))
+    driver.feed(Ended(2, "exit", "exit code 1"))  # it is given up: nothing has changed
+    assert (driver.state.rollback, driver.state.max_generations) == (0.0, 3)
+    driver.feed(Reload(rollback=30.0, max_generations=5))
+    assert only(driver.ready(3), Tell) == [Tell(1, "pause")]
+    assert (driver.state.rollback, driver.state.max_generations) == (30.0, 5)
+
+
+NAMES = ["a", "b"]
+
+
+def ready_workers(state: State, component: str) -> set[int]:
+    generation = state.crews[component].generation
+    return {
+        worker.id
+        for worker in state.workers.values()
+        if (worker.component, worker.generation) == (component, generation)
+        and worker.phase is Phase.READY
+    }
+
+
+class Supervision(RuleBasedStateMachine):
+    """Events in any order.  The model is told only by actions, as the rooms are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.owed: list[int] = []  # given up before they were there: the loop answers for them
+
+    @initialize(
+        workers=st.integers(1, 3),
+        shards=st.booleans(),
+        rollback=st.sampled_from([0.0, 5.0]),
+        max_restarts=st.integers(0, 5),
+        age=st.sampled_from([None, 7.0]),
+    )
+    def begin(
+        self, workers: int, shards: bool, rollback: float, max_restarts: int, age: float | None
+    ) -> None:
+        options: dict[str, object] = {
+            "workers": workers,
+            "boot_timeout": 3.0,
+            "drain_timeout": 4.0,
+            "stop_timeout": 2.0,
+            "restart": Restart(backoff=0.5, max_restarts=max_restarts),
+            "recycle": Recycle(age=age),
+        }
+        parts = [component(name, **options) for name in NAMES]
+        self.driver = Driver(service(*parts, shards=shards, rollback=rollback, max_generations=2))
+        self.alive: set[int] = set()  # asked for, and not forgotten
+        self.processes: set[int] = set()
+        self.forgotten: Counter[int] = Counter()
+        self.owners: dict[tuple[str, int], int] = {}
+        self.reloads = self.outcomes = 0
+        self.stopped = self.exited = False
+        self.take(Tick())
+
+    def take(self, event: Event, after: float = 0.0) -> None:
+        if self.exited:
+            return  # nobody listens any more
+        driver = self.driver
+        before = driver.state
+        if isinstance(event, (Spawned, BecameReady, WentStale, Retire)):
+            assert event.worker in before.workers
+        for action in driver.feed(event, after=after):
+            self.check(action)
+        self.nobody_leaves_too_early(before, event)
+
+    def check(self, action: Action) -> None:
+        assert not self.exited, f"{action} after the exit"
+        match action:
+            case Spawn(number):
+                assert number not in self.alive
+                assert not self.forgotten[number], "no id is used twice"
+                self.alive.add(number)
+            case Forget(number):
+                self.forgotten[number] += 1
+                assert self.forgotten[number] == 1, "every child is reaped once"
+                self.alive.remove(number)
+                self.processes.discard(number)
+            case Tell(number, _):
+                assert number in self.processes
+                assert self.driver.state.workers[number].speaks
+            case Signal(number, _) | Kill(number):
+                assert number in self.alive
+                if number not in self.processes:
+                    self.owed.append(number)
+            case Lend(number, position):
+                key = (self.driver.state.workers[number].component, position)
+                assert key not in self.owners, "never two owners of a shard"
+                assert self.driver.state.workers[number].phase is Phase.READY
+                self.owners[key] = number
+            case TakeBack(number, position):
+                key = (self.driver.state.workers[number].component, position)
+                assert self.owners.pop(key) == number
+            case Reloaded():
+                self.outcomes += 1
+            case Exit():
+                assert not self.alive
+                self.exited = True
+
+    def nobody_leaves_too_early(self, before: State, event: Event) -> None:
+        """Whatever we decide, no fewer are ready than promised, or than there were."""
+        after = self.driver.state
+        if after.stopping:
+            return
+        lost = getattr(event, "worker", None) if isinstance(event, (Ended, WentStale)) else None
+        for name in before.crews.keys() & after.crews.keys():
+            ready = len(ready_workers(before, name) - {lost})
+            promised = min(ready, before.crews[name].count, after.crews[name].count)
+            assert len(ready_workers(after, name)) >= promised, name
+
+    def workers(self, *phases: Phase) -> list[int]:
+        return [w.id for w in self.driver.state.workers.values() if w.phase in phases]
+
+    def pick(self, data: st.DataObject, numbers: list[int]) -> int | None:
+        return data.draw(st.sampled_from(numbers)) if numbers else None
+
+    @rule(data=st.data())
+    def a_process_is_there(self, data: st.DataObject) -> None:
+        number = self.pick(data, sorted(self.alive - self.processes))
+        if number is not None:
+            self.processes.add(number)
+            self.take(Spawned(number, number))
+
+    @rule(data=st.data())
+    def a_process_is_not_to_be_had(self, data: st.DataObject) -> None:
+        number = self.pick(data, sorted(self.alive - self.processes))
+        if number is not None:
+            self.take(SpawnFailed(number, "no"))
+
+    @rule(data=st.data(), speaks=st.booleans())
+    def a_worker_is_ready(self, data: st.DataObject, speaks: bool) -> None:
+        number = self.pick(data, [n for n in self.workers(*Phase) if n in self.processes])
+        if number is not None:
+            self.take(BecameReady(number, speaks))
+
+    @rule(data=st.data(), cause=st.sampled_from(["exit", "done", "signal", "oom"]))
+    def a_worker_ends(self, data: st.DataObject, cause: str) -> None:
+        number = self.pick(data, sorted(self.processes))
+        if number is not None:
+            self.take(Ended(number, cause, "..."))  # type: ignore[arg-type]
+
+    @rule(data=st.data())
+    def a_worker_goes_stale(self, data: st.DataObject) -> None:
+        number = self.pick(data, sorted(self.processes))
+        if number is not None:
+            self.take(WentStale(number, "..."))
+
+    @rule(data=st.data())
+    def a_worker_is_to_be_replaced(self, data: st.DataObject) -> None:
+        number = self.pick(data, sorted(self.processes))
+        if number is not None:
+            self.take(Retire(number, "..."))
+
+    @rule(names=st.sets(st.sampled_from(NAMES)), only=st.booleans())
+    def the_service_is_reloaded(self, names: set[str], only: bool) -> None:
+        self.reloads += not self.exited
+        if only:
+            self.take(Reload(only=frozenset(names)))
+        else:
+            crews = {**self.driver.state.crews}
+            kept = {name: crew.spec for name, crew in crews.items() if name not in names}
+            new = {name: component(f"{name}") for name in names if name not in crews}
+            self.take(Reload({**kept, **new}))
+
+    @rule()
+    def it_is_rolled_back(self) -> None:
+        self.reloads += not self.exited
+        self.take(RollBack())
+
+    @rule(name=st.sampled_from(NAMES), count=st.integers(0, 4))
+    def a_component_is_scaled(self, name: str, count: int) -> None:
+        self.take(Scale(name, count))
+
+    @rule(after=st.sampled_from([0.1, 1.0, 5.0]))
+    def time_passes(self, after: float) -> None:
+        self.take(Tick(), after=after)
+
+    @precondition(lambda self: bool(self.owed))
+    @rule()
+    def the_loop_answers_for_one_that_was_given_up(self) -> None:
+        number = self.owed.pop()
+        if number in self.alive and number not in self.processes:
+            self.take(SpawnFailed(number, "given up"))
+
+    @rule(now=st.booleans(), really=st.integers(0, 9))
+    def it_is_stopped(self, now: bool, really: int) -> None:
+        if really == 0:
+            self.stopped = True
+            self.take(Stop(now))
+
+    @invariant()
+    def what_is_known_is_what_is_there(self) -> None:
+        if hasattr(self, "driver"):
+            assert set(self.driver.state.workers) == self.alive
+
+    @invariant()
+    def no_position_is_served_twice_for_long(self) -> None:
+        if not hasattr(self, "driver"):
+            return
+        state = self.driver.state
+        places = Counter(
+            (w.component, w.position, w.generation)
+            for w in state.workers.values()
+            if w.phase in (Phase.BOOTING, Phase.READY) and not w.retiring
+        )
+        assert all(count == 1 for count in places.values()), places
+
+    @invariant()
+    def a_lender_knows(self) -> None:
+        if hasattr(self, "driver"):
+            # What was lent to those that are gone, or leave, needs no taking back.
+            known = {k: n for k, n in self.owners.items() if n in self.driver.state.workers}
+            assert self.driver.state.lent.items() <= known.items()
+            self.owners = known
+
+    @invariant()
+    def there_is_always_a_next_step(self) -> None:
+        """Whoever neither serves nor was killed has a deadline."""
+        if not hasattr(self, "driver"):
+            return
+        for worker in self.driver.state.workers.values():
+            if worker.phase in (Phase.BOOTING, Phase.DRAINING, Phase.STOPPING, Phase.DUMPING):
+                assert worker.deadline is not None
+
+    def teardown(self) -> None:
+        """From wherever it was, it stops in bounded time."""
+        if not hasattr(self, "driver") or self.exited:
+            return
+        self.take(Stop())
+        for _ in range(10):
+            self.take(Tick(), after=10.0)
+        for number in sorted(self.alive):
+            assert self.driver.state.workers[number].phase is Phase.KILLED
+            self.take(Ended(number, "signal", "killed"))
+        assert self.exited
+        assert self.outcomes == self.reloads, "every reload has an outcome"
+
+
+TestSupervision = Supervision.TestCase
+TestSupervision.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
+
+
+def test_a_state_is_never_changed_in_place() -> None:
+    driver = started(service(component(workers=2), rollback=5.0))
+    kept = replace(driver.state)
+    crews, workers = dict(kept.crews), dict(kept.workers)
+    driver.feed(Reload())
+    driver.settle()
+    assert (dict(kept.crews), dict(kept.workers)) == (crews, workers)

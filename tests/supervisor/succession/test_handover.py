@@ -1,0 +1,229 @@
+"""What is written for a successor is what it reads, whenever the writer is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyforkfd.supervisor.spec._spec import (
+    Component,
+    Listener,
+    Privileges,
+    Recycle,
+    Restart,
+    Service,
+)
+from pyforkfd.supervisor.state._events import (
+    Action,
+    BecameReady,
+    Ended,
+    Event,
+    Reload,
+    Reloaded,
+    Retire,
+    RollBack,
+    Scale,
+    Spawn,
+    Spawned,
+    Stop,
+    Tell,
+    Tick,
+    WentStale,
+)
+from pyforkfd.supervisor.state._model import State, initial
+from pyforkfd.supervisor.state._step import step
+from pyforkfd.supervisor.succession import _handover
+from pyforkfd.supervisor.succession._codec import CodecError, decode, encode
+from pyforkfd.supervisor.succession._durable_text import Record
+from pyforkfd.supervisor.succession._handover import Handover, HandoverError, dump, load
+
+numbers = st.integers(min_value=1, max_value=8)
+events: st.SearchStrategy[Event] = st.one_of(
+    st.just(Tick()),
+    st.builds(Spawned, numbers, st.integers(2, 2**22)),
+    st.builds(BecameReady, numbers, st.booleans()),
+    st.builds(Ended, numbers, st.sampled_from(["exit", "signal", "oom", "done"]), st.text()),
+    st.builds(WentStale, numbers, st.just("stale")),
+    st.builds(Retire, numbers, st.just("old")),
+    st.builds(Reload, st.none(), st.none() | st.just(frozenset({"web"}))),
+    st.just(RollBack()),
+    st.builds(Scale, st.sampled_from(["web", "jobs"]), st.integers(0, 3)),
+    st.builds(Stop, st.booleans()),
+)
+plain = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary(),
+    lambda inner: st.one_of(
+        st.lists(inner),
+        st.lists(inner).map(tuple),
+        st.dictionaries(st.text() | st.integers() | st.tuples(st.text(), st.integers()), inner),
+        st.frozensets(st.text(), max_size=1),  # more have no order to compare
+    ),
+    max_leaves=20,
+)
+
+
+def service() -> Service:
+    web = Component(
+        name="web",
+        command=("/bin/worker", "--port"),
+        workers=2,
+        listen=("http",),
+        numbers=MappingProxyType({"http": 5}),
+        rlimits={"NOFILE": (1024, -1)},
+        stop_signal=signal.SIGQUIT,
+        restart=Restart(max_restarts=3),
+        recycle=Recycle(age=60.0),
+        privileges=Privileges(capabilities=()),
+    )
+    jobs = Component(
+        name="jobs", function="a.b:c", args=([1], b"x", datetime(2026, 1, 1, tzinfo=UTC))
+    )
+    return Service(
+        name="s",
+        components={"web": web, "jobs": jobs},
+        listeners={"http": Listener(name="http", address="tcp://:8000", shards=True)},
+        rollback=10.0,
+    )
+
+
+def handover(state: State, todo: list[Action], **options: Any) -> Handover:
+    one = service()
+    return Handover(
+        state=state,
+        service=one,
+        services={state.generation: one},
+        todo=tuple(todo),
+        sockets={"s0": ("tcp://:8000", True, 0)},
+        directory="/tmp/x",
+        rooms={"page": {12: 3}},
+        **options,
+    )
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(events, st.floats(0, 40)), max_size=40))
+def test_every_state_is_read_as_it_was_written(happened: list[tuple[Event, float]]) -> None:
+    state, now = initial(service()), 1000.0
+    state, todo = step(state, Tick(), now)
+    for event, later in happened:
+        now += later
+        state, todo = step(state, event, now)
+    written = handover(state, todo)
+    read = load(dump(written))
+    assert read == written
+    # And it decides alike.
+    assert step(read.state, Tick(), now + 100) == step(state, Tick(), now + 100)
+
+
+@given(plain)
+def test_values_keep_their_types(value: Any) -> None:
+    read = decode(json.loads(json.dumps(encode(value))))
+    assert read == value
+    assert repr(read) == repr(value)
+
+
+def test_a_field_that_only_a_newer_program_has_is_left_out() -> None:
+    written = encode(Spawn(3))
+    written["Spawn"]["how"] = "new"
+    assert decode(written) == Spawn(3)
+
+
+@pytest.mark.parametrize(
+    ("written", "why"),
+    [
+        ({"Retreat": {}}, "there is no Retreat"),
+        ({"Spawn": {}}, "not a Spawn .*worker"),
+        ({"Phase": "ASLEEP"}, "not a Phase"),
+        ({"tuple": [], "list": []}, "2 kinds"),
+    ],
+)
+def test_what_cannot_be_read_is_named(written: Any, why: str) -> None:
+    with pytest.raises(CodecError, match=why):
+        decode(written)
+
+
+def test_what_cannot_be_pickled_is_named() -> None:
+    with pytest.raises(CodecError, match="lambda"):
+        encode(lambda: None)
+
+
+def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = dump(handover(initial(service()), []))
+    monkeypatch.setattr(_handover, "VERSION", _handover.VERSION + 1)
+    with pytest.raises(HandoverError, match="version 1, this is 2"):
+        load(data)
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"[]", b'{"version": 1}', b"\xff", b"null"])
+def test_what_is_damaged_is_refused(data: bytes) -> None:
+    with pytest.raises(HandoverError):
+        load(data)
+
+
+def test_what_was_done_is_not_done_again_and_nothing_is_forgotten() -> None:
+    state, todo = step(initial(service()), Tick(), 1000.0)
+    assert todo == [Spawn(1), Spawn(2), Spawn(3)]
+    state, _ = step(state, Spawned(1, 10), 1000.0)
+    later: list[Action] = [Spawn(1), Tell(1, "drain"), Reloaded(2), Reloaded(3)]
+    past = handover(state, later)
+    # Two and three were to be started and nothing is known of them; one is there.
+    assert past.remaining(0) == [Tell(1, "drain"), Reloaded(2), Reloaded(3), Spawn(2), Spawn(3)]
+    assert past.remaining(3) == [Reloaded(3), Spawn(2), Spawn(3)]
+    assert past.promised(0) == 2
+    assert past.promised(3) == 1
+
+
+@given(st.lists(st.binary(max_size=300), max_size=30))
+def test_a_record_has_the_last_text(texts: list[bytes]) -> None:
+    record = Record()
+    try:
+        assert record.read() == (b"", 0)
+        for text in texts:
+            record.write(text)
+            assert record.read() == (text, 0)
+            record.advance()
+            record.advance()
+            assert record.read() == (text, 2)
+        most = 3 * max(map(len, texts), default=0) + 24
+        assert os.fstat(record.fileno()).st_size <= most
+    finally:
+        record.close()
+
+
+def test_a_record_is_whole_whenever_its_writer_is_killed() -> None:
+    record = Record()
+    texts = [bytes([n]) * (4096 * n + n) for n in range(1, 6)]
+    record.write(texts[0])
+    cut_short = 0
+    try:
+        for _ in range(30):
+            begun, other = os.pipe()
+            if (pid := os.fork()) == 0:
+                while True:
+                    for text in texts:
+                        record.write(text)
+                    os.write(other, b"x")
+            os.read(begun, 1)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            os.close(begun)
+            os.close(other)
+            text, _ = record.read()
+            assert text in texts
+            cut_short += text != texts[0]
+    finally:
+        record.close()
+    assert cut_short > 0, "no writer has got far enough to be cut short"

@@ -1,0 +1,478 @@
+"""The keeper: the supervisor is killed, its work goes on."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kept import Kept, config, write
+from leaks import gone
+from pid_clients import Load
+from places import HELPERS
+from processes import alive, children, descendants, descriptors
+from services import free_port
+
+import pyforkfd as ff
+from pyforkfd._fd import Fd
+from pyforkfd.supervisor.succession._keeper import Adopted, Keeper, keeper_program
+
+TIMES = 20
+
+
+def is_supervisor(pid: int) -> bool:
+    try:
+        return b"serve.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def supervisor_of(keeper: int) -> int | None:
+    return next(filter(is_supervisor, children(keeper)), None)
+
+
+def workers_of(keeper: int) -> set[int]:
+    return {pid for pid in descendants(keeper) if not is_supervisor(pid)}
+
+
+def next_supervisor(keeper: int, last: int) -> int:
+    while (pid := supervisor_of(keeper)) in (None, last):
+        os.sched_yield()
+    assert pid is not None
+    return pid
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Iterator[tuple[Kept, int]]:
+    port = config(tmp_path / "s.toml", keeper=True)
+    with Kept(tmp_path / "s.toml") as service:
+        service.ready(2)
+        yield service, port
+
+
+def test_twenty_kills_under_load(kept: tuple[Kept, int]) -> None:
+    service, port = kept
+    keeper = service.process.pid
+    workers, held = workers_of(keeper), kinds(keeper)
+    ours = kinds(service.supervisor)
+    each = {pid: descriptors(pid) for pid in workers}
+    assert len(workers) == 2
+    chance = random.Random(7)
+    last = 0
+    with Load(port) as load:
+        for time_of_it in range(TIMES):
+            if time_of_it % 2:
+                service.wait_for("took over 2 workers")
+            last = next_supervisor(keeper, last)
+            time.sleep(chance.uniform(0.0, 0.4))  # any moment: while it starts, or serves
+            os.kill(last, signal.SIGKILL)
+            load.wait_for(20)
+        last = next_supervisor(keeper, last)
+        service.wait_for(f"^{last} took over 2 workers")
+        load.wait_for(50)
+    assert load.failures == []
+    assert set(load.answers) <= workers
+    assert workers_of(keeper) == workers
+    assert gone(lambda: kinds(keeper) == held)
+    assert kinds(last) == ours
+    assert gone(lambda: {pid: descriptors(pid) for pid in workers} == each)
+    service.stop()
+    assert not still_alive(workers)
+
+
+def kinds(pid: int) -> list[str]:
+    """What a process has open, without inodes: the link between the two is another."""
+    return sorted(what.partition("[")[0] for what in descriptors(pid).values())
+
+
+def still_alive(pids: set[int]) -> set[int]:
+    """Those that still run a moment later."""
+    gone(lambda: not any(map(alive, pids)), 2.0)
+    return set(filter(alive, pids))
+
+
+def test_kills_in_the_middle_of_reloads(kept: tuple[Kept, int]) -> None:
+    service, port = kept
+    keeper = service.process.pid
+    chance = random.Random(11)
+    with Load(port) as load:
+        for generation in range(2, 7):
+            os.kill(keeper, signal.SIGHUP)
+            service.wait_for("got SIGHUP")
+            time.sleep(chance.uniform(0.0, 0.3))  # any moment of the reload
+            os.kill(service.supervisor, signal.SIGKILL)
+            service.wait_for("took over")
+            said = f"generation {generation} serves"
+            if said not in service.log.text():
+                service.wait_for(said)
+            load.wait_for(20)
+        assert gone(lambda: len(workers_of(keeper)) == 2)
+        load.wait_for(100)
+    assert load.failures == []
+
+
+def test_an_end_that_nobody_saw_is_known_and_made_good(kept: tuple[Kept, int]) -> None:
+    service, _ = kept
+    keeper = service.process.pid
+    one, other = sorted(workers_of(keeper))
+    os.kill(keeper, signal.SIGSTOP)  # so that no supervisor is there when they end
+    os.kill(service.supervisor, signal.SIGKILL)
+    os.kill(one, signal.SIGKILL)
+    os.kill(other, signal.SIGUSR1)
+    os.kill(keeper, signal.SIGCONT)
+    service.wait_for("died .*SIGKILL|died .*SIGUSR1")
+    service.wait_for("died .*SIGKILL|died .*SIGUSR1")
+    service.ready(2)
+    assert not {one, other} & workers_of(keeper)
+    assert len(workers_of(keeper)) == 2
+
+
+def test_an_end_after_the_takeover_is_known_by_the_keeper(kept: tuple[Kept, int]) -> None:
+    service, _ = kept
+    keeper = service.process.pid
+    service.kill()
+    service.wait_for("took over")
+    os.kill(min(workers_of(keeper)), signal.SIGUSR1)
+    service.wait_for("died .*SIGUSR1")
+    service.ready(1)
+
+
+def test_an_upgrade_after_a_kill_and_a_kill_after_an_upgrade(kept: tuple[Kept, int]) -> None:
+    service, port = kept
+    keeper = service.process.pid
+    workers = workers_of(keeper)
+    with Load(port) as load:
+        for _ in range(2):
+            service.kill()
+            service.wait_for("took over")
+            os.kill(keeper, signal.SIGUSR2)  # by way of the keeper
+            service.wait_for("took over")
+            load.wait_for(50)
+    assert load.failures == []
+    assert workers_of(keeper) == workers
+
+
+def test_the_file_may_be_broken_when_the_supervisor_is_killed(
+    kept: tuple[Kept, int], tmp_path: Path
+) -> None:
+    service, port = kept
+    workers = workers_of(service.process.pid)
+    (tmp_path / "s.toml").write_text("name = 3")
+    service.kill()
+    service.wait_for("took over")
+    assert workers_of(service.process.pid) == workers
+    os.kill(service.process.pid, signal.SIGHUP)
+    service.wait_for("reload: .*")
+    write(tmp_path / "s.toml", port, keeper=True)
+    os.kill(service.process.pid, signal.SIGHUP)
+    service.wait_for("generation 2 serves")
+
+
+def test_workers_of_a_zygote_live_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.fspath(HELPERS))
+    port = config(tmp_path / "s.toml", keeper=True, start='function = "pid_server:main"')
+    with Kept(tmp_path / "s.toml") as service:
+        service.ready(2)
+        with Load(port) as load:
+            load.wait_for(50)
+            for _ in range(3):
+                service.kill()
+                service.wait_for("took over 2 workers")
+                load.wait_for(50)
+        assert load.failures == []
+        assert set(load.answers) <= children(service.process.pid)
+        os.kill(next(iter(load.answers)), signal.SIGKILL)
+        service.wait_for("died .*SIGKILL")
+        service.ready(1)
+
+
+def test_a_supervisor_that_fails_is_started_again(tmp_path: Path) -> None:
+    port = config(tmp_path / "s.toml", keeper=True)
+    serve = tmp_path / "serve.py"
+    serve.write_text(
+        (HELPERS / "serve.py")
+        .read_text()
+        .replace("logging.basicConfig", "Supervisor.reload = lambda _: 1 / 0\nlogging.basicConfig")
+    )
+    with Kept(tmp_path / "s.toml", [sys.executable, str(serve)]) as service:
+        service.ready(2)
+        workers = workers_of(service.process.pid)
+        with Load(port) as load:
+            os.kill(service.process.pid, signal.SIGHUP)
+            service.wait_for("ZeroDivisionError")
+            service.wait_for("died: exit code 70")
+            service.wait_for("took over")
+            load.wait_for(50)
+        assert load.failures == []
+        assert workers_of(service.process.pid) == workers
+
+
+def test_without_its_keeper_the_supervisor_stops_in_order(kept: tuple[Kept, int]) -> None:
+    service, port = kept
+    workers = workers_of(service.process.pid)
+    with Load(port) as load:
+        load.wait_for(20)
+    service.process.kill()
+    service.wait_for("got SIGTERM")
+    for _ in workers:
+        service.wait_for("has left: exit code 0")
+    assert not still_alive({*workers, service.supervisor})
+
+
+def test_a_worker_that_nobody_knows_is_ended(tmp_path: Path) -> None:
+    """As one that was started in the moment in which its supervisor was killed."""
+    stray = "import os, time; os.setpgid(0, 0); open('stray', 'w').write('x'); time.sleep(99)"
+    server = HELPERS / "pid_server.py"
+    script = f'({sys.executable} -S -c "$0" &); exec {sys.executable} -S {server}'
+    start = f"""command = ["sh", "-c", '{script}', "{stray}"]"""
+    config(tmp_path / "s.toml", keeper=True, workers=1, start=start)
+    with Kept(tmp_path / "s.toml") as service:
+        service.ready(1)
+        keeper = service.process.pid
+        (worker,) = children(service.supervisor)
+        assert gone((tmp_path / "stray").exists)
+        (stranger,) = workers_of(keeper) - {worker}
+        service.kill()
+        service.wait_for(f"ending process {stranger}, a worker that nobody knows")
+        service.wait_for("took over 1 workers")
+        assert gone(lambda: workers_of(keeper) == {worker})
+
+
+# The keeper itself, with supervisors of a few lines
+
+
+def keeper(*arguments: str, code: str) -> subprocess.CompletedProcess[str]:
+    command = [os.fspath(keeper_program()), *arguments, "--", sys.executable, "-S", "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+GIVEN = """
+import os, signal, socket, sys, time
+given = dict(word.split("=") for word in os.environ["FORKFD_HANDOVER"].split())
+link = socket.socket(fileno=int(given.pop("keeper")))
+def hold(name, fd): socket.send_fds(link, [b"+" + name.encode()], [fd])
+def killed(): os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_program_can_be_executed() -> None:
+    assert keeper_program().stat().st_mode & stat.S_IXUSR
+
+
+def test_it_ends_as_its_supervisor_does() -> None:
+    done = keeper(code="raise SystemExit(7)")
+    assert (done.returncode, done.stderr) == (7, "")
+
+
+def test_it_starts_what_was_killed_with_all_that_it_holds() -> None:
+    done = keeper(
+        code=GIVEN
+        + """
+if not given:
+    fd = os.memfd_create("one"); os.write(fd, b"first")
+    hold("a", fd); hold("b", fd)
+    fd = os.memfd_create("two"); os.write(fd, b"second")
+    hold("b", fd); hold("c", fd); link.send(b"-c")
+    killed()
+print(sorted(given), *(os.pread(int(fd), 9, 0).decode() for _, fd in sorted(given.items())))
+link.send(b"-")
+"""
+    )
+    assert done.stdout == "['a', 'b'] first second\n"
+    assert done.returncode == 0
+
+
+def test_it_gives_up_one_that_never_serves_and_leaves_nobody(tmp_path: Path) -> None:
+    done = keeper(
+        "-t1",
+        code=GIVEN
+        + f"""
+if not given:
+    if os.fork() == 0:
+        os.setpgid(0, 0)
+        if os.fork() == 0: os.execlp("sleep", "sleep", "98")
+        open({str(tmp_path / "pids")!r}, "a").write(f"{{os.getpid()}} ")
+        os.execlp("sleep", "sleep", "99")
+    hold("a", link.fileno())
+killed()
+""",
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("has died: signal 9") > 2
+    assert "giving up" in done.stderr
+    (pid,) = (tmp_path / "pids").read_text().split()
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_one_that_serves_is_started_for_ever() -> None:
+    done = keeper(
+        "-t1",
+        code=GIVEN
+        + """
+count = int(os.pread(int(given["n"]), 9, 0)) if given else 0
+if not given:
+    hold("n", given.setdefault("n", os.memfd_create("n")))
+if count == 3:
+    link.send(b"-")
+    print("three")
+    raise SystemExit
+time.sleep(0.6)  # together longer than it would be patient with one that does not serve
+os.pwrite(int(given["n"]), b"%d" % (count + 1), 0)
+link.send(b"=")
+killed()
+""",
+    )
+    assert (done.stdout, done.returncode) == ("three\n", 0)
+
+
+def test_a_signal_finds_the_next_supervisor_where_there_is_none() -> None:
+    code = """
+if not given: hold("a", link.fileno())
+if signal.SIGTERM in signal.sigpending():
+    link.send(b"-")
+    print("SIGTERM")
+    raise SystemExit
+print("dies", flush=True)
+killed()
+"""
+    command = [os.fspath(keeper_program()), sys.executable, "-S", "-c", GIVEN + code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as kept:
+        assert kept.stdout is not None
+        for _ in range(4):  # from the second on it waits longer and longer
+            assert kept.stdout.readline() == b"dies\n"
+        kept.terminate()
+        assert kept.stdout.read().removeprefix(b"dies\n") == b"SIGTERM\n"
+    assert kept.returncode == 0
+
+
+def test_it_tells_how_orphans_have_ended() -> None:
+    done = keeper(
+        code=GIVEN
+        + """
+import struct
+parent = os.getpid()
+if not given:
+    hold("a", link.fileno())
+    for code in 3, 4:
+        if os.fork() == 0:
+            while os.getppid() == parent: pass
+            os._exit(code)
+    killed()
+print(sorted(struct.unpack("=iii", link.recv(12))[1:] for _ in range(2)))
+link.send(b"-")
+"""
+    )
+    assert done.stdout == "[(1, 3), (1, 4)]\n"
+
+
+@pytest.mark.parametrize("message", [b"", b"x", b"+", b"+a b", b"+" + b"a" * 20, b"+a", b"=a"])
+def test_nonsense_is_named_and_nothing_held(message: bytes) -> None:
+    done = keeper(
+        code=GIVEN
+        + f"""
+link.send({message!r})
+if {message!r} not in (b"", b"+a"): socket.send_fds(link, [{message!r}], [0])
+raise SystemExit(5)
+"""
+    )
+    assert done.returncode == 5
+    assert ("makes no sense" in done.stderr) == (message != b"")
+
+
+@pytest.mark.parametrize("arguments", [[], ["-t", "0", "true"], ["-t"], ["-x", "true"]])
+def test_bad_usage(arguments: list[str]) -> None:
+    done = subprocess.run([keeper_program(), *arguments], capture_output=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"usage: ")
+
+
+def test_a_program_that_is_not_there() -> None:
+    done = subprocess.run(
+        [keeper_program(), "/nonexistent"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 127
+    assert done.stderr == "forkfd-keeper: /nonexistent: No such file or directory\n"
+
+
+def test_listeners_of_a_service_manager_reach_the_supervisor() -> None:
+    code = "import os; print(os.environ['LISTEN_PID'] == str(os.getpid()))"
+    script = 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$1" -S -c "$2"'
+    done = subprocess.run(
+        ["sh", "-c", script, os.fspath(keeper_program()), sys.executable, code],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "True\n"
+
+
+# What it tells, without it
+
+
+def test_how_an_adopted_process_ended_is_known_from_the_keeper() -> None:
+    """Before Linux 6.15 from nobody else: here it tells another code than the kernel would."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ff.spawn(["sh", "-c", "exit 3"]) as child, ours:
+        adopted = Adopted(child.pid, os.dup(child.pidfd), Keeper(Fd(theirs.detach())))
+        assert adopted._keeper is not None
+        child.wait()
+        ours.send(struct.pack("=iii", child.pid + 1, 1, 4))
+        ours.send(struct.pack("=iii", child.pid, 1, 5))
+        assert adopted.wait().code == 5
+        adopted._keeper.close()
+        adopted.close()
+
+
+def test_what_was_told_of_the_last_with_this_number_counts_no_more() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ff.spawn(["cat"], fds={0: ff.PIPE}) as child, ours:
+        keeper = Keeper(Fd(theirs.detach()))
+        ours.send(struct.pack("=iii", child.pid, 1, 4))
+        adopted = Adopted(child.pid, os.dup(child.pidfd), keeper)
+        assert adopted.poll() is None
+        child.kill()
+        child.wait()
+        ours.send(struct.pack("=iii", child.pid, 2, signal.SIGKILL))
+        assert adopted.wait().signal == signal.SIGKILL
+        keeper.close()
+        adopted.close()
+
+
+def test_a_keeper_that_is_gone_tells_nothing() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    keeper = Keeper(Fd(theirs.detach()))
+    ours.close()
+    assert keeper.status(1) is None
+    assert keeper.gone
+    with pytest.raises(BrokenPipeError):
+        keeper.hold("a", 0)
+    keeper.close()
+
+
+def test_the_counters_go_on(tmp_path: Path) -> None:
+    """The page is handed over like the listeners, and what was counted of the dead."""
+    path, port = tmp_path / "s.toml", free_port()
+    config(path, keeper=True)
+    with path.open("a") as file:
+        file.write(f'\n[metrics]\naddress = "tcp://127.0.0.1:{port}"\n')
+    with Kept(path) as running:
+        running.ready(2)
+        os.kill(min(workers_of(running.process.pid)), signal.SIGKILL)
+        running.wait_for(r"died \(signal\)")
+        running.ready(1)
+        running.kill()
+        running.wait_for("took over 2 workers")
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+            lines = answer.read().decode().splitlines()
+        assert 'process_crash_total{cause="signal",component="web"} 1.0' in lines
+        assert 'forkfd_workers_ready{component="web"} 2.0' in lines

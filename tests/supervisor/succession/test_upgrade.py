@@ -1,0 +1,239 @@
+"""SIGUSR2: another program takes the supervisor's place, and no request notices."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from kept import Kept, config, write
+from leaks import gone
+from pid_clients import Load
+from places import HELPERS
+from processes import alive, children, descendants, descriptors
+
+from pyforkfd.supervisor.succession import _preflight
+
+TIMES = 20
+
+
+def upgrade(service: Kept) -> None:
+    os.kill(service.supervisor, signal.SIGUSR2)
+    service.wait_for("took over 2 workers")
+
+
+def test_twenty_upgrades_under_load(tmp_path: Path) -> None:
+    port = config(tmp_path / "s.toml")
+    with Kept(tmp_path / "s.toml") as service:
+        service.ready(2)
+        workers, held = children(service.process.pid), descriptors(service.process.pid)
+        assert len(workers) == 2
+        each = {pid: descriptors(pid) for pid in workers}
+        with Load(port) as load:
+            for _ in range(TIMES):
+                upgrade(service)
+                load.wait_for(50)
+        assert load.failures == []
+        assert set(load.answers) <= workers
+        assert children(service.process.pid) == workers
+        assert service.supervisor == service.process.pid
+        same(held, descriptors(service.process.pid))
+        assert gone(lambda: {pid: descriptors(pid) for pid in workers} == each)
+
+
+def same(before: dict[int, str], after: dict[int, str]) -> None:
+    """The same descriptors, whatever their numbers."""
+    assert sorted(before.values()) == sorted(after.values())
+
+
+def test_the_new_program_notices_an_end_and_starts_another(tmp_path: Path) -> None:
+    config(tmp_path / "s.toml")
+    with Kept(tmp_path / "s.toml") as service:
+        service.ready(2)
+        upgrade(service)
+        victim = min(children(service.process.pid))
+        os.kill(victim, signal.SIGKILL)
+        service.wait_for(r"died \(signal\).*SIGKILL")
+        service.ready(1)
+        assert victim not in children(service.process.pid)
+
+
+def test_a_worker_that_ended_meanwhile_is_replaced(tmp_path: Path) -> None:
+    config(tmp_path / "s.toml")
+    with Kept(tmp_path / "s.toml") as service:
+        service.ready(2)
+        victim = min(children(service.process.pid))
+        os.kill(service.process.pid, signal.SIGSTOP)  # both signals find the loop at the same time
+        os.kill(victim, signal.SIGKILL)
+        os.kill(service.process.pid, signal.SIGUSR2)
+        os.kill(service.process.pid, signal.SIGCONT)
+        service.wait_for("died .*SIGKILL")
+        service.wait_for("took over")
+        assert gone(lambda: len(children(service.process.pid)) == 2)
+
+
+def test_a_generation_that_boots_goes_on(tmp_path: Path) -> None:
+    port = config(tmp_path / "s.toml")
+    with Kept(tmp_path / "s.toml") as service:
+        service.ready(2)
+        old = children(service.process.pid)
+        with Load(port) as load:
+            os.kill(service.process.pid, signal.SIGHUP)
+            os.kill(service.process.pid, signal.SIGUSR2)
+            service.wait_for("took over")
+            if "generation 2 serves" not in service.log.text():
+                service.wait_for("generation 2 serves")
+            assert gone(lambda: not children(service.process.pid) & old)
+            load.wait_for(50)
+        assert load.failures == []
+        assert len(children(service.process.pid)) == 2
+
+
+def test_workers_of_a_zygote_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.fspath(HELPERS))
+    port = config(tmp_path / "s.toml", start='function = "pid_server:main"')
+    with Kept(tmp_path / "s.toml") as service:
+        service.ready(2)
+        with Load(port) as load:
+            load.wait_for(50)
+            for _ in range(3):
+                upgrade(service)
+                load.wait_for(50)
+        assert load.failures == []
+        assert set(load.answers) <= children(service.process.pid)
+        # A fresh zygote makes another, also a child that the kernel ends with us.
+        os.kill(next(iter(load.answers)), signal.SIGKILL)
+        service.wait_for("died .*SIGKILL")
+        service.ready(1)
+        left = descendants(service.process.pid)
+        assert len(left) == 3, "two workers and a zygote"
+        service.process.kill()
+        assert gone(lambda: not any(map(alive, left)), 1.0)
+
+
+def test_without_a_keeper_nobody_is_left(tmp_path: Path) -> None:
+    config(tmp_path / "s.toml", workers=4)
+    with Kept(tmp_path / "s.toml") as service:
+        service.ready(4)
+        workers = children(service.process.pid)
+        assert len(workers) == 4
+        service.process.kill()
+        assert gone(lambda: not any(map(alive, workers)), 1.0)
+
+
+class Broken:
+    """Programs that cannot take over, each for a reason of its own."""
+
+    @staticmethod
+    def config(directory: Path) -> str:
+        (directory / "s.toml").write_text("name = 3")
+        return "exit code 1"
+
+    @staticmethod
+    def imports(directory: Path) -> str:
+        (directory / "serve.py").write_text("import nosuchmodule")
+        return "exit code 1"
+
+    @staticmethod
+    def another(directory: Path) -> str:
+        (directory / "serve.py").write_text("print('hello')")
+        return "without a look at the handover"
+
+    @staticmethod
+    def version(directory: Path) -> str:
+        serve = directory / "serve.py"
+        serve.write_text(
+            "import pyforkfd.supervisor.succession._handover as h; h.VERSION += 1\n"
+            + serve.read_text().replace("from __future__ import annotations", "")
+        )
+        return "exit code 1"
+
+
+@pytest.mark.parametrize(
+    ("breaking", "said"),
+    [
+        (Broken.config, "name: 3 is not a string"),
+        (Broken.imports, "nosuchmodule"),
+        (Broken.another, "hello"),
+        (Broken.version, "version 1, this is 2"),
+    ],
+)
+def test_a_program_that_cannot_take_over_does_not(
+    tmp_path: Path, breaking: object, said: str
+) -> None:
+    port = config(tmp_path / "s.toml")
+    serve, good = tmp_path / "serve.py", (tmp_path / "s.toml").read_text()
+    program = (HELPERS / "serve.py").read_text()
+    serve.write_text(program)
+    with Kept(tmp_path / "s.toml", [sys.executable, str(serve)]) as service:
+        service.ready(2)
+        workers, held = children(service.process.pid), descriptors(service.process.pid)
+        with Load(port) as load:
+            assert callable(breaking)
+            why = breaking(tmp_path)
+            os.kill(service.process.pid, signal.SIGUSR2)
+            service.wait_for(f"nothing has changed: the new program cannot take over: .*{why}")
+            service.wait_for(said)
+            load.wait_for(50)
+            assert load.failures == []
+        assert children(service.process.pid) == workers
+        same(held, descriptors(service.process.pid))
+        # And once it is mended it does.
+        serve.write_text(program)
+        (tmp_path / "s.toml").write_text(good)
+        upgrade(service)
+        assert children(service.process.pid) == workers
+
+
+def test_a_program_that_has_gone_after_it_was_tried(tmp_path: Path) -> None:
+    """The exec fails: everything is as before."""
+    port = config(tmp_path / "s.toml")
+    python = tmp_path / "python"
+    python.symlink_to(sys.executable)
+    serve = tmp_path / "serve.py"
+    serve.write_text(
+        f"import os, sys\nsys.path[:0] = {sys.path!r}\n"
+        f"if 'preflight' in os.environ.get('FORKFD_HANDOVER', ''): os.unlink({str(python)!r})\n"
+        + (HELPERS / "serve.py").read_text().replace("from __future__ import annotations", "")
+    )
+    with Kept(tmp_path / "s.toml", [str(python), str(serve)]) as service:
+        service.ready(2)
+        workers, held = children(service.process.pid), descriptors(service.process.pid)
+        with Load(port) as load:
+            os.kill(service.process.pid, signal.SIGUSR2)
+            service.wait_for("nothing has changed: .*No such file")
+            load.wait_for(50)
+            assert load.failures == []
+        assert children(service.process.pid) == workers
+        same(held, descriptors(service.process.pid))
+        # It is not there even to be tried.
+        os.kill(service.process.pid, signal.SIGUSR2)
+        service.wait_for("nothing has changed: .*No such file")
+        os.kill(min(workers), signal.SIGKILL)
+        service.wait_for("died")
+        service.ready(1)
+
+
+def test_a_reload_after_an_upgrade_reads_the_file(tmp_path: Path) -> None:
+    port = config(tmp_path / "s.toml")
+    with Kept(tmp_path / "s.toml") as service:
+        service.ready(2)
+        upgrade(service)
+        write(tmp_path / "s.toml", port, keeper=False, workers=3)
+        os.kill(service.process.pid, signal.SIGHUP)
+        service.wait_for("generation 2 serves")
+        assert gone(lambda: len(children(service.process.pid)) == 3)
+
+
+def test_a_program_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_preflight, "PATIENCE", 0.05)
+    monkeypatch.setattr(_preflight, "own_arguments", lambda: ["/bin/sleep", "99"])
+    preflight = _preflight.Preflight({}, b"")
+    assert not select.select([preflight.fileno()], [], [], preflight.deadline - time.monotonic())[0]
+    preflight.look()
+    assert "not shown within 0.05 s" in preflight.why_not()
+    preflight.close()
