@@ -9,6 +9,7 @@ import os
 import sysconfig
 from pathlib import Path
 
+import pybind11
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import Extension, setup
 
@@ -140,7 +141,9 @@ class BuildAll(build_ext):
     def finalize_options(self) -> None:
         super().finalize_options()
         # Objects outlive the build, an editable one's too: a folder for each set of switches.
-        switches = hashlib.sha256(repr((flags, plain, os.environ.get("CC"))).encode()).hexdigest()
+        switches = hashlib.sha256(
+            repr((flags, plain, pybind11.__version__, os.environ.get("CC"))).encode()
+        ).hexdigest()
         self.build_temp = f"build/{sysconfig.get_config_var('SOABI')}-{switches[:8]}"
 
     def build_extension(self, ext: Extension) -> None:
@@ -171,7 +174,9 @@ def _is_stale(obj: str, source: str) -> bool:
         return True
     files = listed.read_text().replace("\\\n", " ").partition(":")[2].split()
     made = os.stat(obj).st_mtime
-    return any(not os.path.exists(file) or os.stat(file).st_mtime > made for file in files)
+    # Ours alone: pybind11 lies in another folder each time, and its version is a switch.
+    ours = [Path(file) for file in files if file.startswith("csrc/")]
+    return any(not file.exists() or file.stat().st_mtime > made for file in ours)
 
 
 ParallelCompile("PYFORKFD_BUILD_JOBS", default=0, needs_recompile=_is_stale).install()

@@ -148,7 +148,7 @@ class PipelineProcess:
 
         return tuple(await asyncio.gather(*(child.wait_async() for child in self.processes)))
 
-    def send_signal(self, sig: int) -> None:
+    def send_signal(self, signum: int) -> None:
         """Signal the process group: all children, and what they started in it.
 
         Does nothing once all children are known to have ended: its number may then mean
@@ -158,7 +158,7 @@ class PipelineProcess:
         if None not in {child.poll() for child in self.processes}:
             return
         try:
-            os.killpg(self.process_group, sig)
+            os.killpg(self.process_group, signum)
         except ProcessLookupError:
             pass  # the last one has ended, and was reaped by another thread, since we looked
 

@@ -167,14 +167,14 @@ class Process(_core.ProcessBase):
         assert status is not None, "a readable pidfd means an ended child"
         return status
 
-    def send_signal(self, sig: int) -> None:
+    def send_signal(self, signum: int) -> None:
         """Send a signal through the pidfd; does nothing if the child is known to have ended."""
         if self.poll() is not None:
             return
         if self.pidfd < 0:
             raise ValueError(f"signal to pid {self.pid}: its pidfd is closed")
         try:
-            _core.send_signal(self.pidfd, sig)
+            _core.send_signal(self.pidfd, signum)
         except ProcessLookupError:
             pass  # ended, and reaped by another, since we looked
 

@@ -186,15 +186,15 @@ class Popen(subprocess.Popen[AnyStr]):
         """Means the child, readable once it has ended; borrowed, -1 once it is reaped."""
         return self._pidfd
 
-    def send_signal(self, sig: int) -> None:
+    def send_signal(self, signum: int) -> None:
         """Send a signal through the pidfd; does nothing once the child is known to have ended."""
         self.poll()
         number = self._duplicate()
         if number < 0:
-            super().send_signal(sig)
+            super().send_signal(signum)
             return
         try:
-            _core.send_signal(number, sig)
+            _core.send_signal(number, signum)
         except ProcessLookupError:
             pass  # ended since, and was reaped by somebody else
         finally:

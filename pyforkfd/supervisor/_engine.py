@@ -170,7 +170,7 @@ class Engine:
                 before = self._state
                 state, actions = step(before, event, time.monotonic())
                 self._go_to(state, actions)
-                if isinstance(event, (Ended, SpawnFailed)) and event.worker in before.workers:
+                if isinstance(event, (Ended, SpawnFailed)) and event.worker_id in before.workers:
                     self._count_end(event, actions)
         finally:
             self._feeding = False
@@ -192,11 +192,11 @@ class Engine:
                 self._succession.advance()
 
     def _count_end(self, event: Ended | SpawnFailed, actions: Sequence[Action]) -> None:
-        crashes = [a for a in actions if isinstance(a, Crashed) and a.worker == event.worker]
+        crashes = [a for a in actions if isinstance(a, Crashed) and a.worker_id == event.worker_id]
         cause = event.cause if isinstance(event, Ended) else "spawn_failed"
         if crashes:
             cause = crashes[0].cause
-        self._watch.ended(event.worker, cause, expected=not crashes)
+        self._watch.ended(event.worker_id, cause, expected=not crashes)
 
     def _save(self, todo: Sequence[Action]) -> None:
         """So that a successor knows what we know."""
@@ -248,7 +248,7 @@ class Engine:
         for told in orders:
             for order in told.orders:
                 if order != "recycle":
-                    self._workers.tell(told.worker, order)
+                    self._workers.tell(told.worker_id, order)
         self._endpoint.look(now)
         self._hooks.look(now)
         self._workers.sweep()
@@ -266,7 +266,7 @@ class Engine:
             log.info("got %s", signal.Signals(number).name)
             self._on_signal(number)
 
-    def _on_signal(self, number: int) -> None:
+    def _on_signal(self, signum: int) -> None:
         raise NotImplementedError
 
     def _orders(self) -> Any:
@@ -318,19 +318,23 @@ class Engine:
             case Exit(code):
                 self._code = code
 
-    def _spawn(self, number: int) -> None:
-        worker = self._state.workers.get(number)
+    def _spawn(self, worker_id: int) -> None:
+        worker = self._state.workers.get(worker_id)
         if worker is None:
-            self._workers.waiting.discard(number)
+            self._workers.waiting.discard(worker_id)
             return
         self._watch.started(worker)
         self._workers.start(worker, self._services[worker.generation])
 
     def _crashed(self, crash: Crashed) -> None:
         log.error(
-            "%s: worker %d died (%s): %s", crash.component, crash.worker, crash.cause, crash.detail
+            "%s: worker %d died (%s): %s",
+            crash.component,
+            crash.worker_id,
+            crash.cause,
+            crash.detail,
         )
-        death = Death(crash.worker, crash.cause, crash.detail, time.monotonic())
+        death = Death(crash.worker_id, crash.cause, crash.detail, time.monotonic())
         self._deaths.add(crash.component, crash.position, death)
         self._watch.told(crash)
         if (crew := self._state.crews.get(crash.component)) is not None:

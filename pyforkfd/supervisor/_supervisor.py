@@ -85,8 +85,8 @@ class Supervisor(Engine):
         orders.attach_logs(self._output.tail)
         return orders
 
-    def _on_signal(self, number: int) -> None:
-        match number:
+    def _on_signal(self, signum: int) -> None:
+        match signum:
             case signal.SIGHUP:
                 self.reload()
             case signal.SIGUSR1:
@@ -94,7 +94,7 @@ class Supervisor(Engine):
             case signal.SIGUSR2:
                 self.upgrade()
             case _:
-                self.stop(now=number == signal.SIGQUIT)
+                self.stop(now=signum == signal.SIGQUIT)
 
     def reload(
         self,
@@ -172,23 +172,25 @@ class Supervisor(Engine):
                 self._sockets.get(service.listeners[name], position)
         self._feed(Scale(component, count))
 
-    def retire(self, worker: int, why: str) -> None:
+    def retire(self, worker_id: int, why: str) -> None:
         """Replace one worker; it leaves when its replacement is ready.
 
         Raises:
             ValueError: there is no such worker, or it is about to leave.
         """
-        found = self._state.workers.get(worker)
+        found = self._state.workers.get(worker_id)
         if found is None or found.phase not in SERVING:
             here = sorted(w.id for w in self._state.workers.values() if w.phase in SERVING)
-            raise ValueError(f"no worker {worker} serves (there are {', '.join(map(str, here))})")
-        self._feed(Retire(worker, why))
+            raise ValueError(
+                f"no worker {worker_id} serves (there are {', '.join(map(str, here))})"
+            )
+        self._feed(Retire(worker_id, why))
 
     def stop(self, *, now: bool = False) -> None:
         """End: workers finish what they have begun, or with ``now`` are killed."""
         self._feed(Stop(now))
 
-    def signal_component(self, component: str, number: int | None = None) -> int:
+    def signal_component(self, component: str, signum: int | None = None) -> int:
         """Send a signal to all workers of a component; None: its reload_signal.
 
         That is not for one that boots: it may not be able to take it yet, and reads what is
@@ -203,9 +205,9 @@ class Supervisor(Engine):
         _demand_component(component, self._state.crews)
         count = 0
         for worker in self._state.workers.values():
-            if number is None and worker.phase is Phase.BOOTING:
+            if signum is None and worker.phase is Phase.BOOTING:
                 continue
-            sig = worker.spec.reload_signal if number is None else number
+            sig = worker.spec.reload_signal if signum is None else signum
             if worker.component == component and worker.id in self._workers and sig is not None:
                 self._workers.signal(worker.id, sig)
                 count += 1

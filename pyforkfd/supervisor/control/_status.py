@@ -24,7 +24,7 @@ class Death:
         at: when, on the state's clock.
     """
 
-    worker: int
+    worker_id: int
     cause: Cause
     detail: str
     at: float
@@ -197,7 +197,7 @@ def _death(death: Death | None, now: float) -> dict[str, Any] | None:
     if death is None:
         return None
     return {
-        "worker": death.worker,
+        "worker": death.worker_id,
         "cause": death.cause,
         "detail": death.detail,
         "ago": now - death.at,

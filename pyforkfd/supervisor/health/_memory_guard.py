@@ -19,7 +19,7 @@ Order: TypeAlias = Literal[
 class Told:
     """What one worker is to be told, in this order."""
 
-    worker: int
+    worker_id: int
     orders: tuple[Order, ...]
 
 
@@ -67,16 +67,16 @@ class Guard:
         self._share(said, now)
         return [Told(number, tuple(orders)) for number, orders in said.items() if orders]
 
-    def waited(self, number: int, now: float) -> None:
+    def waited(self, worker_id: int, now: float) -> None:
         """A worker has waited for memory for too long, however much it uses.
 
         It is taken as one that is above the bound, until it has not done so for ``seconds``.
 
         Args:
-            number: of the worker; one that :meth:`look` has not seen yet is known from then on.
+            worker_id: of the worker; one that :meth:`look` has not seen yet is known from then on.
             now: as for :meth:`look`.
         """
-        self._workers.setdefault(number, _Worker()).waited = now
+        self._workers.setdefault(worker_id, _Worker()).waited = now
 
     def _waits(self, worker: _Worker, now: float) -> bool:
         # It is told once in a window, so a shorter time would see breaks that are none.

@@ -29,7 +29,7 @@ class Watched:
         stale_ns: how long it may be silent.
     """
 
-    worker: int
+    worker_id: int
     ready_ns: int | None
     must_beat: bool = False
     stale_ns: int = STALE_NS
@@ -46,7 +46,7 @@ class Stale:
         ns: for how long: since it last moved, was ready, or promised to be done.
     """
 
-    worker: int
+    worker_id: int
     slot: int
     reason: StaleReason
     ns: int
@@ -79,8 +79,8 @@ def scan(
     found = []
     for slot, of in sorted(watched.items()):
         snapshot = snapshots[slot]
-        if snapshot.worker == of.worker and (told := _look(snapshot, of, now_ns)) is not None:
-            found.append(Stale(worker=of.worker, slot=slot, reason=told[0], ns=told[1]))
+        if snapshot.worker == of.worker_id and (told := _look(snapshot, of, now_ns)) is not None:
+            found.append(Stale(worker_id=of.worker_id, slot=slot, reason=told[0], ns=told[1]))
     return found
 
 

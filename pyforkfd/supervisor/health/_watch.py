@@ -48,7 +48,7 @@ class Watch(Closing):
         """A worker is about to be started, or still is: it has a slot from now on."""
         if worker.id not in self._slots:
             self._slots[worker.id] = self.metrics.started(
-                component=worker.component, worker=worker.id, generation=worker.generation
+                component=worker.component, worker_id=worker.id, generation=worker.generation
             )
 
     def adopt(self, workers: Iterable[Worker]) -> None:
@@ -58,24 +58,24 @@ class Watch(Closing):
             slot = slots.get(worker.id)
             self.metrics.adopted(
                 component=worker.component,
-                worker=worker.id,
+                worker_id=worker.id,
                 generation=worker.generation,
                 slot=slot,
             )
             self._slots[worker.id] = slot
 
-    def slot_of(self, worker: int) -> int | None:
+    def slot_of(self, worker_id: int) -> int | None:
         """The number of a worker's slot."""
-        return self._slots.get(worker)
+        return self._slots.get(worker_id)
 
-    def beat(self, worker: int) -> None:
+    def beat(self, worker_id: int) -> None:
         """A worker that cannot reach the page has said that it moves."""
-        if (slot := self._slots.get(worker)) is not None:
+        if (slot := self._slots.get(worker_id)) is not None:
             self.page.slot(slot).beat()
 
-    def beat_age(self, worker: int, now: float) -> float | None:
+    def beat_age(self, worker_id: int, now: float) -> float | None:
         """Seconds since a worker's last beat; None: there was none."""
-        if (slot := self._slots.get(worker)) is None:
+        if (slot := self._slots.get(worker_id)) is None:
             return None
         beat = self.page.slot(slot).snapshot().beat_ns
         return now - beat / 1e9 if beat else None
@@ -104,10 +104,10 @@ class Watch(Closing):
         elif name not in self._guards:
             self._guards[name] = Guard(config)
 
-    def ended(self, worker: int, cause: Cause, *, expected: bool) -> None:
+    def ended(self, worker_id: int, cause: Cause, *, expected: bool) -> None:
         """A worker was reaped."""
-        self._slots.pop(worker, None)
-        self.metrics.ended(worker, cause=cause, expected=expected)
+        self._slots.pop(worker_id, None)
+        self.metrics.ended(worker_id, cause=cause, expected=expected)
 
     def lacks(self, worker: Worker, resource: Resource, now: float) -> None:
         """A worker has waited for too long for what it lacks, at time.monotonic()."""
@@ -132,7 +132,7 @@ class Watch(Closing):
         """
         watched = {
             slot: Watched(
-                worker=number,
+                worker_id=number,
                 ready_ns=int(worker.since * 1e9),
                 must_beat=worker.spec.heartbeat.required,
                 stale_ns=int(worker.spec.heartbeat.stale_after * 1e9),
@@ -146,9 +146,9 @@ class Watch(Closing):
             return
         snapshots = self.page.snapshots()
         for stale in scan(snapshots, watched, int(now * 1e9)):
-            yield WentStale(stale.worker, str(stale))
+            yield WentStale(stale.worker_id, str(stale))
         for slot, of in watched.items():
-            worker = state.workers[of.worker]
+            worker = state.workers[of.worker_id]
             if not worker.retiring and (why := _done(worker, snapshots[slot])):
                 yield Retire(worker.id, why)
 
@@ -173,8 +173,8 @@ class Watch(Closing):
                 continue
             for told in guard.look(used, now):
                 if "recycle" in told.orders:
-                    why = f"it uses {used[told.worker]} bytes for too long"
-                    events.append(Retire(told.worker, why))
+                    why = f"it uses {used[told.worker_id]} bytes for too long"
+                    events.append(Retire(told.worker_id, why))
                 said.append(told)
         return events, said
 

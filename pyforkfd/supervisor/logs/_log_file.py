@@ -114,32 +114,32 @@ class LogFile:
         self.lost += self._torn
         return not self._torn
 
-    def give(self, worker: int) -> int:
+    def give(self, worker_id: int) -> int:
         """Note that a worker is started with :meth:`fileno`, which is returned."""
-        self._turns[worker] = self.turn
+        self._turns[worker_id] = self.turn
         return self.fileno()
 
-    def adopt(self, worker: int, now: float) -> None:
+    def adopt(self, worker_id: int, now: float) -> None:
         """Note a worker of a supervisor before us, which may have any description.
 
         It is behind until it has confirmed; :meth:`pending_switch` is for it, too.
         """
-        self._turns[worker] = self.turn - 1
+        self._turns[worker_id] = self.turn - 1
         self._began = now
 
-    def gone(self, worker: int) -> None:
+    def gone(self, worker_id: int) -> None:
         """Note that a worker, and its description, is gone; unknown ones too."""
-        self._turns.pop(worker, None)
+        self._turns.pop(worker_id, None)
 
-    def confirm(self, worker: int, turn: object) -> None:
+    def confirm(self, worker_id: int, turn: object) -> None:
         """A worker answered ``{"event": "log", "turn": N}``, to this turn or an older one.
 
         It may be any program: what is no turn that was confirms nothing.
         """
         if not isinstance(turn, int):
             return
-        if worker in self._turns and self._turns[worker] < turn <= self.turn:
-            self._turns[worker] = turn
+        if worker_id in self._turns and self._turns[worker_id] < turn <= self.turn:
+            self._turns[worker_id] = turn
 
     def behind(self) -> tuple[int, ...]:
         """Workers that still have an older description."""

@@ -124,11 +124,11 @@ class Output(Closing):
         self._succession.put(name, made)
         return made
 
-    def worker_gone(self, worker: int, now: float) -> None:
+    def worker_gone(self, worker_id: int, now: float) -> None:
         """A worker has been reaped: what is in its pipes is still read."""
         if self.file is not None:
-            self.file.gone(worker)
-        for capture in self._captures.get(worker, ()):
+            self.file.gone(worker_id)
+        for capture in self._captures.get(worker_id, ()):
             capture.worker_gone(now)
 
     def poll(self, now: float) -> Switch | None:
@@ -228,8 +228,8 @@ class Output(Closing):
             self.file.close()
 
 
-def _name(worker: int, stream: str) -> str:
-    return f"{_STREAMS[stream]}{worker}"
+def _name(worker_id: int, stream: str) -> str:
+    return f"{_STREAMS[stream]}{worker_id}"
 
 
 class _Forwarder(logging.Handler):

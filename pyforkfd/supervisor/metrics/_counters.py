@@ -159,12 +159,12 @@ class Metrics:
         """The components that are."""
         return [name for name, known in self._components.items() if known.degraded]
 
-    def started(self, *, component: str, worker: int, generation: int) -> int | None:
+    def started(self, *, component: str, worker_id: int, generation: int) -> int | None:
         """A worker is about to be started: claim a slot for it.
 
         Args:
             component: whose it is.
-            worker: its number, above 0, of no other worker ever.
+            worker_id: its number, above 0, of no other worker ever.
             generation: of the worker.
 
         Returns:
@@ -174,41 +174,41 @@ class Metrics:
             ValueError: there is such a worker.
         """
         slot = self._free[-1] if self._free else None
-        self.adopted(component=component, worker=worker, generation=generation, slot=slot)
+        self.adopted(component=component, worker_id=worker_id, generation=generation, slot=slot)
         if slot is not None:
-            self._slots[slot].claim(worker=worker, generation=generation)
+            self._slots[slot].claim(worker=worker_id, generation=generation)
         return slot
 
-    def adopted(self, *, component: str, worker: int, generation: int, slot: int | None) -> None:
+    def adopted(self, *, component: str, worker_id: int, generation: int, slot: int | None) -> None:
         """A worker runs already, with what its slot holds: after an upgrade.
 
         Args:
             component: whose it is.
-            worker: its number.
+            worker_id: its number.
             generation: of the worker.
             slot: its slot's number; None: it has none.
 
         Raises:
             ValueError: there is such a worker, or the slot is another's or not there.
         """
-        if worker in self._workers:
-            raise ValueError(f"worker {worker} is there already")
+        if worker_id in self._workers:
+            raise ValueError(f"worker {worker_id} is there already")
         if slot is not None:
             try:
                 self._free.remove(slot)
             except ValueError:
-                raise ValueError(f"worker {worker}: slot {slot} is not free") from None
+                raise ValueError(f"worker {worker_id}: slot {slot} is not free") from None
         self._components.setdefault(component, _Component())
-        self._workers[worker] = _Worker(component, generation, slot)
+        self._workers[worker_id] = _Worker(component, generation, slot)
 
-    def ready(self, worker: int, *, boot_seconds: float | None = None) -> None:
+    def ready(self, worker_id: int, *, boot_seconds: float | None = None) -> None:
         """A worker serves.
 
         Args:
-            worker: its number; unknown ones are no error, for they may have ended meanwhile.
+            worker_id: its number; unknown ones are no error, for they may have ended meanwhile.
             boot_seconds: since its start, where this is the first time; None: not counted.
         """
-        if (known := self._workers.get(worker)) is None:
+        if (known := self._workers.get(worker_id)) is None:
             return
         known.ready = True
         if boot_seconds is not None:
@@ -216,26 +216,26 @@ class Metrics:
             of.boots[bisect_left(BOOT_BUCKETS, boot_seconds)] += 1
             of.boot_sum += boot_seconds
 
-    def unready(self, worker: int) -> None:
+    def unready(self, worker_id: int) -> None:
         """A worker does not serve any more: it drains, or is paused."""
-        if (known := self._workers.get(worker)) is not None:
+        if (known := self._workers.get(worker_id)) is not None:
             known.ready = False
 
-    def ended(self, worker: int, *, cause: Cause, expected: bool) -> None:
+    def ended(self, worker_id: int, *, cause: Cause, expected: bool) -> None:
         """A worker has been reaped: its numbers become the component's, its slot is free.
 
         Args:
-            worker: its number.
+            worker_id: its number.
             cause: of its end.
             expected: it was told to end, so that this is no crash.
 
         Raises:
             KeyError: there is no such worker.
         """
-        known = self._workers[worker]
+        known = self._workers[worker_id]
         of = self._components[known.component]
         snapshot = None if known.slot is None else self._slots[known.slot].snapshot()
-        if snapshot is not None and snapshot.worker == worker:
+        if snapshot is not None and snapshot.worker == worker_id:
             _look(known, snapshot)
             of.lost += _in_flight(snapshot)
         of.requests += known.requests
@@ -243,7 +243,7 @@ class Metrics:
         of.exits[cause] = of.exits.get(cause, 0) + 1
         if not expected:
             of.crashes[cause] = of.crashes.get(cause, 0) + 1
-        del self._workers[worker]
+        del self._workers[worker_id]
         if known.slot is not None:
             self._slots[known.slot].clear()
             self._free.append(known.slot)

@@ -44,7 +44,7 @@ class Hooks:
         """
         about = {
             "COMPONENT": crash.component,
-            "WORKER": str(crash.worker),
+            "WORKER": str(crash.worker_id),
             "CAUSE": crash.cause,
             "DETAIL": crash.detail,
         }

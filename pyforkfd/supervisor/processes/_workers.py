@@ -70,8 +70,8 @@ class Workers:
     _running: dict[int, Running] = field(default_factory=dict)
     _emptying: list[Leaf] = field(default_factory=list)  # killed, but not empty yet
 
-    def __contains__(self, number: int) -> bool:
-        return number in self._running
+    def __contains__(self, worker_id: int) -> bool:
+        return worker_id in self._running
 
     def __iter__(self) -> Iterator[Running]:
         return iter(list(self._running.values()))
@@ -169,39 +169,39 @@ class Workers:
 
     # Life
 
-    def signal(self, number: int, sig: int) -> None:
+    def signal(self, worker_id: int, signum: int) -> None:
         """Send a signal; one that waits for its zygote is given up."""
-        if (running := self._running.get(number)) is not None:
-            running.process.send_signal(sig)
+        if (running := self._running.get(worker_id)) is not None:
+            running.process.send_signal(signum)
         else:
-            self._give_up(number)
+            self._give_up(worker_id)
 
-    def kill(self, number: int) -> None:
+    def kill(self, worker_id: int) -> None:
         """SIGKILL to all of it; one that waits for its zygote is given up."""
-        if (running := self._running.get(number)) is not None:
+        if (running := self._running.get(worker_id)) is not None:
             _kill_tree(running)
             running.process.kill()
         else:
-            self._give_up(number)
+            self._give_up(worker_id)
 
-    def _give_up(self, number: int) -> None:
-        if number in self.waiting:  # or it has failed already, and nobody has heard of it yet
-            self.waiting.discard(number)
-            self.post(SpawnFailed(number, "it was given up while its zygote started"))
+    def _give_up(self, worker_id: int) -> None:
+        if worker_id in self.waiting:  # or it has failed already, and nobody has heard of it yet
+            self.waiting.discard(worker_id)
+            self.post(SpawnFailed(worker_id, "it was given up while its zygote started"))
 
     def tell(
         self,
-        number: int,
+        worker_id: int,
         order: str,
         fds: Mapping[str, ff.HasFileno] = {},
         about: Mapping[str, Any] = {},
     ) -> None:
         """Give an order over its channel; never waits."""
-        running = self._running.get(number)
+        running = self._running.get(worker_id)
         if running is None:
             return
         if running.channel.closed or not tell(running.channel, order, fds, about):
-            log.warning("worker %d does not take the order %s", number, order)
+            log.warning("worker %d does not take the order %s", worker_id, order)
 
     def move_shards(self, worker: Worker, service: Service, position: int, *, back: bool) -> None:
         """Lend it another position's shards, or take them back."""
@@ -212,9 +212,9 @@ class Workers:
         }
         self.tell(worker.id, "return" if back else "accept", shards)
 
-    def memory(self, number: int) -> int | None:
+    def memory(self, worker_id: int) -> int | None:
         """Bytes that it uses: its cgroup's, else its main process's."""
-        running = self._running.get(number)
+        running = self._running.get(worker_id)
         if running is None:
             return None
         if running.leaf is not None:
@@ -231,18 +231,18 @@ class Workers:
             if (worker := worker_of(pid, pids)) is not None:
                 self._take(worker, said)
 
-    def _take(self, worker: int, said: Mapping[str, str]) -> None:
+    def _take(self, worker_id: int, said: Mapping[str, str]) -> None:
         if "STATUS" in said:
-            self._running[worker].status = said["STATUS"]
+            self._running[worker_id].status = said["STATUS"]
         if said.get("READY") == "1":
-            self.post(BecameReady(worker))
+            self.post(BecameReady(worker_id))
         if said.get("WATCHDOG") == "1":
-            self.rooms.watch.beat(worker)
+            self.rooms.watch.beat(worker_id)
         if said.get("WATCHDOG") == "trigger":
-            self.post(WentStale(worker, "it says of itself that it is not well"))
+            self.post(WentStale(worker_id, "it says of itself that it is not well"))
 
-    def _on_channel(self, number: int) -> None:
-        running = self._running[number]
+    def _on_channel(self, worker_id: int) -> None:
+        running = self._running[worker_id]
         try:
             message = running.channel.recv(timeout=0)
         except TimeoutError:
@@ -256,17 +256,17 @@ class Workers:
             except (ValueError, RecursionError):
                 said = None
             if not isinstance(said, dict):
-                log.warning("worker %d: not a message: %r", number, message.data[:80])
+                log.warning("worker %d: not a message: %r", worker_id, message.data[:80])
                 return
             match said.get("event"):
                 case "ready":
-                    self.post(BecameReady(number, speaks=True))
+                    self.post(BecameReady(worker_id, speaks=True))
                 case "status":
                     running.status = str(said.get("text", ""))
                 case "log" if self.rooms.output.file is not None:
-                    self.rooms.output.file.confirm(number, said.get("turn"))
+                    self.rooms.output.file.confirm(worker_id, said.get("turn"))
                 case "message" if self.on_message is not None:
-                    self.on_message(running.worker.component, number, said.get("data"))
+                    self.on_message(running.worker.component, worker_id, said.get("data"))
 
     def look_for_accept(self, workers: Iterable[Worker]) -> None:
         """At those of them that do not say when they are ready."""
@@ -277,29 +277,29 @@ class Workers:
 
     # Death
 
-    def _on_end(self, number: int) -> None:
-        running = self._running[number]
+    def _on_end(self, worker_id: int) -> None:
+        running = self._running[worker_id]
         _kill_tree(running)
         status = running.process.poll()
         if status is None:
             return
         kills = running.leaf.oom_kills() if running.leaf is not None else None
         why, detail = cause(status, oom_kills=kills or 0)
-        self.post(Ended(number, why, detail))
+        self.post(Ended(worker_id, why, detail))
 
-    def forget(self, number: int) -> None:
+    def forget(self, worker_id: int) -> None:
         """Free what belonged to one that has ended."""
-        self.waiting.discard(number)
-        running = self._running.pop(number, None)
+        self.waiting.discard(worker_id)
+        running = self._running.pop(worker_id, None)
         if running is None:
             return
-        self.rooms.succession.drop_worker(number)
+        self.rooms.succession.drop_worker(worker_id)
         self.rooms.reactor.remove(running.process.fileno())
         running.process.close()
         self._close_channel(running)
-        self.rooms.output.worker_gone(number, time.monotonic())
+        self.rooms.output.worker_gone(worker_id, time.monotonic())
         if running.leaf is not None:
-            self.rooms.lacks.forget(number)
+            self.rooms.lacks.forget(worker_id)
             self._emptying.append(running.leaf)
             self.sweep()
 

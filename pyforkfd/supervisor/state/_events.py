@@ -26,7 +26,7 @@ class Tick:
 class Spawned:
     """A worker has become its program."""
 
-    worker: int
+    worker_id: int
     pid: int
 
 
@@ -34,7 +34,7 @@ class Spawned:
 class SpawnFailed:
     """A worker could not be started; nothing is left of it."""
 
-    worker: int
+    worker_id: int
     why: str
 
 
@@ -43,11 +43,11 @@ class BecameReady:
     """A worker serves.
 
     Attributes:
-        worker: its id.
+        worker_id: its id.
         speaks: it reads orders from its channel.
     """
 
-    worker: int
+    worker_id: int
     speaks: bool = False
 
 
@@ -56,12 +56,12 @@ class Ended:
     """A worker has ended and was reaped.
 
     Attributes:
-        worker: its id.
+        worker_id: its id.
         cause: as far as its exit status and its cgroup can tell.
         detail: for people: "exit code 3".
     """
 
-    worker: int
+    worker_id: int
     cause: Cause
     detail: str
 
@@ -70,7 +70,7 @@ class Ended:
 class WentStale:
     """A worker's heartbeat has stopped, or its deadline has passed."""
 
-    worker: int
+    worker_id: int
     why: str
 
 
@@ -78,7 +78,7 @@ class WentStale:
 class Retire:
     """A worker is to be replaced and then to leave."""
 
-    worker: int
+    worker_id: int
     why: str
 
 
@@ -142,14 +142,14 @@ Event: TypeAlias = (
 class Spawn:
     """Start this worker; answer Spawned or SpawnFailed."""
 
-    worker: int
+    worker_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class Tell:
     """Send an order over its channel."""
 
-    worker: int
+    worker_id: int
     order: Order
 
 
@@ -157,29 +157,29 @@ class Tell:
 class Signal:
     """Send a signal to the process; one that is not there yet is given up: SpawnFailed."""
 
-    worker: int
-    number: int
+    worker_id: int
+    signum: int
 
 
 @dataclass(frozen=True, slots=True)
 class Kill:
     """SIGKILL to the whole tree of the worker; see Signal for one that is not there yet."""
 
-    worker: int
+    worker_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class Forget:
     """The worker is no more: free what belonged to it."""
 
-    worker: int
+    worker_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class Lend:
     """Let a worker accept from another's shards until they are taken back."""
 
-    worker: int
+    worker_id: int
     position: int
 
 
@@ -187,7 +187,7 @@ class Lend:
 class TakeBack:
     """Let a worker no longer accept from the shards that were lent to it."""
 
-    worker: int
+    worker_id: int
     position: int
 
 
@@ -195,7 +195,7 @@ class TakeBack:
 class Crashed:
     """For the counters, the log and the hooks: a worker died that was not to."""
 
-    worker: int
+    worker_id: int
     component: str
     cause: Cause
     detail: str
@@ -224,7 +224,7 @@ class Note:
     level: Literal["info", "warning", "error"]
     text: str
     component: str = ""
-    worker: int | None = None
+    worker_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -220,6 +220,6 @@ def due(state: State) -> float | None:
     return min(times, default=None)
 
 
-def spread(worker: int) -> float:
+def spread(worker_id: int) -> float:
     """From 0 to 1 by its id: workers that were started together shall not leave together."""
-    return (worker * 0.6180339887498949) % 1.0  # golden ratio: far apart for neighbours
+    return (worker_id * 0.6180339887498949) % 1.0  # golden ratio: far apart for neighbours

@@ -282,21 +282,21 @@ class Draft:
             and worker.component == crew.spec.name
         ]
 
-    def _ready(self, number: int, speaks: bool) -> None:
-        worker = self.workers.get(number)
+    def _ready(self, worker_id: int, speaks: bool) -> None:
+        worker = self.workers.get(worker_id)
         if worker is None:
             return
         worker = replace(worker, speaks=worker.speaks or speaks)
-        self.workers[number] = worker
+        self.workers[worker_id] = worker
         if worker.phase is not Phase.BOOTING:
             return
         self._put(worker, Phase.READY, age(worker))
         self._note(worker, "info", f"ready after {self.now - worker.born:.3f} s")
 
-    def _retire(self, number: int, why: str) -> None:
-        worker = self.workers.get(number)
+    def _retire(self, worker_id: int, why: str) -> None:
+        worker = self.workers.get(worker_id)
         if worker is not None and worker.phase in SERVING and not worker.retiring:
-            self.workers[number] = replace(worker, retiring=True)
+            self.workers[worker_id] = replace(worker, retiring=True)
             self._note(worker, "info", f"to be replaced: {why}")
 
     def _condemn(self, worker: Worker, cause: Cause, why: str) -> None:

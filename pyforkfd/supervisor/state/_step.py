@@ -79,19 +79,19 @@ class _Step(Draft):
                 self._stop(at_once or self.stopping)
 
     def _spawned(self, event: Spawned) -> None:
-        if (worker := self.workers.get(event.worker)) is not None:
+        if (worker := self.workers.get(event.worker_id)) is not None:
             self.workers[worker.id] = replace(worker, pid=event.pid)
 
-    def _stale(self, number: int, why: str) -> None:
-        worker = self.workers.get(number)
+    def _stale(self, worker_id: int, why: str) -> None:
+        worker = self.workers.get(worker_id)
         if worker is not None and worker.phase in (Phase.READY, Phase.PAUSED):
             self._condemn(worker, "stale", why)
 
-    def _ended(self, number: int, cause: Cause, detail: str) -> None:
-        worker = self.workers.pop(number, None)
+    def _ended(self, worker_id: int, cause: Cause, detail: str) -> None:
+        worker = self.workers.pop(worker_id, None)
         if worker is None:
             return
-        self.actions.append(Forget(number))
+        self.actions.append(Forget(worker_id))
         if worker.condemned is not None:
             cause = worker.condemned
         asked = worker.phase not in STAYING and worker.condemned is None
@@ -104,7 +104,9 @@ class _Step(Draft):
         if at_peace or (cause == "done" and worker.spec.restart.policy != "always"):
             self._note(worker, "info", f"has ended by itself: {detail}")
         else:
-            self.actions.append(Crashed(number, worker.component, cause, detail, worker.position))
+            self.actions.append(
+                Crashed(worker_id, worker.component, cause, detail, worker.position)
+            )
         if asked:
             return
         if (pending := self.pending) is not None and worker.generation == pending.generation:
@@ -114,7 +116,7 @@ class _Step(Draft):
                 crews = {**pending.crews, worker.component: crew}
                 self.pending = replace(pending, crews=crews)
             else:
-                self._abort(f"{worker.component}: worker {number}: {cause}: {detail}")
+                self._abort(f"{worker.component}: worker {worker_id}: {cause}: {detail}")
             return
         found = self.crews.get(worker.component)
         if found is not None and found.generation == worker.generation:

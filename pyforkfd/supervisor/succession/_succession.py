@@ -105,17 +105,17 @@ class Succession(Closing):
         """What was given to :meth:`put_notify`; the caller owns it."""
         return self.take(_NOTIFY)
 
-    def worker(self, number: int, pid: int | None) -> tuple[Process, ff.FdChannel] | None:
+    def worker(self, worker_id: int, pid: int | None) -> tuple[Process, ff.FdChannel] | None:
         """A worker's process and channel; the caller owns them.
 
         Args:
-            number: its id.
+            worker_id: its id.
             pid: as far as it is known.
 
         Returns:
             None where its process is not known.  A channel that was closed is closed.
         """
-        pidfd, channel = self.take(f"p{number}"), self.take(f"c{number}")
+        pidfd, channel = self.take(f"p{worker_id}"), self.take(f"c{worker_id}")
         if pidfd is None:
             if channel is not None:
                 channel.close()
@@ -184,23 +184,23 @@ class Succession(Closing):
         except OSError as error:
             log.error("the keeper does not take %s: %s", name, error)
 
-    def put_worker(self, number: int, process: Process, channel: ff.FdChannel) -> None:
+    def put_worker(self, worker_id: int, process: Process, channel: ff.FdChannel) -> None:
         """Let a successor have a worker.  To be called before anything else is done to it."""
-        self.put(f"p{number}", process)
-        self.put(f"c{number}", channel)
+        self.put(f"p{worker_id}", process)
+        self.put(f"c{worker_id}", channel)
 
     def put_notify(self, fd: ff.HasFileno) -> None:
         """Let a successor have the notify socket."""
         self.put(_NOTIFY, fd)
 
-    def drop_channel(self, number: int) -> None:
+    def drop_channel(self, worker_id: int) -> None:
         """A worker's channel is about to be closed."""
-        self.drop(f"c{number}")
+        self.drop(f"c{worker_id}")
 
-    def drop_worker(self, number: int) -> None:
+    def drop_worker(self, worker_id: int) -> None:
         """It is no more."""
-        self.drop(f"p{number}")
-        self.drop(f"c{number}")
+        self.drop(f"p{worker_id}")
+        self.drop(f"c{worker_id}")
 
     def put_sockets(self, sockets: Mapping[Key, socket.socket]) -> dict[str, Key]:
         """Let a successor have these listening sockets, and no others.

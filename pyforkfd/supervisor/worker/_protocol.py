@@ -46,7 +46,7 @@ class Identity:
     """
 
     component: str
-    worker: int
+    worker_id: int
     position: int
     generation: int
     channel: int | None = None
@@ -73,7 +73,7 @@ def identify(text: str) -> Identity:
         }
         return Identity(
             component=values["component"],
-            worker=int(values["worker"]),
+            worker_id=int(values["worker"]),
             position=int(values["position"]),
             generation=int(values["generation"]),
             listen={name: int(number) for name, _, number in pairs},

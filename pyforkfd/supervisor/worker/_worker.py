@@ -88,7 +88,7 @@ class Worker:
             channel: to the supervisor; taken.
         """
         self.component = identity.component
-        self.number = identity.worker
+        self.number = identity.worker_id
         self.position = identity.position
         self.generation = identity.generation
         self.draining = False

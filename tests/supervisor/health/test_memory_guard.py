@@ -18,7 +18,7 @@ FREE: tuple[Order, ...] = ("resume_accepting", "flush_logs")
 
 
 def told(guard: Guard, now: float, *used: int) -> dict[int, tuple[str, ...]]:
-    return {t.worker: t.orders for t in guard.look(dict(enumerate(used)), now)}
+    return {t.worker_id: t.orders for t in guard.look(dict(enumerate(used)), now)}
 
 
 def test_above_for_long_enough_and_below_again() -> None:
@@ -163,7 +163,7 @@ def test_invariants(config: MemoryGuard, samples: list[tuple[float, dict[int, in
         for number, amount in used.items():
             models[number].history.append((now, amount))
         for order in guard.look(used, now):
-            obey(models[order.worker], order.orders, config, now)
+            obey(models[order.worker_id], order.orders, config, now)
         accepting = sum(model.accepts for model in models.values())
         assert accepting >= math.ceil(config.keep_accepting * len(models) - 1e-9)
         for number, model in models.items():

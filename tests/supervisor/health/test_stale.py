@@ -18,14 +18,14 @@ def said(*, worker: int = 7, beat: int = 0, deadline: int = 0, ready: int = 0) -
 
 
 def look(snapshot: ff.SlotSnapshot, **known: int | bool | None) -> list[Stale]:
-    watched = {"worker": 7, "ready_ns": NOW - 60 * SECOND, **known}
+    watched = {"worker_id": 7, "ready_ns": NOW - 60 * SECOND, **known}
     return scan([snapshot], {0: Watched(**watched)}, NOW)  # type: ignore[arg-type]
 
 
 def test_silence_is_stale_only_beyond_its_bound() -> None:
     assert STALE_NS == 5 * SECOND
     assert look(said(beat=NOW - 5 * SECOND)) == []
-    beyond = Stale(worker=7, slot=0, reason="silent", ns=5 * SECOND + 1)
+    beyond = Stale(worker_id=7, slot=0, reason="silent", ns=5 * SECOND + 1)
     assert look(said(beat=NOW - 5 * SECOND - 1)) == [beyond]
     assert look(said(beat=NOW - 5 * SECOND - 1), stale_ns=6 * SECOND) == []
     assert look(said(beat=NOW + SECOND)) == []  # it beat after the clock was read
@@ -48,7 +48,7 @@ def test_who_never_beats_is_stale_only_where_it_must() -> None:
 def test_a_promise_that_is_not_kept_is_stale_however_it_beats(ready_ns: int | None) -> None:
     assert look(said(beat=NOW, deadline=NOW), ready_ns=ready_ns) == []
     broken = look(said(beat=NOW, deadline=NOW - 1), ready_ns=ready_ns)
-    assert broken == [Stale(worker=7, slot=0, reason="deadline", ns=1)]
+    assert broken == [Stale(worker_id=7, slot=0, reason="deadline", ns=1)]
 
 
 def test_it_says_in_which_way() -> None:
@@ -68,7 +68,7 @@ times = st.integers(0, 20 * SECOND)
 snapshots = st.builds(said, worker=st.integers(0, 2), beat=times, deadline=times, ready=times)
 knowns = st.builds(
     Watched,
-    worker=st.integers(1, 2),
+    worker_id=st.integers(1, 2),
     ready_ns=st.none() | times,
     must_beat=st.booleans(),
     stale_ns=st.integers(1, 10 * SECOND),
@@ -90,8 +90,8 @@ def test_the_rule(rows: list[ff.SlotSnapshot], known: dict[int, Watched], now: i
         moved = of.ready_ns is not None and all(
             now - since > of.stale_ns for since in (row.beat_ns, of.ready_ns)
         )
-        expected = row.worker == of.worker and (promised or (beats and moved))
+        expected = row.worker == of.worker_id and (promised or (beats and moved))
         assert (slot in found) == expected
         if expected:
-            assert found[slot].worker == of.worker and 0 < found[slot].ns <= now
+            assert found[slot].worker_id == of.worker_id and 0 < found[slot].ns <= now
     assert list(found) == sorted(found)

@@ -36,12 +36,12 @@ def values(metrics: Metrics, name: str, now_ns: int = 0) -> dict[tuple[str, ...]
 
 def test_a_dead_workers_counts_become_its_components(page: ff.SharedPage) -> None:
     metrics = Metrics(page)
-    first = metrics.started(component="web", worker=1, generation=1)
+    first = metrics.started(component="web", worker_id=1, generation=1)
     assert first is not None
     page.slot(first).add(10, errors=2)
     page.slot(first).begin()
     metrics.ended(1, cause="oom", expected=False)
-    second = metrics.started(component="web", worker=2, generation=1)
+    second = metrics.started(component="web", worker_id=2, generation=1)
     assert second is not None
     page.slot(second).add(5)
     assert values(metrics, "forkfd_requests_total") == {("web",): 15}
@@ -53,7 +53,7 @@ def test_a_dead_workers_counts_become_its_components(page: ff.SharedPage) -> Non
 def test_only_what_nobody_asked_for_is_a_crash(page: ff.SharedPage) -> None:
     metrics = Metrics(page)
     for worker, expected in ((1, True), (2, False), (3, False)):
-        metrics.started(component="web", worker=worker, generation=1)
+        metrics.started(component="web", worker_id=worker, generation=1)
         metrics.ended(worker, cause="signal", expected=expected)
     metrics.restarted("web")
     assert values(metrics, "process_crash_total")["web", "signal"] == 2
@@ -64,7 +64,7 @@ def test_only_what_nobody_asked_for_is_a_crash(page: ff.SharedPage) -> None:
 
 def test_a_page_that_is_full_is_no_error(page: ff.SharedPage) -> None:
     metrics = Metrics(page)
-    slots = [metrics.started(component="web", worker=n, generation=1) for n in range(1, 6)]
+    slots = [metrics.started(component="web", worker_id=n, generation=1) for n in range(1, 6)]
     assert sorted(s for s in slots if s is not None) == list(range(SLOTS))
     assert slots[SLOTS:] == [None, None]
     metrics.ready(5, boot_seconds=0.02)
@@ -72,15 +72,15 @@ def test_a_page_that_is_full_is_no_error(page: ff.SharedPage) -> None:
     assert values(metrics, "forkfd_workers_ready") == {("web",): 1}
     metrics.ended(5, cause="done", expected=True)
     metrics.ended(2, cause="done", expected=True)
-    assert metrics.started(component="web", worker=6, generation=1) == slots[1]
+    assert metrics.started(component="web", worker_id=6, generation=1) == slots[1]
 
 
 def test_gauges_follow_what_the_loop_tells(page: ff.SharedPage) -> None:
     metrics = Metrics(page, memory={1: 4096}.get)
     metrics.component("web", wanted=2)
     metrics.component("crypto", wanted=1, degraded=True)
-    metrics.started(component="web", worker=1, generation=4)
-    metrics.started(component="web", worker=2, generation=4)
+    metrics.started(component="web", worker_id=1, generation=4)
+    metrics.started(component="web", worker_id=2, generation=4)
     metrics.ready(1, boot_seconds=0.3)
     metrics.ready(2, boot_seconds=100)
     metrics.unready(2)
@@ -106,7 +106,7 @@ def test_gauges_follow_what_the_loop_tells(page: ff.SharedPage) -> None:
 
 def test_the_age_of_a_heartbeat(page: ff.SharedPage) -> None:
     metrics = Metrics(page)
-    slot = metrics.started(component="web", worker=1, generation=1)
+    slot = metrics.started(component="web", worker_id=1, generation=1)
     assert slot is not None
     name = "forkfd_worker_heartbeat_age_seconds"
     assert values(metrics, name, 10**18) == {}
@@ -118,7 +118,7 @@ def test_the_age_of_a_heartbeat(page: ff.SharedPage) -> None:
 
 def test_a_worker_that_writes_nonsense_takes_no_total_down(page: ff.SharedPage) -> None:
     metrics = Metrics(page)
-    slot = metrics.started(component="web", worker=1, generation=1)
+    slot = metrics.started(component="web", worker_id=1, generation=1)
     assert slot is not None
     page.slot(slot).end(errors=3)  # without a begin
     assert values(metrics, "forkfd_worker_in_flight") == {("web", "1"): 0}
@@ -136,9 +136,9 @@ def test_a_worker_that_writes_nonsense_takes_no_total_down(page: ff.SharedPage) 
 def test_the_program_that_takes_over_goes_on(page: ff.SharedPage) -> None:
     old = Metrics(page)
     old.component("web", wanted=1)
-    slot = old.started(component="web", worker=1, generation=1)
+    slot = old.started(component="web", worker_id=1, generation=1)
     assert slot is not None
-    old.started(component="web", worker=2, generation=1)
+    old.started(component="web", worker_id=2, generation=1)
     page.slot(slot).add(7)
     old.ended(2, cause="core", expected=False)
     old.lacked("web", "memory")
@@ -151,15 +151,15 @@ def test_the_program_that_takes_over_goes_on(page: ff.SharedPage) -> None:
     old.ready(1, boot_seconds=0.1)
     new = Metrics(page)
     new.restore(json.loads(json.dumps(old.state())))
-    new.adopted(component="web", worker=1, generation=1, slot=slot)
+    new.adopted(component="web", worker_id=1, generation=1, slot=slot)
     new.ready(1)
     assert list(new.collect(0)) == list(old.collect(0))
     with pytest.raises(ValueError, match="worker 1 is there"):
-        new.adopted(component="web", worker=1, generation=1, slot=None)
+        new.adopted(component="web", worker_id=1, generation=1, slot=None)
     with pytest.raises(ValueError, match=f"worker 3: slot {slot} is not free"):
-        new.adopted(component="web", worker=3, generation=1, slot=slot)
+        new.adopted(component="web", worker_id=3, generation=1, slot=slot)
     with pytest.raises(ValueError, match="slot 99 is not free"):
-        new.adopted(component="web", worker=3, generation=1, slot=99)
+        new.adopted(component="web", worker_id=3, generation=1, slot=99)
     with pytest.raises(ValueError, match="version 2"):
         new.restore({"version": 2})
     assert list(new.collect(0)) == list(old.collect(0))
@@ -169,7 +169,7 @@ def test_the_program_that_takes_over_goes_on(page: ff.SharedPage) -> None:
 
 def test_every_family_is_collected_in_order(page: ff.SharedPage) -> None:
     metrics = Metrics(page, memory=lambda worker: worker)
-    slot = metrics.started(component="web", worker=1, generation=1)
+    slot = metrics.started(component="web", worker_id=1, generation=1)
     assert slot is not None
     page.slot(slot).beat()
     metrics.reloaded("done")
@@ -196,7 +196,7 @@ class Totals(RuleBasedStateMachine):
     @rule(target=workers, component=st.sampled_from(["web", "crypto"]))
     def start(self, component: str) -> object:
         self.next += 1
-        slot = self.metrics.started(component=component, worker=self.next, generation=1)
+        slot = self.metrics.started(component=component, worker_id=self.next, generation=1)
         self.counted.setdefault(component, [0, 0])
         return multiple() if slot is None else (self.next, component, slot)
 
@@ -218,7 +218,7 @@ class Totals(RuleBasedStateMachine):
         new = Metrics(self.page)
         new.restore(self.metrics.state())
         for number, known in self.metrics._workers.items():
-            new.adopted(component=known.component, worker=number, generation=1, slot=known.slot)
+            new.adopted(component=known.component, worker_id=number, generation=1, slot=known.slot)
         self.metrics = new
 
     @invariant()

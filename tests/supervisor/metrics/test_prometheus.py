@@ -33,7 +33,7 @@ def metrics() -> Iterator[Metrics]:
         metrics = Metrics(page, memory=lambda worker: 4096 * worker)
         metrics.component('we"b\\\n', wanted=3)
         for worker in (1, 2):
-            slot = metrics.started(component='we"b\\\n', worker=worker, generation=1)
+            slot = metrics.started(component='we"b\\\n', worker_id=worker, generation=1)
             assert slot is not None
             page.slot(slot).beat()
             page.slot(slot).add(10 * worker)

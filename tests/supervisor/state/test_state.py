@@ -382,7 +382,7 @@ class Supervision(RuleBasedStateMachine):
         driver = self.driver
         before = driver.state
         if isinstance(event, (Spawned, BecameReady, WentStale, Retire)):
-            assert event.worker in before.workers
+            assert event.worker_id in before.workers
         for action in driver.feed(event, after=after):
             self.check(action)
         self.nobody_leaves_too_early(before, event)

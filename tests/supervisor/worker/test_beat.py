@@ -39,7 +39,7 @@ def beat_after(slot: ff.Slot, ns: int) -> bool:
 
 def stale(slot: ff.Slot, bound: float) -> bool:
     """What the supervisor's scan says of it now."""
-    known = Watched(worker=1, ready_ns=1, stale_ns=int(bound * 1e9))
+    known = Watched(worker_id=1, ready_ns=1, stale_ns=int(bound * 1e9))
     snapshot = slot.snapshot()
     return scan([snapshot], {0: known}, time.monotonic_ns()) != []
 

@@ -12,7 +12,7 @@ WHO = "component=web worker=12 position=2 generation=4"
 
 def test_everything_is_there() -> None:
     who = identify(f"{WHO} channel=6 page=5 slot=3 log=7 listen=http:8,keys.v2:9")
-    assert (who.component, who.worker, who.position, who.generation) == ("web", 12, 2, 4)
+    assert (who.component, who.worker_id, who.position, who.generation) == ("web", 12, 2, 4)
     assert (who.channel, who.page, who.slot, who.log) == (6, 5, 3, 7)
     assert who.listen == {"http": 8, "keys.v2": 9} and not who.by_channel
 
