@@ -190,6 +190,7 @@ setup(
             depends=glob.glob("csrc/**/*.h", recursive=True),
             include_dirs=["csrc"],
             cxx_std=17,
+            libraries=["dl"],  # dlsym, where libc is older than 2.34
             extra_compile_args=flags + module,
             extra_link_args=link + module_link,
         ),
@@ -197,7 +198,7 @@ setup(
             "pyforkfd.libforkfd_preload",
             [f"csrc/preload/{name}.c" for name in PRELOAD],
             depends=["csrc/preload/preload.h"],
-            libraries=["dl"],  # dlsym, where libc is older than 2.34
+            libraries=["dl"],
             extra_compile_args=plain,
             # Nothing is left to be looked up in a child; all that is called is libc's.
             extra_link_args=["-Wl,-z,now,-z,defs,--as-needed"],

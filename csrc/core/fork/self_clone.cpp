@@ -1,8 +1,10 @@
 #include "core/fork/self_clone.h"
 
 #include <dirent.h>
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <pthread.h>
 #include <sched.h>
 #include <sys/prctl.h>
 #include <unistd.h>
@@ -35,12 +37,42 @@ constexpr std::uint64_t kIntoCgroup = 0x200000000ULL;
 // In clone() these bits mean the exit signal, or are out of reach.
 constexpr std::uint64_t kClone3Only = kNewTime | kClearSighand | kIntoCgroup;
 
-// Where the kernel clears the thread id at the thread's end, set_tid_address(2): in glibc
-// that is where the thread id itself is kept, so a clone can put the child's there.
-pid_t* tid_address() noexcept {
+// The word that the kernel clears at the thread's end, set_tid_address(2).
+pid_t* cleared_word() noexcept {
     pid_t* address = nullptr;
     if (raw::call(SYS_prctl, PR_GET_TID_ADDRESS, raw::addr(&address)) != 0) return nullptr;
     return address;
+}
+
+// The offset of the thread id behind pthread_self(), as glibc publishes it for debuggers
+// (libthread_db); -1 in any other libc.  Read when the library is loaded: dlsym() takes the
+// loader's lock, which a child of a process with threads may inherit locked.
+long published_offset() noexcept {
+    struct Field {
+        std::uint32_t bits, count, offset;
+    };
+    const auto find = [](const char* name) { return ::dlsym(RTLD_DEFAULT, name); };
+    const auto* const tid = static_cast<const Field*>(find("_thread_db_pthread_tid"));
+    const auto* const size = static_cast<const std::uint32_t*>(find("_thread_db_sizeof_pthread"));
+    if (tid == nullptr || size == nullptr) return -1;
+    const bool fits = tid->bits == 8 * sizeof(pid_t) && tid->count == 1 &&
+                      tid->offset % sizeof(pid_t) == 0 && *size >= sizeof(pid_t) &&
+                      tid->offset <= *size - sizeof(pid_t);
+    return fits ? static_cast<long>(tid->offset) : -1;
+}
+const long tid_offset = published_offset();
+
+// Where libc keeps the caller's thread id, so that a clone can put the child's there; nullptr
+// if it is not found.  It is the word that the kernel clears, but since glibc 2.43, where that
+// word is the state of a join.  A place counts only if it holds the right number.
+pid_t* tid_of_libc() noexcept {
+    const pid_t self = own_tid();
+    pid_t* const cleared = cleared_word();
+    if (cleared != nullptr && *cleared == self) return cleared;
+    if (tid_offset < 0) return nullptr;
+    auto* const field = reinterpret_cast<pid_t*>(
+        reinterpret_cast<char*>(::pthread_self()) + tid_offset);
+    return *field == self ? field : nullptr;
 }
 
 // Rewritten in the child: what the parent holds is the parent's (get_robust_list(2)).
@@ -182,9 +214,8 @@ std::vector<Task> other_tasks() {
 std::string why_not_clone(std::uint64_t flags) {
     if ((flags & CLONE_PARENT) != 0 && ::getpid() == 1)
         return "pid 1 of a pid namespace may have no siblings";
-    const pid_t* const tid = tid_address();
-    if (tid == nullptr) return "the kernel does not tell where the thread id is kept";
-    if (*tid != own_tid()) return "this libc keeps the thread id elsewhere (musl)";
+    if (cleared_word() == nullptr) return "the kernel does not tell where the thread id is kept";
+    if (tid_of_libc() == nullptr) return "this libc keeps the thread id elsewhere (musl)";
     return "";
 }
 
@@ -192,7 +223,8 @@ SelfCloned self_clone(const SelfClone& how) {
     if (const std::string why = why_not_clone(how.flags); !why.empty())
         throw_errno(ENOTSUP, described(how) + ": " + why);
     const RobustList robust;
-    pid_t* const tid = tid_address();
+    pid_t* const tid = tid_of_libc();
+    pid_t* const cleared = cleared_word();
     bool use_clone3 = refusals().clone3 == 0;
     bool into_cgroup = how.cgroup_fd >= 0 && use_clone3 && refusals().into_cgroup == 0;
     std::unique_ptr<CgroupByHand> by_hand;
@@ -215,6 +247,9 @@ SelfCloned self_clone(const SelfClone& how) {
             const AllSignalsBlocked blocked;
             pid = enter_kernel(how, flags, use_clone3, tid, &pidfd);
             if (pid == 0) {
+                // The clone has one address for both: the word cleared at the end is again
+                // the one that libc had chosen.
+                if (cleared != tid) raw::call(SYS_set_tid_address, raw::addr(cleared));
                 robust.register_in_child();
                 ChildStack::forget_after_fork();
                 forget_spawner_thread();

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import time
@@ -22,6 +23,7 @@ exit code: 0 ready or reloading; 1 anything else; 2 bad usage, or nobody to ask.
 """
 _STYLES = {"ready": "green", "reloading": "cyan", "starting": "cyan"}
 _WELL = ("ready", "reloading")
+_DUMB = ("dumb", "unknown")  # terminals without a cursor to move, as rich has it: it draws nothing
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +44,8 @@ def _status(args: argparse.Namespace, to: ControlClient) -> int:
 
 
 def _watch(to: ControlClient) -> None:
-    if sys.stdout.isatty():
+    screen = sys.stdout.isatty() and os.environ.get("TERM", "").lower() not in _DUMB
+    if screen:
         try:
             import rich.live
         except ImportError:
@@ -52,7 +55,7 @@ def _watch(to: ControlClient) -> None:
                 while True:
                     live.update(_as_rich(to.request("status")["status"]), refresh=True)
                     time.sleep(1)
-    clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
+    clear = "\x1b[H\x1b[2J" if screen else ""
     while True:
         print(clear + as_text(to.request("status")["status"], _width()), flush=True)
         time.sleep(1)

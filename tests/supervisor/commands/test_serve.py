@@ -222,21 +222,28 @@ def test_watching(tmp_path: Path) -> None:
         assert (watch.returncode, said) == (130, "")
 
 
-def test_watching_on_a_terminal_ends_with_the_service(tmp_path: Path) -> None:
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
+def test_watching_on_a_terminal_ends_with_the_service(term: str, tmp_path: Path) -> None:
     pytest.importorskip("rich")
     words = [sys.executable, "-P", "-m", "pyforkfd", "status", "--watch", "--control"]
     with Supervised(tmp_path, toml(free_port())) as service:
         service.until("^ready: web 2/2")
         ours, theirs = pty.openpty()
         try:
-            watch = subprocess.Popen([*words, str(service.control)], stdout=theirs, stderr=theirs)
+            watch = subprocess.Popen(
+                [*words, str(service.control)],
+                env={**os.environ, "TERM": term},
+                stdout=theirs,
+                stderr=theirs,
+            )
         finally:
             os.close(theirs)
         shown = b""
         try:
             while b"Workers" not in shown:
                 shown += os.read(ours, 4096)
-            assert "┏".encode() in shown  # a table of rich's
+            assert ("┏".encode() in shown) is (term == "xterm")  # a table of rich's
+            assert (b"\x1b" in shown) is (term == "xterm")
             service.command("stop")
             while True:
                 try:
