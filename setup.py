@@ -50,6 +50,7 @@ CORE = {
         "clone",
         "environment",
         "exec_watch",
+        "facilities",
         "fd_plan",
         "id_maps",
         "prepared",

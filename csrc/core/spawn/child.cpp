@@ -27,8 +27,9 @@
 
 #include <cerrno>
 
-#include "core/spawn/child_args.h"
+#include "core/base/kernel_flags.h"
 #include "core/base/raw_syscall.h"
+#include "core/spawn/child_args.h"
 
 #if defined(__clang__)
 #define FORKFD_CHILD __attribute__((noinline, no_sanitize("all"), no_stack_protector))
@@ -45,25 +46,8 @@ namespace {
 using raw::addr;
 using raw::call;
 
-constexpr unsigned kCloseRangeUnshare = 1U << 1;
 constexpr timespec kNow = {0, 0};
 constexpr int kNotFound = 127;  // exit status of a child that never became its program
-
-// Layout of the kernel's own struct sigaction, the same on x86-64 and aarch64.
-struct KernelSigaction {
-    unsigned long handler;  // 0 is SIG_DFL, 1 is SIG_IGN
-    unsigned long flags;
-    unsigned long restorer;
-    KernelSigset mask;
-};
-
-struct LinuxDirent64 {
-    std::uint64_t ino;
-    std::int64_t off;
-    unsigned short reclen;
-    unsigned char type;
-    char name[1];
-};
 
 // Descriptors needed after the map is made, lifted out of its way.
 struct Kept {
