@@ -63,6 +63,7 @@ CORE = {
     "epoll": [
         "epoll_drift",
         "epoll_rebuild",
+        "epoll_renew",
         "epoll_set",
         "epoll_view",
         "live_sets",
