@@ -50,6 +50,7 @@ CORE = {
         "clone",
         "environment",
         "exec_watch",
+        "facilities",
         "fd_plan",
         "id_maps",
         "prepared",
@@ -62,6 +63,7 @@ CORE = {
     "epoll": [
         "epoll_drift",
         "epoll_rebuild",
+        "epoll_renew",
         "epoll_set",
         "epoll_view",
         "live_sets",

@@ -27,8 +27,9 @@
 
 #include <cerrno>
 
-#include "core/spawn/child_args.h"
+#include "core/base/kernel_flags.h"
 #include "core/base/raw_syscall.h"
+#include "core/spawn/child_args.h"
 
 // No instrumentation, whose runtime would be called, and no libc function in the place of a loop
 // (GCC) or of an assignment (clang).
@@ -62,25 +63,8 @@ namespace {
 using raw::addr;
 using raw::call;
 
-constexpr unsigned kCloseRangeUnshare = 1U << 1;
 constexpr timespec kNow = {0, 0};
 constexpr int kNotFound = 127;  // exit status of a child that never became its program
-
-// Layout of the kernel's own struct sigaction, the same on x86-64 and aarch64.
-struct KernelSigaction {
-    unsigned long handler;  // 0 is SIG_DFL, 1 is SIG_IGN
-    unsigned long flags;
-    unsigned long restorer;
-    KernelSigset mask;
-};
-
-struct LinuxDirent64 {
-    std::uint64_t ino;
-    std::int64_t off;
-    unsigned short reclen;
-    unsigned char type;
-    char name[1];
-};
 
 // Descriptors needed after the map is made, lifted out of its way.
 struct Kept {
@@ -205,22 +189,26 @@ FORKFD_CHILD int keep(const ChildArgs& a, int fd) noexcept {
     if (fd < 0) return -1;
     enter(a, Stage::keep_descriptor, fd);
     return static_cast<int>(
-        check(a, call(SYS_fcntl, fd, F_DUPFD_CLOEXEC, a.scratch_floor + 1)));
+        check(a, call(SYS_fcntl, fd, F_DUPFD_CLOEXEC, a.kept_floor + 1)));
 }
 
-FORKFD_CHILD void open_file(const ChildArgs& a, const ChildOpen& open) noexcept {
-    enter(a, Stage::open_file, open.target);
-    if (open.path == nullptr) {
-        check(a, call(SYS_dup3, open.flags, open.target, 0));
-        return;
-    }
+FORKFD_CHILD void open_file(const ChildArgs& a, int target, const FdOpen& file) noexcept {
+    enter(a, Stage::open_file, target);
     const int fd = static_cast<int>(check(
-        a, call(SYS_openat, AT_FDCWD, addr(open.path), open.flags | O_CLOEXEC, open.mode)));
-    if (fd == open.target) {
+        a, call(SYS_openat, AT_FDCWD, addr(file.path), file.flags | O_CLOEXEC, file.mode)));
+    if (fd == target) {
         check(a, call(SYS_fcntl, fd, F_SETFD, 0));
     } else {
-        check(a, call(SYS_dup3, fd, open.target, 0));
+        check(a, call(SYS_dup3, fd, target, 0));
         call(SYS_close, fd);
+    }
+}
+
+FORKFD_CHILD void open_files(const ChildArgs& a) noexcept {
+    for (std::size_t i = 0; i < a.n_opens; ++i) open_file(a, a.opens[i].target, a.opens[i].file);
+    for (std::size_t i = 0; i < a.n_copies; ++i) {
+        enter(a, Stage::open_file, a.copies[i].target);
+        check(a, call(SYS_dup3, a.copies[i].source, a.copies[i].target, 0));
     }
 }
 
@@ -237,30 +225,30 @@ FORKFD_CHILD void do_steps(const ChildArgs& a, const Kept& kept) noexcept {
     int scratch = -1;
     for (std::size_t i = 0; i < a.n_steps; ++i) {
         const FdStep& step = a.steps[i];
-        enter(a, Stage::map_descriptor, step.to);
+        enter(a, Stage::map_descriptor, step.target);
         switch (step.kind) {
             case FdStep::Kind::dup:
-                check(a, call(SYS_dup3, step.from, step.to, 0));
+                check(a, call(SYS_dup3, step.source, step.target, 0));
                 break;
             case FdStep::Kind::keep:
-                check(a, call(SYS_fcntl, step.to, F_SETFD, 0));
+                check(a, call(SYS_fcntl, step.target, F_SETFD, 0));
                 break;
             case FdStep::Kind::save:
                 scratch = static_cast<int>(check(
-                    a, call(SYS_fcntl, step.from, F_DUPFD_CLOEXEC, a.scratch_floor + 1)));
+                    a, call(SYS_fcntl, step.source, F_DUPFD_CLOEXEC, step.floor + 1)));
                 break;
             case FdStep::Kind::dup_saved:
-                check(a, call(SYS_dup3, scratch, step.to, 0));
+                check(a, call(SYS_dup3, scratch, step.target, 0));
                 call(SYS_close, scratch);
                 break;
             case FdStep::Kind::close:
-                call(SYS_close, step.to);
+                call(SYS_close, step.target);
                 break;
             case FdStep::Kind::close_from:
-                close_from(a, kept, step.to);
+                close_from(a, kept, step.target);
                 break;
             case FdStep::Kind::open:
-                open_file(a, a.opens[step.from]);
+                open_file(a, step.target, step.file);
                 break;
         }
     }
@@ -288,12 +276,11 @@ FORKFD_CHILD Kept map_descriptors(const ChildArgs& a) noexcept {
         } else {
             close_others_by_listing(a, kept, 0);
         }
-    } else if (a.n_gaps != 0) {  // single numbers, asked for by name; perhaps not open
+    } else if (a.n_closed != 0) {
         enter(a, Stage::close_others);
-        for (std::size_t i = 0; i < a.n_gaps; ++i) call(SYS_close, a.gaps[i].first);
+        for (std::size_t i = 0; i < a.n_closed; ++i) call(SYS_close, a.closed[i]);
     }
-    if (!a.opens_are_steps)
-        for (std::size_t i = 0; i < a.n_opens; ++i) open_file(a, a.opens[i]);
+    open_files(a);
     return kept;
 }
 
