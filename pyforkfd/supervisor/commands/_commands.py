@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pyforkfd.supervisor.control._client import ControlClient, find_path
 from pyforkfd.supervisor.control._messages import ControlError
-from pyforkfd.supervisor.spec._units import signal_number
+from pyforkfd.supervisor.spec._units import SIGNAL
 
 _CODES = "exit code: 0 done; 1 refused, or it failed, and why; 2 bad usage, or nobody to ask."
 
@@ -126,8 +126,8 @@ def _add_signal(parser: argparse.ArgumentParser) -> None:
 
 def _signal(args: argparse.Namespace, to: ControlClient) -> int:
     word = args.signal
-    number = int(word) if word.isdecimal() else signal_number(word)
-    answer = to.request("signal", component=args.component, signal=number)
+    signum = int(word if word.isdecimal() else SIGNAL.read(word))
+    answer = to.request("signal", component=args.component, signal=signum)
     print(f"sent to {answer['workers']} workers")
     return 0
 
