@@ -31,14 +31,14 @@ _COMMANDS: dict[str, tuple[str, str]] = {
         "pyforkfd.supervisor.commands._serve",
         "run a network service of many processes, and reload it without losing a request",
     ),
-    "status": ("pyforkfd.supervisor.commands._status:status", "how a service is"),
+    "status": ("pyforkfd.supervisor.commands._status:status", "show the state of a service"),
     "reload": (
         "pyforkfd.supervisor.commands._commands:reload",
-        "replace its workers by a new generation; if that fails, nothing changes",
+        "replace the workers of a service by a new generation; if that fails, nothing changes",
     ),
     "rollback": (
         "pyforkfd.supervisor.commands._commands:rollback",
-        "go back to the generation that is paused since the last reload",
+        "resume the generation that the last reload has paused",
     ),
     "scale": (
         "pyforkfd.supervisor.commands._commands:scale",
@@ -46,16 +46,19 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "restart": (
         "pyforkfd.supervisor.commands._commands:restart",
-        "replace single workers; each leaves when another is ready in its place",
+        "replace single workers; each leaves when its replacement is ready",
     ),
     "signal": (
         "pyforkfd.supervisor.commands._commands:signal",
         "send a signal to all workers of a component",
     ),
-    "logs": ("pyforkfd.supervisor.commands._commands:logs", "what its workers have said"),
+    "logs": (
+        "pyforkfd.supervisor.commands._commands:logs",
+        "print the last lines of a service's log",
+    ),
     "stop": (
         "pyforkfd.supervisor.commands._commands:stop",
-        "end a service, and wait until it has ended",
+        "stop a service, and wait until it has ended",
     ),
 }
 _ERROR = 2  # as argparse has it for bad usage; 1 is an answer

@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from ._engine import Engine
-from .control._requests import Orders
-from .control._status import Seen, describe
+from .control._requests import Requests
+from .control._status import WorkerDetails, describe
 from .spec._diff import diff
 from .spec._spec import Service, SpecError
 from .spec._validate import validate
@@ -80,10 +80,10 @@ class Supervisor(Engine):
             with succession.guarded():
                 return self._run(stack, succession)
 
-    def _orders(self) -> Orders:
-        orders = Orders(self)
-        orders.attach_logs(self._output.tail)
-        return orders
+    def _orders(self) -> Requests:
+        requests = Requests(self)
+        requests.attach_logs(self._output.tail)
+        return requests
 
     def _on_signal(self, signum: int) -> None:
         match signum:
@@ -231,19 +231,19 @@ class Supervisor(Engine):
     def status(self) -> dict[str, Any]:
         """How everything is, see :func:`describe`."""
         now = time.monotonic()
-        seen = {}
+        details = {}
         for running in self._workers:
             number = running.worker.id
             age = self._watch.beat_age(number, now)
             memory = self._workers.memory(number)
-            seen[number] = Seen(text=running.status, beat_age=age, memory=memory)
+            details[number] = WorkerDetails(text=running.status, beat_age=age, memory=memory)
         return describe(
             self._state,
             now,
             service=self._service.name,
             pid=os.getpid(),
             started=self._started,
-            seen=seen,
+            details=details,
             deaths=self._deaths,
         )
 

@@ -207,23 +207,23 @@ def above_for_long(model: Model, config: MemoryGuard, now: float) -> bool:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"high": 0}, ["high: 0 is not bytes above 0"]),
-        ({"high": True}, ["high: True is not bytes above 0"]),
+        ({"high": 0}, ["high: 0 is out of range; write bytes, above 0"]),
+        ({"high": True}, ["high: true is not a whole number; write bytes"]),
         (
             {"high": 10, "low": 10},
-            ["low: 10 is not below high, 10: a worker would be told to stop and to go on in turn"],
+            ["low: 10 is not below high, 10: a worker would stop and resume in turn; write less"],
         ),
         (
             {"high": 10, "recycle": 9},
-            ["recycle: 9 is below high, 10, which would be of no use"],
+            ["recycle: 9 is below high, 10, and the guard would never act; write more"],
         ),
         (
             {"high": -1, "seconds": -1.0, "keep_accepting": 2.0, "recycle_after": math.nan},
             [
-                "high: -1 is not bytes above 0",
-                "seconds: -1.0 is not seconds from 0",
-                "keep_accepting: 2.0 is not a share from 0 to 1",
-                "recycle_after: nan is not seconds from 0",
+                "high: -1 is out of range; write bytes, above 0",
+                "seconds: -1.0 is out of range; write seconds, 0 or more",
+                "keep_accepting: 2.0 is out of range; write a number, from 0 to 1",
+                "recycle_after: nan is out of range; write seconds, 0 or more",
             ],
         ),
     ],
