@@ -240,16 +240,16 @@ class Engine:
             return
         self._look_at = now + _LOOK
         self._switch_logs(self._output.poll(now))
-        for event in list(self._watch.look(self._state, now)):
+        for event in list(self._watch.poll(self._state, now)):
             self._feed(event)
-        events, orders = self._watch.look_at_memory(self._state, now)
+        events, orders = self._watch.poll_memory(self._state, now)
         for event in events:
             self._feed(event)
-        for told in orders:
-            for order in told.orders:
+        for each in orders:
+            for order in each.orders:
                 if order != "recycle":
-                    self._workers.tell(told.worker_id, order)
-        self._endpoint.look(now)
+                    self._workers.tell(each.worker_id, order)
+        self._endpoint.poll(now)
         self._hooks.look(now)
         self._workers.sweep()
 
@@ -336,13 +336,13 @@ class Engine:
         )
         death = Death(crash.worker_id, crash.cause, crash.detail, time.monotonic())
         self._deaths.add(crash.component, crash.position, death)
-        self._watch.told(crash)
+        self._watch.count(crash)
         if (crew := self._state.crews.get(crash.component)) is not None:
             self._hooks.run(crew.spec.on_crash, crash)
 
     def _reloaded(self, outcome: Reloaded) -> None:
         self._untidy = True
-        self._watch.told(outcome)
+        self._watch.count(outcome)
         if outcome.why:
             log.error("generation %d was given up: %s", outcome.generation, outcome.why)
         else:

@@ -17,7 +17,7 @@ from pyforkfd.supervisor._reactor import Reactor
 from pyforkfd.supervisor.cgroups._delegation import OWN_LEAF
 from pyforkfd.supervisor.cgroups._file import CgroupError
 from pyforkfd.supervisor.cgroups._leaf import Leaf
-from pyforkfd.supervisor.cgroups._pressure_watch import Lacks, lacking
+from pyforkfd.supervisor.cgroups._pressure_watch import PressureWatch, unavailable
 from pyforkfd.supervisor.cgroups._tree import Policy, Tree, open_tree
 from pyforkfd.supervisor.health._watch import Watch
 from pyforkfd.supervisor.logs._output import Output, forwarded
@@ -51,7 +51,7 @@ class Rooms:
     output: Output
     watch: Watch
     cgroups: Tree | None
-    lacks: Lacks
+    pressure: PressureWatch
 
 
 def open_rooms(
@@ -86,7 +86,7 @@ def open_rooms(
     succession.put_notify(notify)
     zygotes = Zygotes()
     stack.callback(zygotes.close)
-    lacks = enter(Lacks(reactor, watch.lacks, _there(service, cgroups)))
+    pressure = enter(PressureWatch(reactor, watch.pressure, _there(service, cgroups)))
     return Rooms(
         reactor=reactor,
         sockets=sockets,
@@ -96,7 +96,7 @@ def open_rooms(
         output=output,
         watch=watch,
         cgroups=cgroups,
-        lacks=lacks,
+        pressure=pressure,
     )
 
 
@@ -131,7 +131,7 @@ def _there(service: Service, tree: Tree | None) -> frozenset[Resource]:
         return frozenset()
     components = service.components.values()
     wanted = {resource for spec in components for resource in spec.pressure.wanted()}
-    missing = lacking(tree.path / OWN_LEAF, sorted(wanted))
+    missing = unavailable(tree.path / OWN_LEAF, sorted(wanted))
     for resource, error in missing.items():
         if any(s.cgroup == "require" and resource in s.pressure.wanted() for s in components):
             raise error

@@ -125,7 +125,7 @@ class Workers:
         if not channel.closed:
             self.rooms.reactor.add(channel.fileno(), lambda _: self._on_channel(number))
         if leaf is not None:
-            self.rooms.lacks.watch(worker, leaf)
+            self.rooms.pressure.watch(worker, leaf)
 
     def _listeners(self, worker: Worker, service: Service) -> dict[str, Any]:
         listeners, position = service.listeners, worker.position
@@ -299,7 +299,7 @@ class Workers:
         self._close_channel(running)
         self.rooms.output.worker_gone(worker_id, time.monotonic())
         if running.leaf is not None:
-            self.rooms.lacks.forget(worker_id)
+            self.rooms.pressure.forget(worker_id)
             self._emptying.append(running.leaf)
             self.sweep()
 
