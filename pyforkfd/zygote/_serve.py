@@ -22,12 +22,14 @@ from typing import Any, NoReturn
 from pyforkfd import _core
 from pyforkfd._channel import FdChannel
 from pyforkfd._clone import CloneFlag, core_clone, demand_one_thread
+from pyforkfd._entry_points import resolve
 from pyforkfd._errors import PassingError, ThreadsError
 from pyforkfd._fd import Fd
 
+from ._errors import in_a_line
 from ._messages import MAX_FDS, SLOT, SLOT_PID, Kind, ProtocolError, Received, receive, send
 from ._streams import flush, prepare_streams
-from ._worker import Birthplace, rehearse, rehearsed_request, resolve, wait, work
+from ._worker import Birthplace, rehearse, rehearsed_request, wait, work
 
 # Below this nothing that the preloaded code opens gets its number, so that it is in nobody's
 # way: LISTEN_FDS begins at 3.
@@ -69,9 +71,9 @@ def _live() -> None:
     for what, step in _steps(body):
         try:
             step()
-        except BaseException:
-            trace = traceback.format_exc()
-            send(channel, Kind.FAILED, (f"the zygote could not {what}", trace))
+        except BaseException as error:
+            text = f"the zygote could not {what}: {in_a_line(error)}"
+            send(channel, Kind.FAILED, (text, traceback.format_exc()))
             return
     held = {fd: _target(fd) for fd in _open_numbers() if fd not in before}
     for fd in placeholders:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
-import importlib
 import mmap
 import os
 import pickle
@@ -19,9 +18,11 @@ from typing import Any, NoReturn
 
 from pyforkfd import _core
 from pyforkfd._channel import FdChannel
+from pyforkfd._entry_points import resolve
 from pyforkfd._errors import PassingError
 from pyforkfd._fd import Fd
 
+from ._errors import in_a_line
 from ._messages import MAX_FDS, Kind, Received, answer_pair, receive, send
 from ._streams import flush, forget_streams, reopen_streams
 
@@ -196,20 +197,11 @@ def _prepare(
         function = resolve(target)
         what = f"unpickle the arguments of {target}"
         args, kwargs = pickle.loads(body["args"])
-    except BaseException:
-        send(answers, Kind.FAILED, ("zygote", (f"could not {what}", traceback.format_exc())))
+    except BaseException as error:
+        text = f"could not {what}: {in_a_line(error)}"
+        send(answers, Kind.FAILED, ("zygote", (text, traceback.format_exc())))
         raise _Stopped from None
     return function, args, kwargs
-
-
-def resolve(target: str) -> Callable[..., object]:
-    """The function of ``package.module:name.of.function``."""
-    module, _, names = target.partition(":")
-    found: Any = importlib.import_module(module)
-    for name in names.split("."):
-        found = getattr(found, name)
-    function: Callable[..., object] = found
-    return function
 
 
 def _set_environment(env: dict[str, str] | None, listen: list[str] | None) -> None:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
+from pyforkfd._entry_points import check_entry_point
 from pyforkfd._process import Process
 from pyforkfd._spawn import Command, Namespace
 from pyforkfd._types import Capabilities, FdSource, HasFileno, Keep, Scheduler, StrPath
@@ -76,7 +77,7 @@ class Zygote:
         if isinstance(preload, str):
             raise TypeError(f"preload: a sequence of names is wanted, not {preload!r}")
         if setup is not None:
-            _demand_target(setup, "setup")
+            check_entry_point(setup, "setup")
         self._configuration = Configuration(
             preload=tuple(preload),
             setup=setup,
@@ -283,7 +284,7 @@ class Zygote:
                 arguments could not be unpickled; or the worker was killed meanwhile.
             ValueError: an option makes no sense; a target is open in the zygote's code.
         """
-        _demand_target(target, "target")
+        check_entry_point(target, "target")
         options: dict[str, Any] = {
             "cwd": cwd,
             "new_session": new_session,
@@ -368,12 +369,6 @@ class Zygote:
 # To describe a worker of whom nothing is said would cost as much as all else that is done here.
 _PLAIN = Command(("worker",), executable="/", default_signals=())
 _UNSAID: dict[str, Any] = Zygote.spawn.__kwdefaults__ or {}
-
-
-def _demand_target(target: str, what: str) -> None:
-    module, colon, function = target.partition(":")
-    if not (colon and all(p.isidentifier() for p in (*module.split("."), *function.split(".")))):
-        raise ValueError(f"{what}: {target!r} is not 'package.module:function'")
 
 
 def _close(link: Link, owner: int) -> None:

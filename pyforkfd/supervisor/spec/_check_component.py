@@ -9,6 +9,8 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import TypeAlias, cast
 
+from pyforkfd._entry_points import is_entry_point
+
 from ._address import parse_address
 from ._privileges import (
     Holder,
@@ -37,14 +39,6 @@ _MOST_DESCRIPTORS = 1024  # what select(2) can watch, and the usual soft limit
 _CONNECTED = ("tcp", "unix", "unixpacket", "vsock", "systemd")
 
 
-def is_target(text: str) -> bool:
-    """It is ``package.module:function``."""
-    module, colon, function = text.partition(":")
-    return bool(colon) and all(
-        part.isidentifier() for part in (*module.split("."), *function.split("."))
-    )
-
-
 def check_component(
     component: Component, service: Service, holder: Holder, unread: frozenset[str]
 ) -> Found:
@@ -57,7 +51,7 @@ def check_component(
     yield from _confinement(component, holder)
     yield from _environment(component)
     for index, hook in enumerate(component.on_crash):
-        if isinstance(hook, str) and not is_target(hook):
+        if isinstance(hook, str) and not is_entry_point(hook):
             yield (
                 ("on_crash", index),
                 f'"{hook}" is not "package.module:function"; a command is an array',
@@ -77,7 +71,7 @@ def _program(c: Component, service: Service, unread: frozenset[str]) -> Found:
         for name in ("args", "kwargs", "zygote"):
             if getattr(c, name):
                 yield (name,), "is for a function; the arguments of a command are in it"
-    elif not is_target(c.function):
+    elif not is_entry_point(c.function):
         yield ("function",), f'"{c.function}" is not "package.module:function"'
     if c.zygote is not None and c.zygote not in {*service.zygotes, *unread}:
         hint = nearest(c.zygote, service.zygotes)

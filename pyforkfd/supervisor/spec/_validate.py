@@ -11,8 +11,10 @@ from collections.abc import Iterator, Mapping
 from typing import TypeAlias, TypeVar, cast
 from urllib.parse import urlsplit
 
+from pyforkfd._entry_points import is_entry_point
+
 from ._address import Address, parse_address
-from ._check_component import NAME, Found, check_component, is_target, mode_problem
+from ._check_component import NAME, Found, check_component, mode_problem
 from ._privileges import Holder, user_entry
 from ._reader import Reader, fields_of
 from ._spec import Component, Control, Listener, Log, Loki, Metrics, Problem, Service, ZygoteSpec
@@ -199,7 +201,7 @@ def _zygote(zygote: ZygoteSpec) -> Found:
     for index, module in enumerate(zygote.preload):
         if not all(part.isidentifier() for part in module.split(".")):
             yield ("preload", index), f'"{module}" is not the name of a module'
-    if zygote.setup is not None and not is_target(zygote.setup):
+    if zygote.setup is not None and not is_entry_point(zygote.setup):
         yield ("setup",), f'"{zygote.setup}" is not "package.module:function"'
     for name in zygote.env or {}:
         if not name or "=" in name:

@@ -105,11 +105,13 @@ def zygote(request: pytest.FixtureRequest, cold: Zygote) -> Iterator[Zygote]:
 
 
 def test_a_function_that_is_not_there(zygote: Zygote) -> None:
-    with pytest.raises(ZygoteError, match="could not find zygote_jobs:no_such") as error:
+    with pytest.raises(ZygoteError, match="could not find zygote_jobs:no_such: Attri") as error:
         zygote.spawn("zygote_jobs:no_such", fds={1: ff.PIPE})
     assert "AttributeError" in error.value.traceback
-    with pytest.raises(ZygoteError, match="ModuleNotFoundError"):
+    with pytest.raises(ZygoteError, match="ModuleNotFoundError: there is no module 'no_such_m"):
         zygote.spawn("no_such_module:function")
+    with pytest.raises(ZygoteError, match="TypeError: 'zygote_jobs:kept' is of type 'list'"):
+        zygote.spawn("zygote_jobs:kept")
 
 
 class OnlyHere:
