@@ -19,6 +19,7 @@ import pytest
 from children import needs_root
 from leaks import gone
 from places import HELPERS
+from processes import alive
 
 import pyforkfd as ff
 from pyforkfd import _core
@@ -79,7 +80,7 @@ def test_another_version_of_the_protocol(tmp_path: Path, monkeypatch: pytest.Mon
     messages = tmp_path / "pyforkfd/zygote/_messages.py"
     messages.write_text(messages.read_text().replace("\nVERSION = 1\n", "\nVERSION = 77\n"))
     monkeypatch.setattr("pyforkfd.zygote._link._ROOT", str(tmp_path))
-    with pytest.raises(ZygoteError, match="version 77 of the messages is spoken there, 1 here"):
+    with pytest.raises(ZygoteError, match="its protocol has version 77, ours 1"):
         jobs().start()
 
 
@@ -338,14 +339,6 @@ while True:
     workers.append(zygote.spawn("zygote_jobs:wait", parent_death_signal=9))
     workers.pop(0).kill()
 """
-
-
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state not in "ZX"
 
 
 def descendants_of(session: int) -> list[int]:
