@@ -111,8 +111,8 @@ def test_a_function_that_is_not_there(zygote: Zygote) -> None:
     assert "AttributeError" in error.value.traceback
     with pytest.raises(ZygoteError, match="ModuleNotFoundError: there is no module 'no_such_m"):
         zygote.spawn("no_such_module:function")
-    with pytest.raises(ZygoteError, match="TypeError: 'zygote_jobs:kept' is of type 'list'"):
-        zygote.spawn("zygote_jobs:kept")
+    with pytest.raises(ZygoteError, match="TypeError: 'zygote_jobs:retained' is of type 'list'"):
+        zygote.spawn("zygote_jobs:retained")
 
 
 class OnlyHere:
@@ -123,10 +123,10 @@ class OnlyHere:
 
 
 def test_arguments_that_cannot_be_unpickled(zygote: Zygote) -> None:
-    with pytest.raises(ZygoteError, match="could not unpickle the arguments of zygote_jobs:say"):
-        zygote.spawn("zygote_jobs:say", args=(OnlyHere(),))
+    with pytest.raises(ZygoteError, match="could not unpickle the arguments of zygote_jobs:write"):
+        zygote.spawn("zygote_jobs:write", args=(OnlyHere(),))
     with pytest.raises((TypeError, AttributeError), match="pickle"):
-        zygote.spawn("zygote_jobs:say", args=(threading.Lock(),), fds={1: ff.PIPE})
+        zygote.spawn("zygote_jobs:write", args=(threading.Lock(),), fds={1: ff.PIPE})
 
 
 def test_a_descriptor_that_is_not_open(zygote: Zygote) -> None:
@@ -223,7 +223,7 @@ def test_a_worker_that_dies_while_it_is_born(warm: int) -> None:
 
 @both
 def test_a_zygote_that_dies_just_after_a_birth(warm: int) -> None:
-    """Nobody told us the pid but the kernel, and the worker is ours all the same."""
+    """Only the kernel has written the pid, and the worker is ours all the same."""
     with jobs("die_after_birth", warm) as zygote:
         for code in range(3):
             try:
@@ -286,10 +286,11 @@ def test_a_spawn_that_is_interrupted(tmp_path: Path) -> None:
 def test_a_full_socket(zygote: Zygote) -> None:
     """Of a zygote that is stopped: callers wait, and all are served when it goes on."""
     assert zygote.pid is not None
+    text = "x" * 30_000
     os.kill(zygote.pid, signal.SIGSTOP)
     with ThreadPoolExecutor(40) as pool:
         waiting = [
-            pool.submit(zygote.spawn, "zygote_jobs:say", args=("x" * 30_000,), fds={1: ff.DEVNULL})
+            pool.submit(zygote.spawn, "zygote_jobs:write", args=(text,), fds={1: ff.DEVNULL})
             for _ in range(40)
         ]
         assert not any(future.done() for future in waiting)
@@ -419,7 +420,7 @@ def kill_the_zygote(zygote: Zygote, rounds: int, rng: random.Random) -> None:
 
 
 def test_a_parent_that_is_another_already() -> None:
-    """The kernel gives a child its next parent before the pidfd of the last one tells."""
+    """The kernel gives a child its next parent before the last one's pidfd is readable."""
     reader, writer = os.pipe()
     with ff.Fd(reader), ff.Fd(writer), ff.Fd(os.pidfd_open(os.getpid())) as alive_still:
         if (pid := os.fork()) == 0:
