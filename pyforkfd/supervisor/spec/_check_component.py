@@ -7,6 +7,8 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from typing import cast
 
+from pyforkfd._entry_points import is_entry_point
+
 from ._address import parse_address
 from ._privileges import (
     Holder,
@@ -65,8 +67,7 @@ def check_component(
 
 def check_target(text: str) -> str | None:
     """Return the problem of a function's name; None: it is ``package.module:function``."""
-    module, colon, function = text.partition(":")
-    if colon and all(part.isidentifier() for part in (*module.split("."), *function.split("."))):
+    if is_entry_point(text):
         return None
     return f'"{text}" is not a function; write "package.module:function"'
 

@@ -14,7 +14,7 @@ from typing import NoReturn
 import pyforkfd as ff
 from pyforkfd import _core
 from pyforkfd._fd import Fd
-from pyforkfd._process import Process, _status
+from pyforkfd._process import Process, exit_status
 
 _REPORT = struct.Struct("=iii")  # struct report of csrc/keeper/link.c: pid, code, status
 _PATIENCE = 1.0  # seconds; it does nothing but answer
@@ -104,7 +104,7 @@ class Keeper:
                 return got
             got = True
             pid, code, status = _REPORT.unpack(data)
-            known = _status((True, code, status, None))
+            known = exit_status((True, code, status, None))
             assert known is not None
             self._reports[pid] = known
             if len(self._reports) > _MOST_REPORTS:
