@@ -425,7 +425,7 @@ class Supervision(RuleBasedStateMachine):
         after = self.driver.state
         if after.stopping:
             return
-        lost = getattr(event, "worker", None) if isinstance(event, (Ended, WentStale)) else None
+        lost = getattr(event, "worker_id", None) if isinstance(event, (Ended, WentStale)) else None
         for name in before.crews.keys() & after.crews.keys():
             ready = len(ready_workers(before, name) - {lost})
             promised = min(ready, before.crews[name].count, after.crews[name].count)
