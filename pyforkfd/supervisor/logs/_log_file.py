@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pyforkfd._fd import Fd
 from pyforkfd._types import StrPath
@@ -22,12 +21,12 @@ class Switch:
     """To be sent to workers: from now on write to this description.
 
     Attributes:
-        message: the order, JSON.
+        turn: how often the description was replaced; the worker confirms it.
         fd: goes with it; borrowed from the LogFile, good until its next turn.
         workers: whom to send it to.
     """
 
-    message: dict[str, Any]
+    turn: int
     fd: int
     workers: tuple[int, ...]
 
@@ -132,7 +131,7 @@ class LogFile:
         self._turns.pop(worker_id, None)
 
     def confirm(self, worker_id: int, turn: object) -> None:
-        """A worker answered ``{"event": "log", "turn": N}``, to this turn or an older one.
+        """Note that a worker has confirmed this turn or an older one.
 
         It may be any program: what is no turn that was confirms nothing.
         """
@@ -284,8 +283,7 @@ class LogFile:
         return self._switch(tuple(self._turns))
 
     def _switch(self, workers: tuple[int, ...]) -> Switch:
-        message = {"order": "log", "turn": self.turn}
-        return Switch(message=message, fd=self.fileno(), workers=workers)
+        return Switch(turn=self.turn, fd=self.fileno(), workers=workers)
 
     def _over(self, now: float) -> bool:
         return not self.behind() or now - self._began >= self._patience

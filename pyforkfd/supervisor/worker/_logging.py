@@ -16,48 +16,50 @@ from pyforkfd._types import HasFileno
 from pyforkfd.supervisor.logs._record_writer import RecordWriter
 from pyforkfd.supervisor.logs._records import Origin
 
+from ._identity import VARIABLE, identify
+from ._messages import BufferLogs, FlushLogs, LogSwitched, SwitchLog
+from ._protocol import event_body, is_order, order_of
+
 # What every record has; the rest was given as extra.
 _USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 def log_writer(environment: Mapping[str, str] | None = None) -> RecordWriter | None:
-    """The writer of this worker, from FORKFD_WORKER; None if no log was given to it.
+    """Return the writer of this worker, from FORKFD_WORKER; None if it was given no log.
 
     From os.environ it is the same one each time: the numbers of its records are those of
     the process.
 
     Args:
-        environment: os.environ unless given.
+        environment: None: os.environ.
 
     Raises:
-        ValueError: FORKFD_WORKER is not as the supervisor writes it.
-        OSError: the descriptor it names is not open.
+        ValueError: FORKFD_WORKER is malformed, or the supervisor has another version of the
+            protocol.
+        OSError: the descriptor that it names is not open.
     """
     if environment is None:
-        return _own_writer(os.environ.get("FORKFD_WORKER", ""))
-    return _make_writer(environment.get("FORKFD_WORKER", ""))
+        return _own_writer(os.environ.get(VARIABLE, ""))
+    return _make_writer(environment.get(VARIABLE, ""))
 
 
 def _make_writer(text: str) -> RecordWriter | None:
-    values = dict(part.partition("=")[::2] for part in text.split())
-    if "log" not in values:
+    if not text:
         return None
+    identity = identify(text)
+    if identity.log is None:
+        return None
+    origin = Origin(
+        component=identity.component, worker=identity.worker_id, generation=identity.generation
+    )
     try:
-        origin = Origin(
-            component=values["component"],
-            worker=int(values["worker"]),
-            generation=int(values["generation"]),
-        )
-        fd = int(values["log"])
-    except (LookupError, ValueError) as error:
-        raise ValueError(f"FORKFD_WORKER={text!r}: {error!r}") from None
-    try:
-        return RecordWriter(fd, origin)
+        return RecordWriter(identity.log, origin)
     except OSError as error:
-        raise OSError(error.errno, f"FORKFD_WORKER: log={fd}: {error.strerror}") from None
+        reason = f"{VARIABLE}: log={identity.log}: {error.strerror}"
+        raise OSError(error.errno, reason) from None
 
 
-# By its text, as a zygote may have asked before it became a worker.
+# By its text, as a zygote may have called this before it became a worker.
 _own_writer = functools.lru_cache(maxsize=1)(_make_writer)
 
 
@@ -177,31 +179,34 @@ def log_uncaught(writer: RecordWriter) -> None:
 def obey(
     writer: RecordWriter, order: Mapping[str, Any], fds: Sequence[int | HasFileno] = ()
 ) -> dict[str, Any] | None:
-    """Do what an order of the supervisor's says of the log.
+    """Follow an order of the supervisor's that concerns the log.
 
     Args:
         writer: this process's.
         order: a message of the channel, parsed.
-        fds: what came with it, borrowed; "log" needs one.
+        fds: the descriptors that came with it, borrowed; "log" needs one.
 
     Returns:
-        The answer to send back to "log", ``{"event": "log", "turn": N}``; None otherwise,
-        also where the order is none of ours.
+        The event to send back for "log", ``{"event": "log", "turn": N}``; None otherwise, also
+        for an order that does not concern the log.
 
     Raises:
-        ValueError: "log" came with another number of descriptors than one.
+        ValueError: the order is malformed, or "log" came with another number of descriptors
+            than one.
     """
-    match order.get("order"):
-        case "buffer_logs":
+    if not is_order(order):
+        return None
+    match order_of(order):
+        case BufferLogs():
             writer.buffer()
-        case "flush_logs":
+        case FlushLogs():
             writer.buffer(False)
-        case "log":
+        case SwitchLog(turn):
             if len(fds) != 1:
-                raise ValueError(f"order 'log' with {len(fds)} descriptors; it has one")
+                raise ValueError(f"order log: {len(fds)} descriptors: it has one")
             fd = fds[0]
             writer.replace(fd if isinstance(fd, int) else fd.fileno())
-            return {"event": "log", "turn": order["turn"]}
+            return event_body(LogSwitched(turn))
     return None
 
 
