@@ -1,4 +1,4 @@
-"""Who a worker is, and what the numbers of its descriptors are: FORKFD_WORKER, both ways."""
+"""The identity of a worker and its descriptors: FORKFD_WORKER, written and read."""
 
 from __future__ import annotations
 

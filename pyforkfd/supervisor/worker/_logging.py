@@ -1,4 +1,4 @@
-"""A worker's side of logging: stdlib handler, structlog processor, the supervisor's orders."""
+"""A worker's side of logging: stdlib handler, structlog processor, orders for the log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ._identity import VARIABLE, identify
 from ._messages import BufferLogs, FlushLogs, LogSwitched, SwitchLog
 from ._protocol import event_body, is_order, order_of
 
-# What every record has; the rest was given as extra.
+# Attributes of every record; the rest are fields of ``extra``.
 _USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -64,7 +64,7 @@ _own_writer = functools.lru_cache(maxsize=1)(_make_writer)
 
 
 class ForkfdHandler(logging.Handler):
-    """Writes records of :mod:`logging` to the supervisor's log.
+    """A handler that writes records of :mod:`logging` to the supervisor's log.
 
     The time in a record is that of its write, nanoseconds after that of LogRecord: before
     Python 3.13 the latter has no more than microseconds.  Fields given as ``extra`` are
@@ -81,7 +81,7 @@ class ForkfdHandler(logging.Handler):
         self.writer = writer
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record; an error goes the way of logging.raiseExceptions."""
+        """Write one record; an error is handled as logging.raiseExceptions demands."""
         try:
             extra = {k: v for k, v in vars(record).items() if k not in _USUAL}
             self.writer.write(
@@ -96,16 +96,16 @@ class ForkfdHandler(logging.Handler):
             self.handleError(record)
 
     def close(self) -> None:
-        """Write what is buffered.  The descriptor stays open: it is borrowed."""
+        """Write the buffered records.  The descriptor is borrowed and stays open."""
         try:
             self.writer.flush()
-        except OSError:  # closed before us; logging.shutdown() has nobody to tell
+        except OSError:  # closed already; logging.shutdown() could report it nowhere
             pass
         super().close()
 
 
 class StructlogProcessor:
-    """The last processor of a structlog chain: writes the event to the supervisor's log.
+    """A structlog processor, the last of its chain, that writes to the supervisor's log.
 
     ``event`` becomes the message, ``exc_info`` a traceback, everything else a field.
     The event ends here, so the logger behind the chain writes nothing.  Needs structlog.
@@ -124,9 +124,9 @@ class StructlogProcessor:
         self._end = DropEvent
 
     def __call__(self, logger: Any, method_name: str, event_dict: Mapping[str, Any]) -> NoReturn:
-        """Write; raises DropEvent, structlog's way to end a chain.
+        """Write an event, then raise DropEvent, which ends a structlog chain.
 
-        An error goes the way of logging.raiseExceptions: its traceback to stderr, or
+        An error is handled by logging.raiseExceptions: its traceback goes to stderr, or
         nowhere.
         """
         fields = dict(event_dict)
@@ -150,9 +150,9 @@ class StructlogProcessor:
 
 
 def log_uncaught(writer: RecordWriter) -> None:
-    """Write exceptions that end the process or a thread, after what is buffered.
+    """Log exceptions that end the process or a thread, after the buffered records.
 
-    Puts itself before sys.excepthook and threading.excepthook, which are called as well.
+    The hooks precede those in sys.excepthook and threading.excepthook, which are called too.
     """
     before, before_thread = sys.excepthook, threading.excepthook
 
@@ -221,7 +221,7 @@ def _exception_of(record: logging.LogRecord) -> str:
 
 
 def _traceback(info: Any) -> str:
-    """Structlog's and logging's exc_info: true, an exception, or sys.exc_info()."""
+    """Return the text of an exc_info: True, an exception, or sys.exc_info()."""
     if isinstance(info, BaseException):
         return "".join(traceback.format_exception(info)).rstrip()
     if info is True:

@@ -22,7 +22,7 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Stop accepting, and keep everything: a roll back may come."""
+    """Stop accepting, and retain everything: a roll back may come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +62,12 @@ class Collect:
 
 @dataclass(frozen=True, slots=True)
 class BufferLogs:
-    """Keep records below WARNING in memory."""
+    """Retain records below WARNING in memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class FlushLogs:
-    """Write the buffered records, and all that follow."""
+    """Write the buffered records and all that follow."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,11 +37,13 @@ Callback: TypeAlias = Callable[[Order], object]
 
 _Arrived: TypeAlias = tuple[ff.Received, OrderMessage, Order]
 
-_ROOM = 1.0  # seconds to wait for room in the channel
+_SEND_TIMEOUT = 1.0  # seconds to wait while the channel is full
 
 
 class Orders:
-    """Reads orders, follows them, and calls back.  Without a channel there are none.
+    """The reader of orders, which follows them and calls the application's callbacks.
+
+    Without a channel there are no orders.
 
     Attributes:
         channel: to the supervisor; owned.
@@ -52,7 +54,7 @@ class Orders:
     """
 
     def __init__(self, channel: ff.FdChannel | None, owner: str) -> None:
-        """Read nothing yet.
+        """Take the channel; nothing is read yet.
 
         Args:
             channel: to the supervisor; taken.
@@ -95,7 +97,7 @@ class Orders:
         if self.channel is None:
             return False
         try:
-            self.channel.send(encode_event(event), timeout=_ROOM)
+            self.channel.send(encode_event(event), timeout=_SEND_TIMEOUT)
         except (TimeoutError, BrokenPipeError, ConnectionResetError):
             return False  # read() finds the end of the channel
         return True
@@ -108,7 +110,7 @@ class Orders:
 
         Raises:
             EOFError: the supervisor ended before it sent them.
-            PassingError: RLIMIT_NOFILE leaves no room for them.
+            PassingError: RLIMIT_NOFILE was reached.
         """
         while True:
             arrived = self._receive(None, lossless=True)
@@ -149,9 +151,18 @@ class Orders:
         return done
 
     def _receive(self, timeout: float | None, *, lossless: bool = False) -> _Arrived | None:
-        """Receive an order; None: it was refused.  Raises EOFError, TimeoutError.
+        """Receive an order.
 
-        With ``lossless``, descriptors that were lost are a PassingError.
+        Args:
+            timeout: seconds to wait; None: without end.
+            lossless: raise the PassingError of a message that lost its descriptors.
+
+        Returns:
+            None if the message was refused.
+
+        Raises:
+            TimeoutError: no message came in time.
+            EOFError: the connection has ended.
         """
         assert self.channel is not None, "orders without a channel"
         received = None
@@ -177,7 +188,7 @@ class Orders:
         log.warning("%s: order refused: %s", self._owner, text)
 
     def _follow(self, received: ff.Received, message: OrderMessage, order: Order) -> None:
-        """Do what needs no help of the application's, then call back."""
+        """Do the worker's own part of an order, then call back."""
         with received:
             match message:
                 case Drain():

@@ -53,7 +53,7 @@ MAX_MESSAGE = 65536
 """The longest message, in bytes: as much as an :class:`~pyforkfd.FdChannel` receives."""
 
 ORPHANED = "orphaned"
-"""The name of the order that a worker gives to itself when the supervisor is gone."""
+"""The order that a worker delivers to its own callbacks when the supervisor is gone."""
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may have it, UTF-8 may not
 
@@ -97,13 +97,13 @@ ORDER_NAMES = frozenset({*_ORDERS, ORPHANED})
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """An order, as a worker's callbacks get it.
+    """An order as the callbacks of a worker receive it.
 
     Attributes:
         name: "drain", "pause", ...
         body: the whole message.
         fds: name -> descriptor that came with it.  Closed when all callbacks have returned;
-            ``detach()`` what is to stay.
+            ``detach()`` those that are to stay open.
     """
 
     name: str
@@ -112,10 +112,10 @@ class Order:
 
 
 def order(name: str) -> OrderMessage:
-    """Return the order of a name, of those that have no fields.
+    """Return the order of a name, for orders without fields.
 
     Raises:
-        ProtocolError: there is none.
+        ProtocolError: there is no such order.
     """
     return order_of({"order": name})
 
@@ -126,24 +126,26 @@ def order_name(message: OrderMessage) -> str:
 
 
 def encode_order(message: OrderMessage, fds: Collection[str] = ()) -> bytes:
-    """Return an order as it is sent.
+    """Encode an order.
 
     Args:
         message: the order.
         fds: names of the descriptors that go with it, in their order.
 
     Raises:
-        ValueError: its data is no JSON, or it is longer than MAX_MESSAGE.
+        ValueError: the data of the message is no JSON, or the message is longer than
+            MAX_MESSAGE.
     """
     names = {"fds": list(fds)} if fds else {}
     return _encode("order", order_name(message), {**_values(message), **names})
 
 
 def encode_event(message: EventMessage) -> bytes:
-    """Return an event as it is sent.
+    """Encode an event.
 
     Raises:
-        ValueError: its data is no JSON, or it is longer than MAX_MESSAGE.
+        ValueError: the data of the message is no JSON, or the message is longer than
+            MAX_MESSAGE.
     """
     return _encode("event", _EVENT_NAMES[type(message)], _values(message))
 
@@ -154,10 +156,10 @@ def event_body(message: EventMessage) -> dict[str, Any]:
 
 
 def order_of(body: Mapping[str, Any]) -> OrderMessage:
-    """Return the order that a parsed message is.
+    """Decode an order whose JSON is parsed already.
 
     Raises:
-        ProtocolError: it is malformed, unknown or of another version.
+        ProtocolError: the order is malformed, unknown or of another version.
     """
     return _build(_ORDERS, body, "order")
 
@@ -168,10 +170,15 @@ def is_order(body: Mapping[str, Any]) -> bool:
 
 
 def decode_order(received: Received) -> tuple[OrderMessage, Order]:
-    """Return an order, typed and as callbacks get it; its descriptors stay the message's.
+    """Decode an order.
+
+    Returns:
+        The order as a typed value, and as callbacks receive it; its descriptors stay owned by
+        the message.
 
     Raises:
-        ProtocolError: it is malformed, unknown or of another version.
+        ProtocolError: the message is malformed, unknown or of another version, or came with
+            other descriptors than the order has.
     """
     body = _parse(received.data)
     message = _build(_ORDERS, body, "order")
@@ -188,10 +195,11 @@ def decode_order(received: Received) -> tuple[OrderMessage, Order]:
 
 
 def decode_event(received: Received) -> EventMessage:
-    """Return an event.
+    """Decode an event.
 
     Raises:
-        ProtocolError: it is malformed, unknown or of another version, or came with descriptors.
+        ProtocolError: the message is malformed, unknown or of another version, or came with
+            descriptors.
     """
     body = _parse(received.data)
     message = _build(_EVENTS, body, "event")
@@ -202,7 +210,7 @@ def decode_event(received: Received) -> EventMessage:
 
 
 def orphaned() -> Order:
-    """Return the order that a worker gives to itself when the supervisor is gone."""
+    """Return the order for a worker's own callbacks when the supervisor is gone."""
     return Order(ORPHANED, {"order": ORPHANED}, {})
 
 
@@ -210,7 +218,7 @@ def demand_version(version: object) -> None:
     """Check the version that the other end states.
 
     Raises:
-        ProtocolError: it is another than ours.
+        ProtocolError: it is not the version of this module.
     """
     if type(version) is not int or version != VERSION:
         raise ProtocolError(

@@ -1,4 +1,4 @@
-"""What both ends of a worker's channel do with a message that they cannot take."""
+"""Reception at both ends of a worker's channel: messages, the end, refusals."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def receive(channel: FdChannel, timeout: float | None) -> Received | None:
         TimeoutError: no message came in time, or there is no memory to receive it now.
         ProtocolError: a message was empty, too long, or lost descriptors.  It is gone, its
             descriptors are closed, and the next call has the next message.
-        OSError: as recvmsg(2) says.
+        OSError: recvmsg(2) failed.
     """
     reset = False
     while True:
@@ -47,7 +47,7 @@ def receive(channel: FdChannel, timeout: float | None) -> Received | None:
         except PassingError as error:
             raise ProtocolError(f"{error}: {error.data[:80]!r}") from error
         except ConnectionResetError:
-            # The other end was closed with messages of ours unread.  What it sent is still there.
+            # The other end was closed with unread messages; those that it sent are still queued.
             if reset:
                 return None
             reset = True
@@ -64,7 +64,7 @@ def receive(channel: FdChannel, timeout: float | None) -> Received | None:
 
 
 def _has_ended(channel: FdChannel) -> bool:
-    """Whether a packet of no bytes was the end: an empty message reads like one."""
+    """Whether a packet of no bytes was the end of the connection, not an empty message."""
     poll = select.poll()
     poll.register(channel, select.POLLRDHUP)
     if not poll.poll(0):
@@ -75,7 +75,7 @@ def _has_ended(channel: FdChannel) -> bool:
 
 
 class Refusals:
-    """Reports of refused messages, which a flood of them does not multiply.
+    """Reports of refused messages, limited in rate.
 
     The first five in ten seconds are reported one by one, the rest by their number.
     """
@@ -83,7 +83,7 @@ class Refusals:
     __slots__ = ("_held", "_last", "_report", "_reported", "_until")
 
     def __init__(self, report: Callable[[str], None]) -> None:
-        """Begin with none.
+        """Set where reports go.
 
         Args:
             report: writes one line to the log.
@@ -97,7 +97,7 @@ class Refusals:
         """Count a refused message, and report it where the window allows that.
 
         Args:
-            why: what is wrong with it.
+            why: the reason.
             now: seconds on a clock that does not go back.
         """
         self.flush(now)
@@ -112,7 +112,12 @@ class Refusals:
             self._last = why
 
     def flush(self, now: float, *, end: bool = False) -> None:
-        """Report how many were counted only, when their window is over or with ``end``."""
+        """Report the number of those that were only counted, once their window is over.
+
+        Args:
+            now: as for :meth:`add`.
+            end: report it before that: nothing follows.
+        """
         if self._held and (end or now >= self._until):
             self._report(f"{self._held} more within {_WINDOW:g} s; the last: {self._last}")
             self._held = 0

@@ -79,10 +79,10 @@ class Worker:
     """
 
     def __init__(self, identity: Identity, channel: ff.FdChannel | None) -> None:
-        """Take the channel of a worker, see :func:`current`.
+        """Take a worker's channel, see :func:`current`.
 
         Args:
-            identity: who the worker is.
+            identity: the worker's place and descriptors.
             channel: to the supervisor; taken.
         """
         self.component = identity.component
@@ -130,7 +130,7 @@ class Worker:
         Raises:
             ValueError, ListenerError: a listener that was announced is not there.
             EOFError: the supervisor ended before it sent them.
-            OSError: RLIMIT_NOFILE leaves no room for them.
+            PassingError: RLIMIT_NOFILE was reached while they were received.
         """
         if self._listeners is None:
             if self._identity.by_channel:
@@ -251,7 +251,7 @@ class Worker:
             ValueError: this worker has no channel.
         """
         if self._orders.channel is None:
-            raise ValueError(f"{self!r} was given no channel")
+            raise ValueError(f"fileno: {self!r} was given no channel")
         return self._orders.channel.fileno()
 
     @property
@@ -312,7 +312,7 @@ class Worker:
         """Send records of :mod:`logging` to the supervisor's log, or else to stderr.
 
         Args:
-            level: of the root logger.
+            level: the level of the root logger.
         """
         writer = log_writer()
         if writer is None:
