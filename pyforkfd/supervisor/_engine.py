@@ -48,6 +48,8 @@ from .succession._handover import Handover
 from .succession._keeper import Keeper
 from .succession._succession import Succession
 from .succession._upgrade import Upgrade
+from .worker._messages import Peer, SwitchLog
+from .worker._protocol import order
 
 log = logging.getLogger("pyforkfd.supervisor")
 
@@ -115,7 +117,7 @@ class Engine:
         stack.callback(self._workers.abandon)
         self._upgrade = enter(Upgrade(self._reactor, succession))
         self._reactor.add(self._signals.fileno(), self._on_signals)
-        self._reactor.add(rooms.notify.fileno(), lambda _: self._workers.hear())
+        self._reactor.add(rooms.notify.fileno(), lambda _: self._workers.read_notify())
         self._reactor.add(self._zygotes.fileno(), self._on_zygotes)
         if (keeper := succession.keeper) is not None:
             self._reactor.add(keeper.fileno(), lambda _: self._on_keeper(keeper))
@@ -175,7 +177,7 @@ class Engine:
         finally:
             self._feeding = False
         for number, component, ready in self._peers.news(self._state):
-            self._workers.tell(number, "peer", about={"component": component, "ready": ready})
+            self._workers.send(number, Peer(component, ready))
         if self._untidy:
             self._tidy()
 
@@ -239,6 +241,7 @@ class Engine:
         if now < self._look_at:
             return
         self._look_at = now + _LOOK
+        self._workers.report_refusals(now)
         self._switch_logs(self._output.poll(now))
         for event in list(self._watch.poll(self._state, now)):
             self._feed(event)
@@ -246,9 +249,9 @@ class Engine:
         for event in events:
             self._feed(event)
         for each in orders:
-            for order in each.orders:
-                if order != "recycle":
-                    self._workers.tell(each.worker_id, order)
+            for name in each.orders:
+                if name != "recycle":
+                    self._workers.send(each.worker_id, order(name))
         self._endpoint.poll(now)
         self._hooks.look(now)
         self._workers.sweep()
@@ -258,8 +261,7 @@ class Engine:
         if switch is None or self._output.file is None:
             return
         for worker in switch.workers:
-            about = {"turn": switch.message["turn"]}
-            self._workers.tell(worker, "log", {"log": self._output.file}, about)
+            self._workers.send(worker, SwitchLog(switch.turn), {"log": self._output.file})
 
     def _on_signals(self, events: int) -> None:
         for number, _ in self._signals.read():
@@ -296,8 +298,8 @@ class Engine:
                 self._workers.signal(number, sig)
             case Kill(number):
                 self._workers.kill(number)
-            case Tell(number, order):
-                self._workers.tell(number, order)
+            case Tell(number, name):
+                self._workers.send(number, order(name))
             case Lend(number, position) | TakeBack(number, position):
                 if (worker := self._state.workers.get(number)) is not None:
                     service = self._services[worker.generation]

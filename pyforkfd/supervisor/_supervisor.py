@@ -20,6 +20,8 @@ from .state._events import Reload, Reloaded, Retire, RollBack, Scale, Stop, Tick
 from .state._model import SERVING, Phase, sharded
 from .succession._keeper import become_kept
 from .succession._succession import Succession
+from .worker._messages import Message
+from .worker._protocol import encode_order
 
 log = logging.getLogger("pyforkfd.supervisor")
 
@@ -218,14 +220,19 @@ class Supervisor(Engine):
 
         Args:
             component: its name.
-            data: whatever JSON can say.
+            data: any JSON.
 
         Returns:
             How many workers there were.
+
+        Raises:
+            ValueError: the data is no JSON, or longer than 64 KiB with what is around it.
         """
+        message = Message(data)
+        encode_order(message)  # refused for all of them, or for none
         those = [w for w in self._state.workers.values() if w.component == component and w.speaks]
         for worker in those:
-            self._workers.tell(worker.id, "message", about={"data": data})
+            self._workers.send(worker.id, message)
         return len(those)
 
     def status(self) -> dict[str, Any]:

@@ -248,7 +248,7 @@ def test_messages_that_make_no_sense_end_nobody(tmp_path: Path) -> None:
     config = f"[components.odd]\ncommand = {[sys.executable, '-S', str(said)]!r}\n"
     with Supervised(tmp_path, config) as service:
         service.until("^ready: odd 1/1")
-        service.log.wait_for("not a message", count=3)
+        service.log.wait_for("message refused", count=5)
         assert service.command("stop").returncode == 0
         assert service.wait() == 0
 

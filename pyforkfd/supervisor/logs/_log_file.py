@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pyforkfd._fd import Fd
 from pyforkfd._types import StrPath
@@ -22,12 +21,12 @@ class Switch:
     """An order to workers: write to another description from now on.
 
     Attributes:
-        message: the order, JSON.
+        turn: how often the description was replaced; the worker confirms it.
         fd: descriptor to pass with it; borrowed from the LogFile, valid until its next turn.
         workers: ids of the workers to send it to.
     """
 
-    message: dict[str, Any]
+    turn: int
     fd: int
     workers: tuple[int, ...]
 
@@ -136,7 +135,7 @@ class LogFile:
         self._turns.pop(worker_id, None)
 
     def confirm(self, worker_id: int, turn: object) -> None:
-        """Take a worker's confirmation, ``{"event": "log", "turn": N}``.
+        """Take a worker's confirmation of a turn.
 
         Args:
             worker_id: the worker.
@@ -298,8 +297,7 @@ class LogFile:
         return self._switch(tuple(self._turns))
 
     def _switch(self, workers: tuple[int, ...]) -> Switch:
-        message = {"order": "log", "turn": self.turn}
-        return Switch(message=message, fd=self.fileno(), workers=workers)
+        return Switch(turn=self.turn, fd=self.fileno(), workers=workers)
 
     def _over(self, now: float) -> bool:
         return not self.behind() or now - self._began >= self._patience

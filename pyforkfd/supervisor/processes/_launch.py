@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -14,10 +13,12 @@ import pyforkfd as ff
 from pyforkfd.supervisor.spec._privileges import environment, spawn_options
 from pyforkfd.supervisor.spec._spec import Component, Service, ZygoteSpec
 from pyforkfd.supervisor.state._model import Worker
+from pyforkfd.supervisor.worker._identity import VARIABLE, Identity
+from pyforkfd.supervisor.worker._messages import Listeners, OrderMessage
+from pyforkfd.supervisor.worker._protocol import encode_order
 from pyforkfd.zygote import Zygote
 
 FIRST = 3  # SD_LISTEN_FDS_START
-VARIABLE = "FORKFD_WORKER"
 
 
 @dataclass(slots=True)
@@ -81,7 +82,7 @@ def launch(worker: Worker, given: Given, zygote: Zygote | None) -> tuple[ff.Proc
                 options["parent_death_signal"] = signal.SIGKILL
             process = _start(spec, options, zygote)
         if spec.give == "channel":
-            tell(ours, "listeners", given.listeners)  # there is room: it is the first
+            send_order(ours, Listeners(), given.listeners)  # there is room: it is the first
     except BaseException:
         ours.close()
         raise
@@ -126,20 +127,21 @@ def _environment(worker: Worker, given: Given, numbers: Mapping[str, int]) -> di
     env.setdefault("PYTHONFAULTHANDLER", "1")
     env["WATCHDOG_USEC"] = str(int(spec.heartbeat.stale_after * 1_000_000))
     env["NOTIFY_SOCKET"] = given.notify_path
-    about: dict[str, object] = {
-        "component": spec.name,
-        "worker": worker.id,
-        "position": worker.position,
-        "generation": worker.generation,
-        **numbers,
-    }
-    if spec.give == "channel":
-        about["listen"] = "channel"
-    elif spec.give == "numbers" and spec.numbers:
-        about["listen"] = ",".join(f"{name}:{spec.numbers[name]}" for name in given.listeners)
-    if given.slot is not None:
-        about["slot"] = given.slot
-    env[VARIABLE] = " ".join(f"{name}={value}" for name, value in about.items())
+    own_numbers = spec.numbers or {}
+    env[VARIABLE] = Identity(
+        component=spec.name,
+        worker_id=worker.id,
+        position=worker.position,
+        generation=worker.generation,
+        channel=numbers.get("channel"),
+        page=numbers.get("page"),
+        slot=given.slot,
+        log=numbers.get("log"),
+        listen={name: own_numbers[name] for name in given.listeners}
+        if spec.give == "numbers"
+        else {},
+        by_channel=spec.give == "channel",
+    ).encode()
     return env
 
 
@@ -161,26 +163,24 @@ def _modules(components: Iterable[Component]) -> tuple[str, ...]:
     return tuple(c.function.partition(":")[0] for c in components if c.function is not None)
 
 
-def tell(
-    channel: ff.FdChannel,
-    order: str,
-    fds: Mapping[str, ff.HasFileno] = {},
-    about: Mapping[str, Any] = {},
+def send_order(
+    channel: ff.FdChannel, order: OrderMessage, fds: Mapping[str, ff.HasFileno] = {}
 ) -> bool:
-    """Send an order; never waits.
+    """Send an order to a worker; never wait.
 
     Args:
         channel: to the worker.
-        order: its name.
+        order: the order.
         fds: name -> descriptor that goes with it; borrowed.
-        about: what else the order says.
 
     Returns:
-        False if it cannot be delivered: the worker does not read, or has closed its end.
+        False if it was not sent: the channel is full, or its other end is closed.
+
+    Raises:
+        ValueError: the order is no JSON or too long.
     """
-    body = {**about, "order": order, **({"fds": list(fds)} if fds else {})}
     try:
-        channel.send(json.dumps(body).encode(), list(fds.values()), timeout=0)
-    except (TimeoutError, OSError):
+        channel.send(encode_order(order, tuple(fds)), list(fds.values()), timeout=0)
+    except OSError:  # TimeoutError is one
         return False
     return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -21,15 +20,28 @@ from pyforkfd.supervisor.state._events import (
     BecameReady,
     Ended,
     Event,
+    Leaving,
     Spawned,
     SpawnFailed,
     WentStale,
 )
 from pyforkfd.supervisor.state._model import Phase, Worker
+from pyforkfd.supervisor.worker._messages import (
+    Accept,
+    LogSwitched,
+    Message,
+    OrderMessage,
+    Ready,
+    Return,
+    Status,
+    Stopping,
+)
+from pyforkfd.supervisor.worker._protocol import ProtocolError, decode_event, order_name
+from pyforkfd.supervisor.worker._receiving import Refusals, receive
 from pyforkfd.zygote import ZygoteError
 
 from ._cause_of_death import cause
-from ._launch import Given, launch, tell, zygote_for
+from ._launch import Given, launch, send_order, zygote_for
 from ._notify_socket import worker_of
 from ._orphans import reap_strangers
 from ._readiness import accepts, inodes
@@ -50,6 +62,14 @@ class Running:
     listeners: frozenset[int]
     leaf: Leaf | None = None
     status: str = ""
+    refusals: Refusals = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.refusals = Refusals(self._report_refusal)
+
+    def _report_refusal(self, text: str) -> None:
+        component, worker_id = self.worker.component, self.worker.id
+        log.warning("%s: worker %d: message refused: %s", component, worker_id, text)
 
 
 @dataclass(slots=True)
@@ -189,19 +209,29 @@ class Workers:
             self.waiting.discard(worker_id)
             self.post(SpawnFailed(worker_id, "it was given up while its zygote started"))
 
-    def tell(
-        self,
-        worker_id: int,
-        order: str,
-        fds: Mapping[str, ff.HasFileno] = {},
-        about: Mapping[str, Any] = {},
+    def send(
+        self, worker_id: int, order: OrderMessage, fds: Mapping[str, ff.HasFileno] = {}
     ) -> None:
-        """Give an order over its channel; never waits."""
+        """Send an order over a worker's channel; never wait.
+
+        Args:
+            worker_id: of the worker; nothing is sent to one that has no process.
+            order: the order.
+            fds: name -> descriptor that goes with it; borrowed.
+
+        Raises:
+            ValueError: the order is no JSON or too long.
+        """
         running = self._running.get(worker_id)
         if running is None:
             return
-        if running.channel.closed or not tell(running.channel, order, fds, about):
-            log.warning("worker %d does not take the order %s", worker_id, order)
+        if running.channel.closed or not send_order(running.channel, order, fds):
+            log.warning(
+                "%s: worker %d: order %s: not sent: its channel is full or closed",
+                running.worker.component,
+                worker_id,
+                order_name(order),
+            )
 
     def move_shards(self, worker: Worker, service: Service, position: int, *, back: bool) -> None:
         """Lend it another position's shards, or take them back."""
@@ -210,7 +240,7 @@ class Workers:
             for name in worker.spec.listen
             if service.listeners[name].shards
         }
-        self.tell(worker.id, "return" if back else "accept", shards)
+        self.send(worker.id, Return() if back else Accept(), shards)
 
     def memory(self, worker_id: int) -> int | None:
         """Bytes that it uses: its cgroup's, else its main process's."""
@@ -224,49 +254,59 @@ class Workers:
                 pass  # without the memory controller
         return resident_memory(running.process.pid)
 
-    def hear(self) -> None:
-        """Read what was sent to NOTIFY_SOCKET."""
-        pids = {running.process.pid: number for number, running in self._running.items()}
-        for pid, said in self.rooms.notify.read():
-            if (worker := worker_of(pid, pids)) is not None:
-                self._take(worker, said)
+    def read_notify(self) -> None:
+        """Read the messages of NOTIFY_SOCKET, sd_notify(3)."""
+        pids = {running.process.pid: worker_id for worker_id, running in self._running.items()}
+        for pid, fields in self.rooms.notify.read():
+            if (worker_id := worker_of(pid, pids)) is not None:
+                self._on_notify(worker_id, fields)
 
-    def _take(self, worker_id: int, said: Mapping[str, str]) -> None:
-        if "STATUS" in said:
-            self._running[worker_id].status = said["STATUS"]
-        if said.get("READY") == "1":
+    def _on_notify(self, worker_id: int, fields: Mapping[str, str]) -> None:
+        if "STATUS" in fields:
+            self._running[worker_id].status = fields["STATUS"]
+        if fields.get("READY") == "1":
             self.post(BecameReady(worker_id))
-        if said.get("WATCHDOG") == "1":
+        if fields.get("STOPPING") == "1":
+            self.post(Leaving(worker_id))
+        if fields.get("WATCHDOG") == "1":
             self.rooms.watch.beat(worker_id)
-        if said.get("WATCHDOG") == "trigger":
-            self.post(WentStale(worker_id, "it says of itself that it is not well"))
+        if fields.get("WATCHDOG") == "trigger":
+            self.post(WentStale(worker_id, "the worker reported WATCHDOG=trigger"))
 
     def _on_channel(self, worker_id: int) -> None:
         running = self._running[worker_id]
         try:
-            message = running.channel.recv(timeout=0)
+            received = receive(running.channel, 0)
+            if received is None:
+                self._close_channel(running)
+                return
+            with received:
+                event = decode_event(received)
         except TimeoutError:
             return
-        except (EOFError, OSError):  # it has closed its end: nothing more will come
+        except ProtocolError as error:
+            running.refusals.add(str(error), time.monotonic())
+            return
+        except OSError as error:
+            log.error("%s: worker %d: channel: %s", running.worker.component, worker_id, error)
             self._close_channel(running)
             return
-        with message:
-            try:
-                said = json.loads(message.data)
-            except (ValueError, RecursionError):
-                said = None
-            if not isinstance(said, dict):
-                log.warning("worker %d: not a message: %r", worker_id, message.data[:80])
-                return
-            match said.get("event"):
-                case "ready":
-                    self.post(BecameReady(worker_id, speaks=True))
-                case "status":
-                    running.status = str(said.get("text", ""))
-                case "log" if self.rooms.output.file is not None:
-                    self.rooms.output.file.confirm(worker_id, said.get("turn"))
-                case "message" if self.on_message is not None:
-                    self.on_message(running.worker.component, worker_id, said.get("data"))
+        match event:
+            case Ready():
+                self.post(BecameReady(worker_id, speaks=True))
+            case Stopping():
+                self.post(Leaving(worker_id))
+            case Status(text):
+                running.status = text
+            case LogSwitched(turn) if self.rooms.output.file is not None:
+                self.rooms.output.file.confirm(worker_id, turn)
+            case Message(data) if self.on_message is not None:
+                self.on_message(running.worker.component, worker_id, data)
+
+    def report_refusals(self, now: float) -> None:
+        """Report how many messages were refused since, where that is due."""
+        for running in self:
+            running.refusals.flush(now)
 
     def look_for_accept(self, workers: Iterable[Worker]) -> None:
         """At those of them that do not say when they are ready."""
@@ -304,6 +344,7 @@ class Workers:
             self.sweep()
 
     def _close_channel(self, running: Running) -> None:
+        running.refusals.flush(time.monotonic(), end=True)
         if not running.channel.closed:
             self.rooms.reactor.remove(running.channel.fileno())
             self.rooms.succession.drop_channel(running.worker.id)

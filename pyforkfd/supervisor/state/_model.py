@@ -17,7 +17,7 @@ class Phase(enum.Enum):
     BOOTING = "booting"
     READY = "ready"
     PAUSED = "paused"
-    DRAINING = "draining"  # told to finish what it has begun
+    DRAINING = "draining"  # finishes what it has begun
     STOPPING = "stopping"  # sent stop_signal
     DUMPING = "dumping"  # sent dump_signal
     KILLED = "killed"
@@ -42,6 +42,7 @@ class Worker:
         pid: None until it has become its program.
         speaks: it reads orders from its channel.
         retiring: it leaves as soon as another is ready in its position.
+        leaving: it has announced that it leaves by itself.
         condemned: why we end it, where that is its own fault.
         deadline: when its phase has lasted too long.
     """
@@ -56,6 +57,7 @@ class Worker:
     pid: int | None = None
     speaks: bool = False
     retiring: bool = False
+    leaving: bool = False
     condemned: Cause | None = None
     deadline: float | None = None
 
@@ -213,8 +215,9 @@ def missing(state: State) -> dict[str, int]:
 def due(state: State) -> float | None:
     """When the next step is needed even if nothing happens."""
     times = [worker.deadline for worker in state.workers.values() if worker.deadline is not None]
-    for crew in state.crews.values():
-        times.extend(crew.not_before.values())
+    if not state.stopping:  # or nothing is started any more
+        for crew in state.crews.values():
+            times.extend(crew.not_before.values())
     if state.previous is not None:
         times.append(state.previous.until)
     return min(times, default=None)

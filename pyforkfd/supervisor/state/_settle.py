@@ -150,7 +150,8 @@ class Draft:
         """Start what is missing, and let go what was replaced."""
         serving = self._of(crew, *SERVING)
         replacing = False
-        not_before = dict(crew.not_before)
+        # What has passed is as good as absent, and would be due for ever.
+        not_before = {p: when for p, when in crew.not_before.items() if when > self.now}
         for position in range(crew.count):
             here = [worker for worker in serving if worker.position == position]
             fresh = [worker for worker in here if not worker.retiring]
@@ -164,13 +165,12 @@ class Draft:
                 continue
             if crew.fatal or position in crew.finished:
                 continue
-            if not_before.get(position, self.now) > self.now:
+            if position in not_before:
                 continue
             if here:  # retiring: one after the other, and a reload replaces them anyway
                 if replacing or self.pending is not None:
                     continue
                 replacing = True
-            not_before.pop(position, None)
             self._spawn(crew, position)
         return replace(crew, not_before=not_before)
 

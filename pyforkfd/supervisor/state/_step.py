@@ -18,6 +18,7 @@ from ._events import (
     Ended,
     Event,
     Forget,
+    Leaving,
     Reload,
     Reloaded,
     Retire,
@@ -67,6 +68,8 @@ class _Step(Draft):
                 self._ready(worker, speaks)
             case WentStale(worker, why):
                 self._stale(worker, why)
+            case Leaving(worker):
+                self._leaving(worker)
             case Retire(worker, why):
                 self._retire(worker, why)
             case Reload():
@@ -87,6 +90,18 @@ class _Step(Draft):
         if worker is not None and worker.phase in (Phase.READY, Phase.PAUSED):
             self._condemn(worker, "stale", why)
 
+    def _leaving(self, worker_id: int) -> None:
+        """A worker leaves by itself: it is not ready from now on, and is replaced at once.
+
+        Of one that boots, and of one that is to leave anyway, the end says enough.
+        """
+        worker = self.workers.get(worker_id)
+        if worker is None or worker.phase not in (Phase.READY, Phase.PAUSED):
+            return
+        self._note(worker, "info", "leaves by itself")
+        self._put(replace(worker, leaving=True), Phase.DRAINING, worker.spec.drain_timeout)
+        self._count_end(worker, "done", "it leaves by itself", at_peace=True)
+
     def _ended(self, worker_id: int, cause: Cause, detail: str) -> None:
         worker = self.workers.pop(worker_id, None)
         if worker is None:
@@ -95,7 +110,8 @@ class _Step(Draft):
         if worker.condemned is not None:
             cause = worker.condemned
         asked = worker.phase not in STAYING and worker.condemned is None
-        if asked and cause not in ("core", "oom"):
+        failed = worker.leaving and worker.phase is Phase.DRAINING and cause != "done"
+        if asked and not failed and cause not in ("core", "oom"):
             self._note(worker, "info", f"has left: {detail}")
             return
         at_peace = cause == "done" and worker.phase is not Phase.BOOTING
@@ -107,8 +123,11 @@ class _Step(Draft):
             self.actions.append(
                 Crashed(worker_id, worker.component, cause, detail, worker.position)
             )
-        if asked:
-            return
+        if not asked or failed:
+            self._count_end(worker, cause, detail, at_peace)
+
+    def _count_end(self, worker: Worker, cause: Cause, detail: str, at_peace: bool) -> None:
+        """Decide whether and when a worker that nobody dismissed is replaced."""
         if (pending := self.pending) is not None and worker.generation == pending.generation:
             crew = pending.crews[worker.component]
             if cause == "done" and crew.spec.restart.policy != "always":
@@ -116,10 +135,12 @@ class _Step(Draft):
                 crews = {**pending.crews, worker.component: crew}
                 self.pending = replace(pending, crews=crews)
             else:
-                self._abort(f"{worker.component}: worker {worker_id}: {cause}: {detail}")
+                self._abort(f"{worker.component}: worker {worker.id}: {cause}: {detail}")
             return
         found = self.crews.get(worker.component)
         if found is not None and found.generation == worker.generation:
+            if worker.leaving:  # counted as done when it announced that; it was not
+                found = replace(found, finished=found.finished - {worker.position})
             self.crews[worker.component] = self._after_end(found, worker, cause, at_peace)
 
     def _after_end(self, crew: Crew, worker: Worker, cause: Cause, at_peace: bool) -> Crew:

@@ -14,6 +14,8 @@ from places import HELPERS
 import pyforkfd as ff
 from pyforkfd.supervisor.logs._log_file import LogFile
 from pyforkfd.supervisor.logs._log_reader import Reader
+from pyforkfd.supervisor.worker._messages import SwitchLog
+from pyforkfd.supervisor.worker._protocol import encode_order
 
 WORKER = HELPERS / "log_worker.py"
 BUDGET = 1 << 30
@@ -63,7 +65,8 @@ def test_no_record_is_lost_torn_or_out_of_order_over_rotations(tmp_path: Path) -
             if log.turn < rotations and log.settled(now) and os.fstat(log.fileno()).st_size:
                 switch = log.rotate(now)
                 for worker in switch.workers:
-                    channels[worker].send(json.dumps(switch.message).encode(), [switch.fd])
+                    order = encode_order(SwitchLog(switch.turn), ["log"])
+                    channels[worker].send(order, [switch.fd])
             for fd, _ in poll.poll(0.01):
                 with channels[by_fd[fd]].recv() as received:
                     message = json.loads(received.data or b'{"wrote": -1}')
@@ -103,7 +106,7 @@ def test_rotation_waits_until_the_last_worker_has_changed_over(log: LogFile) -> 
     try:
         write(worker_fd, "old")
         switch = log.rotate(0)
-        assert (switch.message, switch.workers) == ({"order": "log", "turn": 1}, (1,))
+        assert (switch.turn, switch.workers) == (1, (1,))
         write(log.fileno(), "new 0123456789")
         assert log.behind() == (1,) and not log.due(1)
         with pytest.raises(BlockingIOError, match=r"rotate .*app\.log: .*\(1,\)"):
@@ -161,14 +164,14 @@ def test_a_worker_that_has_ended_or_never_confirms_delays_nothing(log: LogFile) 
     assert log.read(BUDGET, 29.9) == [] and not log.settled(29.9)
     assert log.settled(30)
     assert log.rotate(30).workers == (2,)  # the order is sent again
-    assert log.pending_switch().message["turn"] == 2
+    assert log.pending_switch().turn == 2
 
 
 def test_an_adopted_worker_may_have_any_description(log: LogFile) -> None:
     log.adopt(7, 0)
     assert log.behind() == log.pending_switch().workers == (7,)
     assert not log.settled(1) and log.settled(30)
-    log.confirm(7, log.pending_switch().message["turn"])
+    log.confirm(7, log.pending_switch().turn)
     assert log.behind() == () and log.settled(1)
 
 
@@ -195,7 +198,7 @@ def test_external_rotation(log: LogFile) -> None:
     log.path.rename(log.path.with_suffix(".moved"))
     write(log.fileno(), "between")
     switch = log.reopen(0)
-    assert switch is not None and switch.message["turn"] == 1
+    assert switch is not None and switch.turn == 1
     write(log.fileno(), "after")
     assert log.read(BUDGET, 0) == [b"before", b"between", b"after"]
     assert files(log) == {"app.log": "after\n", "app.moved": "before\nbetween\n"}

@@ -74,7 +74,7 @@ def test_it_is_rotated_when_it_is_due(logs: Logs, file: LogFile) -> None:
         switch = logs.poll(0)
         assert switch is not None and switch.workers == (12,)
         writer.replace(switch.fd)
-        file.confirm(12, switch.message["turn"])
+        file.confirm(12, switch.turn)
         writer.write("INFO", "new")
         assert logs.poll(1) is None
         assert messages(logs.tail.tail())[-1] == "new" and on_disk(file) == ["new"]
