@@ -18,7 +18,7 @@ from .spec._spec import Service, SpecError
 from .spec._validate import validate
 from .state._events import Reload, Reloaded, Retire, RollBack, Scale, Stop, Tick
 from .state._model import SERVING, Phase, sharded
-from .succession._keeper import become_kept
+from .succession._keeper import execute_keeper
 from .succession._succession import Succession
 from .worker._messages import Message
 from .worker._protocol import encode_order
@@ -78,7 +78,7 @@ class Supervisor(Engine):
             if succession.rehearsal is not None:
                 return succession.prove()
             if self._service.keeper and succession.past is None and succession.keeper is None:
-                become_kept()
+                execute_keeper()
             with succession.guarded():
                 return self._run(stack, succession)
 
