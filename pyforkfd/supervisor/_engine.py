@@ -39,7 +39,7 @@ from .state._events import (
     Spawned,
     SpawnFailed,
     TakeBack,
-    Tell,
+    SendOrder,
     Tick,
 )
 from .state._model import State, due, initial
@@ -296,7 +296,7 @@ class Engine:
                 self._workers.signal(number, sig)
             case Kill(number):
                 self._workers.kill(number)
-            case Tell(number, order):
+            case SendOrder(number, order):
                 self._workers.tell(number, order)
             case Lend(number, position) | TakeBack(number, position):
                 if (worker := self._state.workers.get(number)) is not None:

@@ -31,10 +31,10 @@ from pyforkfd.supervisor.state._events import (
     Retire,
     RollBack,
     Scale,
+    SendOrder,
     Spawn,
     Spawned,
     Stop,
-    Tell,
     Tick,
     WentStale,
 )
@@ -177,10 +177,16 @@ def test_what_was_done_is_not_done_again_and_nothing_is_forgotten() -> None:
     state, todo = step(initial(service()), Tick(), 1000.0)
     assert todo == [Spawn(1), Spawn(2), Spawn(3)]
     state, _ = step(state, Spawned(1, 10), 1000.0)
-    later: list[Action] = [Spawn(1), Tell(1, "drain"), Reloaded(2), Reloaded(3)]
+    later: list[Action] = [Spawn(1), SendOrder(1, "drain"), Reloaded(2), Reloaded(3)]
     past = handover(state, later)
     # Two and three were to be started and nothing is known of them; one is there.
-    assert past.remaining(0) == [Tell(1, "drain"), Reloaded(2), Reloaded(3), Spawn(2), Spawn(3)]
+    assert past.remaining(0) == [
+        SendOrder(1, "drain"),
+        Reloaded(2),
+        Reloaded(3),
+        Spawn(2),
+        Spawn(3),
+    ]
     assert past.remaining(3) == [Reloaded(3), Spawn(2), Spawn(3)]
     assert past.promised(0) == 2
     assert past.promised(3) == 1
