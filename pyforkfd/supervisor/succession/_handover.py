@@ -13,7 +13,7 @@ from pyforkfd.supervisor.state._model import State
 
 from ._codec import CodecError, decode, encode
 
-VERSION = 1
+VERSION = 2
 """Raised when a successor of another version would misunderstand; new fields need no other."""
 
 
@@ -28,13 +28,13 @@ class Handover:
     A worker 12 has a pidfd ``p12`` and a channel ``c12``.
 
     Attributes:
-        state: the heart's; its times are of the clock that runs since the machine started.
+        state: of the state machine; its times are of the clock that runs since the machine started.
         service: what runs.
         services: the same by generation, for all that still have workers.
         todo: what the last step demanded.
         sockets: descriptor -> (address, shards, position).
         directory: where the notify socket is.
-        rooms: room -> what it wants to be told, plain values.
+        resources: resource -> its state, plain values.
     """
 
     state: State
@@ -43,7 +43,7 @@ class Handover:
     todo: tuple[Action, ...]
     sockets: Mapping[str, tuple[str, bool, int]]
     directory: str
-    rooms: Mapping[str, Any] = field(default_factory=dict)
+    resources: Mapping[str, Any] = field(default_factory=dict)
 
     def remaining(self, done: int) -> list[Action]:
         """What is still to be done after so many of ``todo``.
@@ -77,7 +77,10 @@ def load(data: bytes) -> Handover:
     try:
         body = json.loads(data)
         if body["version"] != VERSION:
-            raise HandoverError(f"handover: version {body['version']}, this is {VERSION}")
+            raise HandoverError(
+                f"handover: the record has version {body['version']}, this program reads version "
+                f"{VERSION} only: stop the service, then start it with this program"
+            )
         specs = [decode(spec) for spec in body["specs"]]
         known = {field.name for field in fields(Handover)}
         return Handover(**{name: decode(body[name], specs) for name in known & body.keys()})

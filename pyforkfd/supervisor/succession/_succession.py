@@ -47,7 +47,7 @@ class Succession(Closing):
         keeper: None: nobody starts us again.
         rehearsal: we are only to prove that we could take over.
         directory: for sockets with a path; removed at the end, but not by a crash.
-        rooms: room -> plain values that its successor is to be told; change them at will.
+        resources: resource -> its state for a successor, plain values; change them at will.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Succession(Closing):
             HandoverError: it cannot be taken over.
         """
         given = _given(os.environ.pop(VARIABLE, ""))
-        self._fds: dict[str, int] = {}  # borrowed from the rooms
+        self._fds: dict[str, int] = {}  # borrowed from the resources
         self._sockets: dict[str, tuple[Key, socket.socket]] = {}
         self._unclaimed = {name: _owned(name, fd) for name, fd in given.items()}
         self._dumped = b""
@@ -69,7 +69,7 @@ class Succession(Closing):
         self._record = Record(record)
         self.past: Handover | None = None
         self.done = 0
-        self.rooms: dict[str, Any] = {}
+        self.resources: dict[str, Any] = {}
         if record is None:
             return
         text, self.done = self._record.read()
@@ -77,7 +77,7 @@ class Succession(Closing):
         self._fds.update({name: fd.fileno() for name, fd in self._unclaimed.items()})
         self.past = load(text)
         self._directory = self.past.directory
-        self.rooms = dict(self.past.rooms)
+        self.resources = dict(self.past.resources)
 
     @property
     def directory(self) -> str:

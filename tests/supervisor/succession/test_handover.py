@@ -108,7 +108,7 @@ def handover(state: State, todo: list[Action], **options: Any) -> Handover:
         todo=tuple(todo),
         sockets={"s0": ("tcp://:8000", True, 0)},
         directory="/tmp/x",
-        rooms={"page": {12: 3}},
+        resources={"page": {12: 3}},
         **options,
     )
 
@@ -163,11 +163,11 @@ def test_what_cannot_be_pickled_is_named() -> None:
 def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = dump(handover(initial(service()), []))
     monkeypatch.setattr(_handover, "VERSION", _handover.VERSION + 1)
-    with pytest.raises(HandoverError, match="version 1, this is 2"):
+    with pytest.raises(HandoverError, match="version 2, this program reads version 3 only: stop"):
         load(data)
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b"[]", b'{"version": 1}', b"\xff", b"null"])
+@pytest.mark.parametrize("data", [b"", b"{}", b"[]", b'{"version": 2}', b"\xff", b"null"])
 def test_what_is_damaged_is_refused(data: bytes) -> None:
     with pytest.raises(HandoverError):
         load(data)
