@@ -115,7 +115,7 @@ def test_a_start_that_is_not_performed_frees_all_of_it(plan: Service, resources:
     ],
 )
 def test_a_start_that_fails_frees_all_of_it(
-    options: dict[str, Any], why: str, plan: Service, resources: Resources
+    options: dict[str, Any], why: str, plan: Service, resources: Resources, tmp_path: Path
 ) -> None:
     events: list[Event] = []
     workers = Workers(resources, events.append)
@@ -126,6 +126,12 @@ def test_a_start_that_fails_frees_all_of_it(
     assert why in event.why
     assert 7 not in workers
     assert settled(resources) == before
+    # Nor is it expected to confirm a new log file.
+    file = resources.output.file
+    assert file is not None
+    (tmp_path / "log").rename(tmp_path / "moved")
+    switch = file.reopen(time.monotonic())
+    assert switch is not None and switch.workers == ()
 
 
 def test_a_start_frees_all_of_it_at_whatever_descriptor_it_fails(
