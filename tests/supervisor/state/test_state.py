@@ -29,13 +29,13 @@ from pyforkfd.supervisor.state._events import (
     Retire,
     RollBack,
     Scale,
+    SendOrder,
     Signal,
     Spawn,
     Spawned,
     SpawnFailed,
     Stop,
     TakeBack,
-    Tell,
     Tick,
     WentStale,
 )
@@ -115,9 +115,9 @@ def test_the_service_manager_hears_of_it_when_the_last_is_ready() -> None:
 def test_a_new_generation_is_ready_before_any_old_worker_is_told_to_leave() -> None:
     driver = started(service(component(workers=2)))
     assert only(driver.feed(Reload()), Spawn) == [Spawn(3), Spawn(4)]
-    assert only(driver.ready(3), Tell) == []
+    assert only(driver.ready(3), SendOrder) == []
     actions = driver.ready(4)
-    assert only(actions, Tell) == [Tell(1, "drain"), Tell(2, "drain")]
+    assert only(actions, SendOrder) == [SendOrder(1, "drain"), SendOrder(2, "drain")]
     assert Reloaded(2) in actions
 
 
@@ -128,7 +128,7 @@ def test_a_failing_generation_changes_nothing() -> None:
     actions = driver.feed(Ended(4, "exit", "exit code 3"))
     (outcome,) = only(actions, Reloaded)
     assert outcome == Reloaded(2, "web: worker 4: exit: exit code 3 before it was ready")
-    assert Tell(3, "drain") in actions  # it may have accepted a connection already
+    assert SendOrder(3, "drain") in actions  # it may have accepted a connection already
     driver.settle()
     assert driver.phases() == {1: "ready", 2: "ready"}
     assert driver.state.crews["web"].generation == 1
@@ -209,9 +209,9 @@ def test_recycling_is_rolling_and_replaces_before_it_dismisses() -> None:
     driver = started(service(component(workers=3, recycle=Recycle(age=10.0, jitter=0.0))))
     actions = driver.feed(Tick(), after=10.0)
     assert only(actions, Spawn) == [Spawn(4)]  # one after the other
-    assert only(actions, Tell) == []
+    assert only(actions, SendOrder) == []
     actions = driver.ready(4)
-    assert only(actions, Tell) == [Tell(1, "drain")]
+    assert only(actions, SendOrder) == [SendOrder(1, "drain")]
     assert only(actions, Spawn) == [Spawn(5)]
 
 
@@ -229,7 +229,7 @@ def test_one_that_leaves_by_itself_is_not_ready_and_is_replaced_at_once() -> Non
     driver = started(service(component(workers=2, drain_timeout=5.0)))
     actions = driver.feed(Leaving(1), after=2.0)
     assert only(actions, Spawn) == [Spawn(3)]
-    assert only(actions, Tell) == [], "it knows"
+    assert only(actions, SendOrder) == [], "it knows"
     assert missing(driver.state) == {"web": 1}
     assert driver.feed(Leaving(1)) == []  # over both ways
     actions = driver.feed(Ended(1, "done", "exit code 0"), after=1.0)
@@ -332,7 +332,7 @@ def test_a_back_off_that_has_passed_is_not_due_for_ever() -> None:
 
 def test_draining_has_an_end() -> None:
     driver = started(service(component(drain_timeout=5.0, stop_timeout=2.0)))
-    assert driver.feed(Stop()) == [Announce("stopping"), Tell(1, "drain")]
+    assert driver.feed(Stop()) == [Announce("stopping"), SendOrder(1, "drain")]
     assert Signal(1, 15) in driver.feed(Tick(), after=5.0)
     assert Kill(1) in driver.feed(Tick(), after=2.0)
     assert driver.feed(Ended(1, "signal", "killed by SIGKILL"))[-1] == Exit(0)
@@ -366,9 +366,9 @@ def test_a_stale_worker_shows_its_stack_and_is_replaced() -> None:
 def test_the_old_generation_waits_for_a_roll_back() -> None:
     driver = started(service(component(workers=1), rollback=30.0))
     driver.feed(Reload())
-    assert only(driver.ready(2), Tell) == [Tell(1, "pause")]
+    assert only(driver.ready(2), SendOrder) == [SendOrder(1, "pause")]
     actions = driver.feed(RollBack(), after=10.0)
-    assert only(actions, Tell) == [Tell(1, "resume"), Tell(2, "drain")]
+    assert only(actions, SendOrder) == [SendOrder(1, "resume"), SendOrder(2, "drain")]
     assert only(actions, Spawn) == []
     driver.settle()
     assert driver.phases() == {1: "ready"}
@@ -378,7 +378,7 @@ def test_and_leaves_when_none_comes() -> None:
     driver = started(service(component(workers=1), rollback=30.0))
     driver.feed(Reload())
     driver.ready(2)
-    assert only(driver.feed(Tick(), after=30.0), Tell) == [Tell(1, "drain")]
+    assert only(driver.feed(Tick(), after=30.0), SendOrder) == [SendOrder(1, "drain")]
     assert only(driver.feed(RollBack()), Reloaded)[0].why
 
 
@@ -430,7 +430,7 @@ def test_what_a_reload_says_of_generations_goes_from_its_own_switch_on() -> None
     driver.feed(Ended(2, "exit", "exit code 1"))  # it is given up: nothing has changed
     assert (driver.state.rollback, driver.state.max_generations) == (0.0, 3)
     driver.feed(Reload(rollback=30.0, max_generations=5))
-    assert only(driver.ready(3), Tell) == [Tell(1, "pause")]
+    assert only(driver.ready(3), SendOrder) == [SendOrder(1, "pause")]
     assert (driver.state.rollback, driver.state.max_generations) == (30.0, 5)
 
 
@@ -505,7 +505,7 @@ class Supervision(RuleBasedStateMachine):
                 assert self.forgotten[number] == 1, "every child is reaped once"
                 self.alive.remove(number)
                 self.processes.discard(number)
-            case Tell(number, _):
+            case SendOrder(number, _):
                 assert number in self.processes
                 assert self.driver.state.workers[number].speaks
             case Signal(number, _) | Kill(number):
