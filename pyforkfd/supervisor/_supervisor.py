@@ -299,7 +299,7 @@ class Supervisor:
             service=engine.generations.serving.name,
             pid=os.getpid(),
             started=engine.started,
-            seen=engine.measure(now),
+            details=engine.measure(now),
             deaths=engine.deaths,
         )
 

@@ -15,7 +15,6 @@ import pytest
 from leaks import Holdings
 from services import free_port
 
-from pyforkfd.supervisor.processes import _launch
 from pyforkfd.supervisor.processes._launch import prepare
 from pyforkfd.supervisor.processes._resources import Resources, open_resources
 from pyforkfd.supervisor.processes._workers import Workers
@@ -89,7 +88,10 @@ def test_a_start_hands_over_the_process_and_its_channel(
             resources.reactor.run_once(1.0)
             resources.output.poll(time.monotonic())
         assert "http" in text
-        assert "component=web worker=7 position=0 generation=1 channel=4 page=5 log=6" in text
+        assert (
+            "component=web worker=7 position=0 generation=1 version=1 channel=4 page=5 log=6"
+            in text
+        )
         launch.close()  # nothing of it is left there
         assert not channel.closed and process.poll() is None
         process.kill()
