@@ -26,6 +26,9 @@ PLAIN = {
 }
 
 
+# Compiler -> Debian's package.
+PACKAGES = {"g++": "g++", "clang++": "clang"}
+NATIVE = ".ci/install-native-tools"
 # Topics of the core, lowest first; those of one line do not know each other.
 LAYERS = [
     {"base"},
@@ -49,7 +52,7 @@ def includes(file: Path) -> list[str]:
 def undefined(source: Path, compiler: str, options: list[str], out: Path) -> str:
     """The symbols that the object wants from elsewhere."""
     flags = ["-std=c++17", *options, f"-I{CSRC}", "-c", "-o"]
-    subprocess.run([tool(compiler, compiler), *flags, out, source], check=True)
+    subprocess.run([tool(compiler, PACKAGES[compiler], NATIVE), *flags, out, source], check=True)
     listed = subprocess.run(["nm", "-u", out], check=True, capture_output=True, text=True)
     return listed.stdout
 
@@ -68,7 +71,7 @@ def undefined(source: Path, compiler: str, options: list[str], out: Path) -> str
         "-O1 -fsanitize=thread",
     ],
 )
-@pytest.mark.parametrize("compiler", ["g++", "clang++"])
+@pytest.mark.parametrize("compiler", PACKAGES)
 def test_the_fence_calls_nothing(compiler: str, options: str, tmp_path: Path) -> None:
     wanted = undefined(CHILD, compiler, options.split(), tmp_path / "child.o")
     # The sanitizers register the file and its constants before main(), and describe the types
