@@ -10,7 +10,7 @@ import sys
 
 import pytest
 from places import TESTS
-from tools import tool
+from tools import NATIVE_TOOLS, tool
 
 NATIVE = TESTS / "native"
 EMULATOR = ("qemu-aarch64", "qemu-user")
@@ -40,7 +40,7 @@ def test_lane(lane: str) -> None:
     if lane in ("aarch64", "musl") and platform.machine() != "x86_64":
         pytest.skip(f"the {lane} lane is built on x86-64")
     for program, package in LANES[lane]:
-        tool(program, package)
+        tool(program, package, NATIVE_TOOLS)
     if lane == "musl":
         demand_zig()
     done = subprocess.run(

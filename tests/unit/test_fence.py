@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from places import ROOT
-from tools import tool
+from tools import NATIVE_TOOLS, tool
 
 CSRC = ROOT / "csrc"
 CHILD = CSRC / "core/spawn/child.cpp"
@@ -28,7 +28,6 @@ PLAIN = {
 
 # Compiler -> Debian's package.
 PACKAGES = {"g++": "g++", "clang++": "clang"}
-NATIVE = ".ci/install-native-tools"
 # Topics of the core, lowest first; those of one line do not know each other.
 LAYERS = [
     {"base"},
@@ -52,7 +51,9 @@ def includes(file: Path) -> list[str]:
 def undefined(source: Path, compiler: str, options: list[str], out: Path) -> str:
     """The symbols that the object wants from elsewhere."""
     flags = ["-std=c++17", *options, f"-I{CSRC}", "-c", "-o"]
-    subprocess.run([tool(compiler, PACKAGES[compiler], NATIVE), *flags, out, source], check=True)
+    subprocess.run(
+        [tool(compiler, PACKAGES[compiler], NATIVE_TOOLS), *flags, out, source], check=True
+    )
     listed = subprocess.run(["nm", "-u", out], check=True, capture_output=True, text=True)
     return listed.stdout
 
@@ -159,7 +160,9 @@ def test_the_preloaded_library_knows_libc_alone(tmp_path: Path) -> None:
             assert not re.search("Python|pybind", name)
         if file.suffix == ".c":
             out = tmp_path / file.with_suffix(".o").name
-            subprocess.run([tool("cc", "gcc"), "-O2", "-fPIC", "-c", "-o", out, file], check=True)
+            subprocess.run(
+                [tool("cc", "gcc", NATIVE_TOOLS), "-O2", "-fPIC", "-c", "-o", out, file], check=True
+            )
             listed = subprocess.run(["nm", out], check=True, capture_output=True, text=True).stdout
             wanted |= set(re.findall(r"^ +[Uw] (\w+)", listed, re.M))
             own |= set(re.findall(r"^[0-9a-f]+ [A-Z] (\w+)", listed, re.M))
