@@ -34,6 +34,7 @@ def demand_zig() -> None:
     pytest.skip("no ziglang, whose C++ toolchain has musl (pip install ziglang)")
 
 
+@pytest.mark.timeout(700)  # it compiles the core; the programs have limits of their own
 @pytest.mark.parametrize("lane", LANES)
 def test_lane(lane: str) -> None:
     """In build/native, which a second run finds up to date."""
