@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
+NATIVE_TOOLS = ".ci/install-native-tools"
+
 
 def tool(name: str, package: str, installer: str = ".ci/install-servers") -> str:
     """Its path; in CI, which has run the installer, it must be there."""

@@ -56,6 +56,22 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
+def test_every_package_that_a_test_wants_is_listed_and_installed() -> None:
+    wanted = {"clang", "qemu-user", "g++-aarch64-linux-gnu"}  # of tables of lanes and compilers
+    for file in (ROOT / "tests").rglob("*.py"):
+        wanted |= set(re.findall(r'tool\(\s*"[^"]+",\s*"([^"]+)"', file.read_text()))
+    assert len(wanted) > 10
+    wanted -= {"bash", "g++", "gcc", "make", "util-linux"}  # of every machine that can build
+    listed = (ROOT / "CONTRIBUTING.md").read_text()
+    scripts = "".join(script.read_text() for script in (ROOT / ".ci").glob("install-*"))
+    # That of the C compiler comes with C++'s.
+    found = {package.replace("gcc-", "g++-") for package in wanted}
+    assert [package for package in found if f"`{package}`" not in listed] == []
+    assert [
+        package for package in found if not re.search(rf"\b{re.escape(package)}", scripts)
+    ] == []
+
+
 def test_every_stage_is_explained() -> None:
     rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/errors.md").read_text(), re.M)
     assert rows == list(ff.STAGES)
