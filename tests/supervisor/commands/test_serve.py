@@ -335,18 +335,18 @@ def test_what_the_manager_is_told(tmp_path: Path) -> None:
     port = free_port()
     env = {"WATCHDOG_USEC": "100000"}
     with Supervised(tmp_path, toml(port), env=env) as service:
-        ready = service.told(lambda said: said.get("READY"))
+        ready = service.notified(lambda message: message.get("READY"))
         assert ready["MAINPID"] == str(service.process.pid)
         for _ in range(5):
-            service.told(lambda said: said.get("WATCHDOG") == "1")
-        service.manager.said.clear()
+            service.notified(lambda message: message.get("WATCHDOG") == "1")
+        service.manager.messages.clear()
         service.process.send_signal(signal.SIGHUP)
-        reloading = service.told(lambda said: said.get("RELOADING"))
+        reloading = service.notified(lambda message: message.get("RELOADING"))
         assert int(reloading["MONOTONIC_USEC"]) > 0
-        service.told(lambda said: said.get("READY"))
-        assert not [said for said in service.manager.said[:-1] if said.get("READY")]
+        service.notified(lambda message: message.get("READY"))
+        assert not [m for m in service.manager.messages[:-1] if m.get("READY")]
         service.process.terminate()
-        service.told(lambda said: said.get("STOPPING"))
+        service.notified(lambda message: message.get("STOPPING"))
         assert service.wait() == 0
 
 
@@ -355,9 +355,9 @@ def test_a_watchdog_of_somebody_elses_is_not_fed(tmp_path: Path) -> None:
     with Supervised(tmp_path, toml(free_port()), env=env) as service:
         service.until("^ready: web 2/2")
         service.process.terminate()
-        service.told(lambda said: said.get("STOPPING"))
+        service.notified(lambda message: message.get("STOPPING"))
         assert service.wait() == 0
-        assert not [said for said in service.manager.said if "WATCHDOG" in said]
+        assert not [m for m in service.manager.messages if "WATCHDOG" in m]
 
 
 def test_listeners_of_the_manager(tmp_path: Path) -> None:
