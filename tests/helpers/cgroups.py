@@ -22,7 +22,7 @@ from pyforkfd.supervisor.spec._limits import Limits
 
 PACKAGES = Path(ff.__file__).parents[1]
 CONTROLLERS = ("cpu", "memory", "pids")
-# It may read the interpreter wherever that is, and write nothing that is not its own.
+# May read the interpreter wherever it is, and write only files of its own.
 AS_NOBODY: dict[str, Any] = {
     "user": "nobody",
     "capabilities": ff.Capabilities(
@@ -32,7 +32,7 @@ AS_NOBODY: dict[str, Any] = {
 
 
 def mount() -> Path:
-    """Where the v2 tree is, or the v2 part of a hybrid one."""
+    """Return where the v2 tree is mounted, or the v2 part of a hybrid one."""
     for line in Path("/proc/mounts").read_text().splitlines():
         if line.split()[2] == "cgroup2":
             return Path(line.split()[1])
@@ -41,7 +41,7 @@ def mount() -> Path:
 
 @contextmanager
 def fresh_cgroup(name: str) -> Iterator[Path]:
-    """A cgroup below the top of the tree; what is in it at the end is killed."""
+    """Make a cgroup below the top of the tree; at the end kill its processes and remove it."""
     path = mount() / f"pyforkfd-{name}-{os.getpid()}"
     try:
         path.mkdir()
@@ -55,35 +55,35 @@ def fresh_cgroup(name: str) -> Iterator[Path]:
         finally:
             leaf.kill()
             assert gone(lambda: not leaf.populated()), f"still in {path}: {leaf.procs()}"
-            assert gone(leaf.remove), f"{path} is not to be removed"
+            assert gone(leaf.remove), f"{path} cannot be removed"
 
 
 def demand_controllers(path: Path) -> None:
-    has = (path / "cgroup.controllers").read_text().split()
-    if lacking := set(CONTROLLERS) - set(has):
+    available = (path / "cgroup.controllers").read_text().split()
+    if missing := set(CONTROLLERS) - set(available):
         pytest.skip(
-            f"no {', '.join(sorted(lacking))} controller in this machine's cgroup v2 tree: "
+            f"no {', '.join(sorted(missing))} controller in this machine's cgroup v2 tree: "
             "test_vm.py runs this in one that has it"
         )
 
 
 @pytest.fixture(name="home")
 def cgroup_home() -> Iterator[Path]:
-    """An empty cgroup, with whatever controllers there are."""
+    """An empty cgroup, with the controllers of this machine."""
     with fresh_cgroup("test") as path:
         yield path
 
 
 @pytest.fixture(name="given")
 def cgroup_given(home: Path) -> Path:
-    """An empty cgroup that was given cpu, memory and pids."""
+    """An empty cgroup with the controllers cpu, memory and pids."""
     demand_controllers(home)
     return home
 
 
 @pytest.fixture(name="tree")
 def cgroup_tree(home: Path) -> Iterator[Tree]:
-    """A tree of which nothing is required."""
+    """A tree of which no controller is required."""
     opened, missing = open_tree("prefer", start=home)
     assert opened is not None
     with opened:
@@ -93,7 +93,7 @@ def cgroup_tree(home: Path) -> Iterator[Tree]:
 
 @pytest.fixture(name="limited")
 def cgroup_limited(given: Path) -> Iterator[Tree]:
-    """A tree whose leafs can have every limit."""
+    """A tree whose leaves can have every limit."""
     limits = Limits(memory_max=1, cpu_weight=1, pids_max=1)
     opened, missing = open_tree("require", [limits], start=given)
     assert opened is not None
@@ -105,7 +105,7 @@ def cgroup_limited(given: Path) -> Iterator[Tree]:
 
 @contextmanager
 def running(args: list[ff.StrPath], **options: Any) -> Iterator[ff.Process]:
-    """A child that is killed at the end, so that a failed test does not wait for it."""
+    """Run a child; kill it at the end, so that a failed test does not wait for it."""
     with ff.spawn(args, **options) as child:
         try:
             yield child
@@ -114,17 +114,17 @@ def running(args: list[ff.StrPath], **options: Any) -> Iterator[ff.Process]:
 
 
 def python(code: str, *args: str, **options: Any) -> AbstractContextManager[ff.Process]:
-    """A child that runs this code, which wants the standard library alone."""
+    """Run code that needs only the standard library in a child."""
     return running([sys.executable, "-I", "-S", "-c", code, *args], **options)
 
 
 def sleeper(**options: Any) -> AbstractContextManager[ff.Process]:
-    """A child that does nothing."""
+    """Run a child that does nothing."""
     return running(["sleep", "1000"], **options)
 
 
 def reap_orphan(pid: int) -> None:
-    """Its parent has ended.  Where zygotes made us a sub-reaper, that is for good: we are it."""
+    """Reap a process whose parent has ended, if it is ours: zygotes may make us a sub-reaper."""
     try:
         os.waitpid(pid, 0)
     except ChildProcessError:
@@ -132,30 +132,30 @@ def reap_orphan(pid: int) -> None:
 
 
 def answer(code: str, *args: str, **options: Any) -> Any:
-    """What the child prints, as JSON; it must succeed."""
-    # No site: in a machine that is slow to read files it costs as much as all else.
-    found = f"import sys; sys.path.append({str(PACKAGES)!r})\n"
-    command = [sys.executable, "-I", "-S", "-c", found + code, *args]
+    """Run code that must succeed in a child, and return the JSON that it prints."""
+    # Without site: on a machine that reads files slowly it takes as long as all else.
+    path = f"import sys; sys.path.append({str(PACKAGES)!r})\n"
+    command = [sys.executable, "-I", "-S", "-c", path + code, *args]
     done = ff.run(command, capture=True, text=True, timeout=60, **options)
     assert done.status.success, f"{done.status}: {done.stderr}"
     return json.loads(done.stdout or "")
 
 
 def line(child: ff.Process, timeout: float = 20) -> str:
-    """The next line that a child prints."""
+    """Return the next line that a child prints."""
     assert child.stdout is not None
-    said = b""
-    while not said.endswith(b"\n"):  # byte by byte: what is buffered could not be waited for
+    output = b""
+    while not output.endswith(b"\n"):  # byte by byte: select does not see what is buffered
         ready, _, _ = select.select([child.stdout], [], [], timeout)
-        assert ready, f"{child} says nothing after {said!r}"
+        assert ready, f"{child} prints nothing after {output!r}"
         byte = os.read(child.stdout.fileno(), 1)
-        assert byte, f"{child} has closed its output after {said!r}"
-        said += byte
-    return said.decode().strip()
+        assert byte, f"{child} has closed its output after {output!r}"
+        output += byte
+    return output.decode().strip()
 
 
 def usage(cgroup: Path) -> int:
-    """Microseconds of processor time."""
+    """Return the processor time used, in microseconds."""
     return stat(cgroup)["usage_usec"]
 
 

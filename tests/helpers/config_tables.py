@@ -1,4 +1,4 @@
-"""The tables of docs/supervisor-config.md, made from the dataclasses: run it to renew the page."""
+"""The tables of docs/supervisor-config.md, from the dataclasses; run as a script to update them."""
 
 from __future__ import annotations
 
@@ -74,12 +74,12 @@ def default(field: dataclasses.Field[Any], wanted: Any) -> str:
 
 
 def table(kind: type) -> str:
-    says, annotations = described(kind), _read.fields_of(kind)
+    meanings, annotations = described(kind), _read.fields_of(kind)
     lines = ["| key | value | default | meaning |", "| --- | --- | --- | --- |"]
     for field in dataclasses.fields(kind):
         if field.name == "name" and kind is not _spec.Service:
             continue  # the key of the table
-        about = says[field.name]
+        about = meanings[field.name]
         kind_of = words(annotations[field.name])
         lines.append(f"| `{field.name}` | {kind_of} | {default(field, annotations)} | {about} |")
     return "\n".join(lines) + "\n"

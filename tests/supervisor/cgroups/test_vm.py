@@ -48,4 +48,4 @@ def test_in_a_machine(name: str, machine: Run) -> None:
     assert outcomes, f"it was not run:\n{machine.log}"
     for outcome in outcomes:
         if outcome.kind != "passed":  # skipped too: the machine has all that they want
-            pytest.fail(f"{outcome.case}: {outcome.kind}\n{outcome.said}", pytrace=False)
+            pytest.fail(f"{outcome.case}: {outcome.kind}\n{outcome.text}", pytrace=False)

@@ -65,7 +65,7 @@ def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str
 def test_a_program_on_the_command_line(tmp_path: Path) -> None:
     port = free_port()
     arguments = ["--listen", f"tcp://127.0.0.1:{port}", "--workers", "3", "--name", "shop", "--"]
-    arguments += [sys.executable, "-S", str(SERVER), "one", "mute"]
+    arguments += [sys.executable, "-S", str(SERVER), "one", "silent"]
     with Supervised(tmp_path, arguments=arguments) as service:
         service.until("^ready: shop 3/3")
         assert ask(("127.0.0.1", port)).startswith("one ")
