@@ -44,9 +44,9 @@ class Row:
     reloads: int = 0
     requests: int = 0
     new_failed: dict[str, int] = field(default_factory=dict)
-    kept_failed: dict[str, int] = field(default_factory=dict)
+    keep_alive_failed: dict[str, int] = field(default_factory=dict)
     silent_answered: int = 0
-    silent_asked: int = 0
+    silent_sent: int = 0
     broken_survived: bool = False
     blocked: str = ""
     orphans: int = 0
@@ -55,8 +55,8 @@ class Row:
         return [
             self.name,
             str(sum(self.new_failed.values())),
-            str(sum(self.kept_failed.values())),
-            f"{self.silent_answered} of {self.silent_asked}",
+            str(sum(self.keep_alive_failed.values())),
+            f"{self.silent_answered} of {self.silent_sent}",
             "yes" if self.broken_survived else "no",
             str(self.orphans),
             self.blocked,
@@ -85,7 +85,7 @@ def measure(kind: Kind, directory: Path, reloads: int, seconds: float) -> Row:
                 row.reloads += reload(server, row)
             time.sleep(1.0)
         row.new_failed = counted["new"]["failed"]
-        row.kept_failed = counted["keep_alive"]["failed"]
+        row.keep_alive_failed = counted["keep_alive"]["failed"]
         row.requests = counted["new"]["done"] + counted["keep_alive"]["done"]
         row.broken_survived = survives(server)
     with running(kind, directory) as server:
@@ -105,7 +105,7 @@ def reload(server: Server, row: Row) -> bool:
         done = server.all_answer(old, 30.0) is not None
         time.sleep(SETTLE)
         for sock in silent:
-            row.silent_asked += 1
+            row.silent_sent += 1
             sock.settimeout(5.0)
             try:
                 row.silent_answered += answer(sock) is not None
@@ -124,7 +124,7 @@ def survives(server: Server) -> bool:
     end = time.monotonic() + DEPLOY
     answered = True
     while time.monotonic() < end:
-        answered = answered and server.ask(timeout=2.0) is not None
+        answered = answered and server.request_pid(timeout=2.0) is not None
         time.sleep(0.05)
     return answered and server.process.poll() is None
 
@@ -182,7 +182,12 @@ def main() -> None:
             rows.append(measure(kind, directory, args.reloads, args.seconds))
         finally:
             shutil.rmtree(directory)
-        print(" | ".join(rows[-1].cells()), rows[-1].new_failed, rows[-1].kept_failed, flush=True)
+        print(
+            " | ".join(rows[-1].cells()),
+            rows[-1].new_failed,
+            rows[-1].keep_alive_failed,
+            flush=True,
+        )
     about = {
         "command": shlex.join(["python", "benchmarks/bench_reload.py", *sys.argv[1:]]),
         "python": platform.python_version(),
