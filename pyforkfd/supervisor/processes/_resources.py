@@ -81,7 +81,7 @@ def open_rooms(
     if cgroups is not None:
         enter(cgroups)
         _end_leftovers(cgroups, succession.past)
-    watch = enter(_watch(succession, memory))
+    watch = enter(_watch(succession, memory, output))
     notify = enter(NotifySocket(f"{succession.directory}/notify", succession.notify_socket()))
     succession.put_notify(notify)
     zygotes = Zygotes()
@@ -100,13 +100,13 @@ def open_rooms(
     )
 
 
-def _watch(succession: Succession, memory: Callable[[int], int | None]) -> Watch:
+def _watch(succession: Succession, memory: Callable[[int], int | None], output: Output) -> Watch:
     if (fd := succession.take("page")) is None:
         page = SharedPage.create(_SLOTS)
     else:
         page = SharedPage(fd.detach())
     succession.put("page", page)
-    return Watch(page, Metrics(page, memory=memory), memory)
+    return Watch(page, Metrics(page, memory=memory, log_lost=output.lost), memory)
 
 
 def _cgroups(service: Service, keeper: Keeper | None) -> Tree | None:
