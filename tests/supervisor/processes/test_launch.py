@@ -133,8 +133,8 @@ def test_a_start_that_fails_frees_all_of_it(
     file = resources.output.file
     assert file is not None
     (tmp_path / "log").rename(tmp_path / "moved")
-    switch = file.reopen(time.monotonic())
-    assert switch is not None and switch.workers == ()
+    now = time.monotonic()
+    assert file.reopen(now) and file.next_switch(now) is None
 
 
 def test_a_start_frees_all_of_it_at_whatever_descriptor_it_fails(
