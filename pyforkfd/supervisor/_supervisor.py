@@ -188,10 +188,10 @@ class Supervisor:
         self._running("roll_back").request(RollBack(), reply)
 
     def scale(self, component: str, count: int) -> None:
-        """Run another number of workers.
+        """Change the number of a component's workers.
 
         Raises:
-            ValueError: there is no such component, or the number makes no sense.
+            ValueError: there is no such component, or the number is negative.
             OSError: a shard for a new worker could not be made.
             RuntimeError: the service does not run.
         """
@@ -203,7 +203,11 @@ class Supervisor:
         engine.feed(Scale(component, count))
 
     def retire(self, worker_id: int, why: str) -> None:
-        """Replace one worker; it leaves when its replacement is ready.
+        """Replace a worker, which leaves when its replacement is ready.
+
+        Args:
+            worker_id: its id.
+            why: for the log.
 
         Raises:
             ValueError: there is no such worker, or it is about to leave.

@@ -46,8 +46,8 @@ class Launch(Closing):
         options: of the spawn: descriptors, environment, cgroup, privileges and so on.
         channel: our end of the worker's channel; the caller's after the start.
         leaf: the worker's cgroup; the caller's after the start.
-        lent: closes what only the worker needs: its end of the channel, of its output.
-        kept: closes what is the caller's after the start.
+        worker_ends: closes what only the worker needs: its end of the channel, of its output.
+        on_failure: frees what becomes the caller's by the start.
     """
 
     spec: Component
@@ -56,8 +56,8 @@ class Launch(Closing):
     options: Mapping[str, Any]
     channel: ff.FdChannel
     leaf: Leaf | None
-    lent: ExitStack
-    kept: ExitStack
+    worker_ends: ExitStack
+    on_failure: ExitStack
 
     def start(self) -> tuple[ff.Process, ff.FdChannel]:
         """Start the worker.  May be called once.
@@ -72,9 +72,9 @@ class Launch(Closing):
         with self:
             process = self._spawn()
             if self.spec.give == "channel":
-                # There is room: it is the first message.
+                # The queue is empty: it is the first message.
                 send_order(self.channel, Listeners(), self.listeners)
-            self.kept.pop_all()
+            self.on_failure.pop_all()
         return process, self.channel
 
     def _spawn(self) -> ff.Process:
@@ -89,7 +89,7 @@ class Launch(Closing):
 
     def close(self) -> None:
         """Free what was made for the worker and is still owned here."""
-        with self.kept, self.lent:
+        with self.on_failure, self.worker_ends:
             pass
 
 
@@ -112,21 +112,21 @@ def prepare(
             known; nothing is left.
     """
     spec, output = worker.spec, resources.output
-    with ExitStack() as kept, ExitStack() as lent:
-        leaf = _leaf(worker, resources, kept)
+    with ExitStack() as on_failure, ExitStack() as worker_ends:
+        leaf = _leaf(worker, resources, on_failure)
         ours, theirs = ff.FdChannel.pair()
-        kept.enter_context(ours)
-        lent.enter_context(theirs)
+        on_failure.enter_context(ours)
+        worker_ends.enter_context(theirs)
         listeners = resources.sockets.of(service, spec, worker.position)
         private: dict[str, ff.HasFileno] = {"channel": theirs, "page": resources.watch.page}
-        kept.callback(lambda: output.worker_gone(worker.id, time.monotonic()))
+        on_failure.callback(lambda: output.worker_gone(worker.id, time.monotonic()))
         if output.file is not None:
             output.file.give(worker.id)
             private["log"] = output.file
         fds: dict[int, ff.FdSource] = {
             0: ff.DEVNULL,
-            1: _stream(worker, "stdout", spec.stdout, output, lent),
-            2: _stream(worker, "stderr", spec.stderr, output, lent),
+            1: _stream(worker, "stdout", spec.stdout, output, worker_ends),
+            2: _stream(worker, "stderr", spec.stderr, output, worker_ends),
         }
         numbers = _map_descriptors(spec, listeners, private, fds)
         slot = resources.watch.slot_of(worker.id)
@@ -152,17 +152,17 @@ def prepare(
             options=options,
             channel=ours,
             leaf=leaf,
-            lent=lent.pop_all(),
-            kept=kept.pop_all(),
+            worker_ends=worker_ends.pop_all(),
+            on_failure=on_failure.pop_all(),
         )
 
 
-def _leaf(worker: Worker, resources: Resources, kept: ExitStack) -> Leaf | None:
+def _leaf(worker: Worker, resources: Resources, on_failure: ExitStack) -> Leaf | None:
     """Make a worker's cgroup; None: it has none."""
     if resources.cgroups is None or worker.spec.cgroup == "off":
         return None
     leaf = resources.cgroups.leaf(leaf_name(worker), worker.spec.limits)
-    kept.callback(_remove, leaf)
+    on_failure.callback(_remove, leaf)
     for problem in leaf.missing:
         log.warning("%s: worker %d: %s", worker.component, worker.id, problem)
     return leaf
@@ -180,7 +180,7 @@ def _remove(leaf: Leaf) -> None:
 
 
 def _stream(
-    worker: Worker, name: str, wanted: Stream, output: Output, lent: ExitStack
+    worker: Worker, name: str, wanted: Stream, output: Output, worker_ends: ExitStack
 ) -> ff.FdSource:
     """Return the source of one output stream of a worker."""
     if wanted == "null":
@@ -188,7 +188,7 @@ def _stream(
     if wanted != "capture":
         return ff.INHERIT
     origin = Origin(component=worker.component, worker=worker.id, generation=worker.generation)
-    return lent.enter_context(output.capture(origin, name).writer)
+    return worker_ends.enter_context(output.capture(origin, name).writer)
 
 
 def _map_descriptors(
@@ -200,10 +200,10 @@ def _map_descriptors(
     """Choose a worker's numbers for its descriptors, above the standard ones.
 
     Args:
-        spec: its component, whose ``give`` says where listeners go.
+        spec: its component, whose ``give`` is the way that listeners go.
         listeners: name -> socket.
         private: name -> descriptor of which FORKFD_WORKER has the number.
-        fds: the worker's number -> source; what is chosen is added, but for LISTEN_FDS.
+        fds: the worker's number -> source; the choice is added, but for LISTEN_FDS.
 
     Returns:
         Name -> number, of the private ones.

@@ -71,8 +71,8 @@ class Draft:
     def result(self) -> State:
         """Freeze the draft.
 
-        A mapping of which nothing was touched is that of the last state: whoever compares the
-        two finds them equal without a look inside.
+        A mapping of which nothing was touched is that of the last state: a comparison of the
+        two states finds it equal without reading its items.
         """
         return State(
             crews=self.crews if self.touched_crews else self.before.crews,

@@ -11,7 +11,7 @@ from pyforkfd.supervisor.spec._spec import Component
 Cause: TypeAlias = Literal[
     "exit", "done", "signal", "core", "oom", "stale", "boot_timeout", "spawn_failed"
 ]
-"""Why a worker died: the label of process_crash_total."""
+"""The cause of a worker's death: the label of process_crash_total."""
 
 Order: TypeAlias = Literal["drain", "pause", "resume"]
 """The orders of the state machine to a worker that reads its channel."""

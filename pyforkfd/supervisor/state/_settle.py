@@ -99,7 +99,7 @@ def _switch(draft: Draft, pending: Pending) -> None:
         return
     old = [worker for crew in replaced.values() for worker in draft.members(crew, Phase.READY)]
     if unable := [worker for worker in old if not worker.speaks]:
-        draft.note(unable[0], "warning", "cannot pause, so no roll back is kept")
+        draft.note(unable[0], "warning", "cannot pause, so no roll back is possible")
         return
     for worker in old:
         draft.actions.append(SendOrder(worker.id, "pause"))
@@ -166,7 +166,7 @@ def _spawn(draft: Draft, crew: Crew, position: int) -> None:
 
 
 def _belongs(draft: Draft, worker: Worker) -> bool:
-    """Whether a crew that is wanted, or paused, has this worker."""
+    """Return whether a crew that is wanted, or paused, has a worker."""
     if draft.stopping:
         return False
     if worker.phase is Phase.PAUSED:
@@ -235,7 +235,7 @@ def _announce(draft: Draft) -> None:
 
 
 def _exit(draft: Draft) -> None:
-    """Stop where nothing can be kept running; exit when the last worker was reaped."""
+    """Stop where no component can be kept running; exit when the last worker was reaped."""
     if not draft.stopping and _is_hopeless(draft):
         draft.exit_code = 1
         draft.actions.append(Note("error", "no component can be kept running: giving up"))

@@ -158,7 +158,7 @@ def _after_end(draft: Draft, crew: Crew, worker: Worker, cause: Cause, at_peace:
         return crew
     crashes = (*(t for t in crew.crashes if t > draft.now - restart.within), draft.now)
     failures = 0 if lived > restart.backoff_cap else crew.failures.get(position, 0)
-    # One crash of a worker that served is replaced at once: somebody waits for it.
+    # The first crash of a worker that served is replaced at once: requests wait for it.
     doublings = failures - (worker.phase is not Phase.BOOTING)
     pause = 0.0
     if doublings >= 0:

@@ -69,7 +69,7 @@ def resources(plan: Service) -> Iterator[Resources]:
 
 
 def settled(resources: Resources) -> Holdings:
-    """What is held when the pipes of workers that have gone are read to their end."""
+    """List what is held, once the pipes of workers that have gone are read to their end."""
     resources.reactor.run_once(0)
     resources.output.poll(time.monotonic() + 10)
     return Holdings.now()
