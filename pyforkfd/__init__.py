@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from . import _atfork as atfork
 from ._channel import ChannelListener, FdChannel
-from ._clone import CloneFlag, Sibling, clone
+from ._clone import Sibling, clone
 from ._debug import debug, read_environment
 from ._epoll import Drift, DriftKind, audit, epoll_entries
 from ._errors import (
@@ -82,6 +82,7 @@ from ._types import (
     STDOUT,
     Backend,
     Capabilities,
+    CloneFlag,
     ExitStatus,
     FdSource,
     HasFileno,

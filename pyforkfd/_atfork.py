@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from . import _core
-from ._types import HasFileno, as_fd
+from ._checks import as_fd
+from ._types import HasFileno
 
 __all__ = ["HandlerStats", "PhaseStats", "Registration", "in_child", "register", "stats"]
 

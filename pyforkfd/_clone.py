@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import os
 import signal
 import sys
@@ -10,30 +9,11 @@ import threading
 from dataclasses import dataclass
 
 from . import _core
+from ._checks import integer, path_or_fd
 from ._errors import ThreadsError
 from ._fd import Fd
 from ._process import Process
-from ._types import PATHS, HasFileno, StrPath, as_fd
-
-
-class CloneFlag(enum.IntFlag):
-    """What a clone is to share, or not to share, with its parent: clone(2)."""
-
-    NEWTIME = 0x80
-    FS = 0x200
-    PTRACE = 0x2000
-    PARENT = 0x8000
-    NEWNS = 0x20000
-    SYSVSEM = 0x40000
-    UNTRACED = 0x800000
-    NEWCGROUP = 0x2000000
-    NEWUTS = 0x4000000
-    NEWIPC = 0x8000000
-    NEWUSER = 0x10000000
-    NEWPID = 0x20000000
-    NEWNET = 0x40000000
-    IO = 0x80000000
-    CLEAR_SIGHAND = 0x100000000
+from ._types import CloneFlag, HasFileno, StrPath
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,16 +61,15 @@ def clone(
         OSError: the kernel refuses; ENOTSUP where libc (musl) or kernel do not let a child be
             right, or with PARENT as pid 1 of a pid namespace, whose sibling nobody would reap.
     """
-    if flags & ~_core.CLONE_FLAGS:
-        raise ValueError(f"clone: flags {flags & ~_core.CLONE_FLAGS:#x} do not make a process")
-    if not 0 <= exit_signal <= 64:
-        raise ValueError(f"clone: {exit_signal} is not a signal")
+    flags = integer(flags, "flags", 0, 2**64 - 1, "a combination of CloneFlag")
+    if unfit := flags & ~_core.CLONE_FLAGS:
+        raise ValueError(f"flags: {unfit:#x} do not make a process")
+    exit_signal = integer(exit_signal, "exit_signal", 0, 64, "a signal")
     sibling = bool(flags & CloneFlag.PARENT)
     opened = -1
-    if isinstance(cgroup, PATHS):
-        into = opened = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    else:
-        into = -1 if cgroup is None else as_fd(cgroup, "cgroup")
+    into = -1 if cgroup is None else path_or_fd(cgroup, "cgroup")
+    if isinstance(into, bytes):
+        into = opened = os.open(into, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         sys.audit("os.fork")
         pid, pidfd = core_clone(flags, 0 if sibling else exit_signal, into)

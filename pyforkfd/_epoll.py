@@ -10,9 +10,10 @@ from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 from . import _core
+from ._checks import as_fd
 from ._fd_details import EpollWatch
 from ._selector import ForkSafeSelector
-from ._types import HasFileno, as_fd
+from ._types import HasFileno
 
 if TYPE_CHECKING:
     import asyncio

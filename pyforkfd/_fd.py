@@ -6,8 +6,9 @@ import os
 import warnings
 
 from . import _core
+from ._checks import as_fd
 from ._closing import Closing
-from ._types import HasFileno, as_fd
+from ._types import HasFileno
 
 _LAST = 2**32 - 1  # close_range(2): up to whatever is open
 

@@ -7,10 +7,11 @@ import threading
 import warnings
 
 from . import _core
+from ._checks import path_or_fd
 from ._core import fork
 from ._errors import ForkWarning
 from ._process import Process
-from ._types import PATHS, HasFileno, StrPath, as_fd
+from ._types import HasFileno, StrPath
 
 __all__ = ["fork", "other_threads"]
 
@@ -53,14 +54,17 @@ def _comm(task: int) -> str | None:
 
 
 def _open_procs(cgroup: StrPath | int | HasFileno) -> tuple[int, str]:
-    """cgroup.procs, open for writing and owned by the caller; the cgroup's name."""
-    if isinstance(cgroup, PATHS):
-        path = os.fsdecode(cgroup)
-        if not path:
-            raise ValueError("cgroup: the path is empty")
-        return os.open(os.path.join(path, "cgroup.procs"), os.O_WRONLY | os.O_CLOEXEC), ascii(path)
-    fd = as_fd(cgroup, "cgroup")
-    return os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=fd), f"descriptor {fd}"
+    """Open cgroup.procs for writing; the caller owns it.
+
+    Returns:
+        The descriptor, and the cgroup's name for messages.
+    """
+    where = path_or_fd(cgroup, "cgroup")
+    if isinstance(where, bytes):
+        procs = os.open(os.path.join(where, b"cgroup.procs"), os.O_WRONLY | os.O_CLOEXEC)
+        return procs, ascii(os.fsdecode(where))
+    procs = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=where)
+    return procs, f"descriptor {where}"
 
 
 _core.prepare_fork(Process, _open_procs, _warn_of_threads)

@@ -8,7 +8,8 @@ import socket
 import time
 from collections.abc import Iterable, Mapping
 
-from ._types import HasFileno, as_fd
+from ._checks import as_fd
+from ._types import HasFileno
 
 
 def notify(

@@ -11,9 +11,10 @@ from types import TracebackType
 from typing import TypeAlias
 
 from . import _core
+from ._checks import as_fd
 from ._errors import PassingError
 from ._fd import Fd
-from ._types import HasFileno, as_fd
+from ._types import HasFileno
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 

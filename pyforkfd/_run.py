@@ -7,12 +7,14 @@ import math
 import os
 import select
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, AnyStr, Generic, Literal, Unpack, overload
 
-from ._options import CommandOptions
+from ._checks import MAX_INT, as_fd, flag, integer, pairs, seconds, show
+from ._options import CommandOptions, list_options, names, refuse_unknown
 from ._process import Process
 from ._spawn import Command
 from ._types import (
@@ -22,12 +24,15 @@ from ._types import (
     PIPE_FROM_CHILD,
     PIPE_TO_CHILD,
     ExitStatus,
+    FdSource,
     HasFileno,
+    Special,
     StrPath,
-    as_fd,
 )
 
 _CHUNK = 65536  # what a pipe holds
+_PIPES = (PIPE, PIPE_TO_CHILD, PIPE_FROM_CHILD)
+_KNOWN = names(CommandOptions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,12 +151,15 @@ def run(
         SpawnError: it could not be started.
         TypeError, ValueError, LookupError: a value makes no sense; nothing was started.
     """
-    described = _describe(command, input, capture, options)
-    exchange = _Exchange(
-        input.encode(errors="surrogateescape") if isinstance(input, str) else input,
-        timeout,
-        max_output,
-    )
+    if not options.keys() <= _KNOWN:
+        refuse_unknown("run", options, _KNOWN)
+    for name, value in (("capture", capture), ("check", check), ("text", text)):
+        flag(value, name)
+    limit = None if timeout is None else seconds(timeout, "timeout")
+    if max_output is not None:
+        max_output = integer(max_output, "max_output", 0, sys.maxsize, "a number of bytes")
+    exchange = _Exchange(_bytes(input), limit, max_output)
+    described = _describe(command, input is not None, capture, options)
     cgroup = _own_cgroup(described.cgroup)
     try:
         child = described.spawn()
@@ -182,33 +190,59 @@ def run(
     return result
 
 
+list_options(run, CommandOptions, Command)
+
+
+def _bytes(input: object) -> bytes | memoryview:
+    """Return the input as bytes."""
+    if input is None:
+        return b""
+    if isinstance(input, str):
+        try:
+            return input.encode(errors="surrogateescape")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"input: cannot be encoded: {error}") from None
+    try:
+        return memoryview(input).cast("B")  # type: ignore[arg-type]  # it raises what is meant
+    except Exception:
+        raise TypeError(f"input: expected bytes or str, not {show(input)}") from None
+
+
 def _describe(
     command: Command | Sequence[StrPath],
-    input: bytes | str | None,
+    has_input: bool,
     capture: bool,
     options: CommandOptions,
 ) -> Command:
+    """Return the command that has the pipes and the group that run() needs."""
     given = command if isinstance(command, Command) else None
-    fds = dict(options.get("fds", given.fds if given else None) or {})
-    if input is not None:
+    named = options.get("fds", given.fds if given else None)
+    fds: dict[int, FdSource] = {} if named is None else dict(pairs(named, "fds"))
+    if has_input:
         if 0 in fds:
-            raise ValueError("run: both input and fds name the child's 0")
+            raise ValueError("input: fds of run() names the child's 0 as well")
         fds[0] = PIPE
     fds.setdefault(0, DEVNULL)
     if capture:
         fds.setdefault(1, PIPE)
         fds.setdefault(2, PIPE)
     for number, source in fds.items():
-        if (source is PIPE and number > 2) or source in (PIPE_TO_CHILD, PIPE_FROM_CHILD):
-            raise ValueError(f"run: nobody is at the other end of the pipe at child's {number}")
+        used = source is PIPE and number in (0, 1, 2)
+        if isinstance(source, Special) and source in _PIPES and not used:
+            raise ValueError(
+                f"fds: child's descriptor {number}: run() neither reads nor writes this pipe"
+            )
     options["fds"] = fds
-    if given is not None and given.process_group not in (None, 0):
-        raise ValueError("run: process_group: it is to be the child's own")
-    session = options.get("new_session", given is not None and given.new_session)
-    group = None if session else 0
+    group = options.get("process_group", given.process_group if given is not None else None)
+    if group is not None and integer(group, "process_group", 0, MAX_INT, "a process group"):
+        raise ValueError(f"process_group: {group}: run() needs one that is the child's own")
+    session = flag(
+        options.get("new_session", given is not None and given.new_session), "new_session"
+    )
+    options["process_group"] = None if session else 0
     if isinstance(command, Command):
-        return dataclasses.replace(command, process_group=group, **options)
-    return Command(command, process_group=group, **options)
+        return dataclasses.replace(command, **options)
+    return Command(command, **options)
 
 
 def _own_cgroup(cgroup: StrPath | int | HasFileno | None) -> int | None:
@@ -252,9 +286,11 @@ def _kill_tree(child: Process, cgroup: int | None) -> None:
 class _Exchange:
     """Feeds a child, collects what it writes, and watches the clock and the amount."""
 
-    def __init__(self, data: bytes | None, timeout: float | None, most: int | None) -> None:
-        self._data = memoryview(data or b"")
-        self._deadline = None if timeout is None else time.monotonic() + timeout
+    def __init__(self, data: bytes | memoryview, timeout: float | None, most: int | None) -> None:
+        self._data = memoryview(data)
+        self._deadline: float | None = None
+        if timeout is not None and timeout != math.inf:
+            self._deadline = time.monotonic() + timeout
         self._left = most
         self._chunks: dict[int, list[bytes]] = {1: [], 2: []}
 
@@ -289,7 +325,8 @@ class _Exchange:
     def _milliseconds(self) -> int | None:
         if self._deadline is None:
             return None
-        return max(0, math.ceil((self._deadline - time.monotonic()) * 1000))
+        left = (self._deadline - time.monotonic()) * 1000
+        return max(0, math.ceil(min(left, MAX_INT)))  # poll(2) takes a C int
 
     def _feed(self, fd: int) -> bool:
         try:

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import Literal
 
 from . import _core
-from ._types import HasFileno, as_fd
+from ._checks import as_fd
+from ._types import HasFileno
 
 
 @contextmanager

@@ -16,8 +16,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from . import _core
+from ._checks import as_fd
 from ._sysmon_events import BoundExceeded, FdGrowth, GilStalled, LoopStalled, SysmonEvent
-from ._types import HasFileno, as_fd
+from ._types import HasFileno
 
 if TYPE_CHECKING:
     import asyncio

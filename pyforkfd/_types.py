@@ -5,10 +5,10 @@ from __future__ import annotations
 import enum
 import os
 import signal as _signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from resource import struct_rusage
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, NoReturn, Protocol, TypeAlias
 
 StrPath: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 """A file's name; str is encoded as :func:`os.fsencode` does."""
@@ -46,6 +46,45 @@ INHERIT = Special.INHERIT
 """Our descriptor of the same number; an error if it is not open."""
 CLOSED = Special.CLOSED
 """Not open in the child."""
+
+
+Namespace: TypeAlias = Literal["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"]
+"""A kind of namespace, namespaces(7)."""
+IdMaps: TypeAlias = Sequence[tuple[int, int, int]]
+"""Lines (inside, outside, count) of a map of ids, user_namespaces(7)."""
+
+
+class CloneFlag(enum.IntFlag):
+    """A resource that a clone shares, or does not share, with its parent: clone(2)."""
+
+    NEWTIME = 0x80
+    FS = 0x200
+    PTRACE = 0x2000
+    PARENT = 0x8000
+    NEWNS = 0x20000
+    SYSVSEM = 0x40000
+    UNTRACED = 0x800000
+    NEWCGROUP = 0x2000000
+    NEWUTS = 0x4000000
+    NEWIPC = 0x8000000
+    NEWUSER = 0x10000000
+    NEWPID = 0x20000000
+    NEWNET = 0x40000000
+    IO = 0x80000000
+    CLEAR_SIGHAND = 0x100000000
+
+
+NAMESPACES: dict[Namespace, int] = {
+    "cgroup": CloneFlag.NEWCGROUP.value,
+    "ipc": CloneFlag.NEWIPC.value,
+    "mnt": CloneFlag.NEWNS.value,
+    "net": CloneFlag.NEWNET.value,
+    "pid": CloneFlag.NEWPID.value,
+    "time": CloneFlag.NEWTIME.value,  # needs clone3
+    "user": CloneFlag.NEWUSER.value,
+    "uts": CloneFlag.NEWUTS.value,
+}
+"""The flag that makes each kind of namespace."""
 
 
 class Keep(enum.Enum):
@@ -136,6 +175,21 @@ class ExitStatus:
     rusage: struct_rusage | None = None
     lost: bool = False
 
+    def __bool__(self) -> NoReturn:
+        raise TypeError(f"{self}: an ExitStatus is neither true nor false: write .success")
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, ExitStatus):
+            return self._values() == other._values()
+        if isinstance(other, int):
+            raise TypeError(
+                f"{self}: an ExitStatus is not a number: write .success, .code or .returncode"
+            )
+        return NotImplemented
+
+    def _values(self) -> tuple[object, ...]:
+        return self.code, self.signal, self.core_dumped, self.rusage, self.lost
+
     @property
     def returncode(self) -> int | None:
         """As subprocess has it: the exit code, or minus the signal; None if lost."""
@@ -161,13 +215,3 @@ class ExitStatus:
         except ValueError:
             name = f"signal {self.signal}"
         return f"killed by {name}" + (" (core dumped)" if self.core_dumped else "")
-
-
-def as_fd(source: int | HasFileno, what: str) -> int:
-    """The number of a borrowed descriptor; TypeError and ValueError say what it was for."""
-    if isinstance(source, bool) or not (isinstance(source, int) or hasattr(source, "fileno")):
-        raise TypeError(f"{what}: {source!r} is neither a descriptor nor has a fileno()")
-    fd = source if isinstance(source, int) else source.fileno()
-    if fd < 0:
-        raise ValueError(f"{what}: {fd} is not a descriptor (closed?)")
-    return fd

@@ -10,14 +10,16 @@ from types import TracebackType
 from typing import IO, Any, AnyStr, TypeAlias, Unpack, cast
 
 from pyforkfd import _core
-from pyforkfd._options import Options
+from pyforkfd._options import Options, names, refuse_unknown
 from pyforkfd._spawn import Command
-from pyforkfd._types import PIPE, PIPE_TO_CHILD, FdSource, HasFileno, StrPath
+from pyforkfd._types import HasFileno, StrPath
 
 from ._seams import demand_known, execute_child
 
 File: TypeAlias = int | IO[Any] | HasFileno | None
 """A standard stream: None, PIPE, DEVNULL, STDOUT, a descriptor, or what has one; borrowed."""
+
+_KNOWN = names(Options)
 
 
 class StartOptions(Options, total=False):
@@ -120,16 +122,20 @@ class Popen(subprocess.Popen[AnyStr]):
         self._forkfd_options = _core.SpawnPlan()
         pass_fds = set(pass_fds)
         if options:
+            if not options.keys() <= _KNOWN:
+                refuse_unknown("Popen", options, _KNOWN | names(PopenOptions))
             if preexec_fn is not None:
                 raise ValueError("preexec_fn: the standard way, which it needs, has no options")
-            self._demand_one_source(options, pass_fds, (stdin, stdout, stderr))
-            options.setdefault("default_signals", ())  # restore_signals says that
-            self._forkfd_options = Command(
+            options.setdefault("default_signals", ())  # restore_signals decides that
+            command = Command(
                 [b"-"],
-                executable=b"/-",  # what is executed is the standard part's
+                executable=b"/-",  # the standard part has the program
                 new_session=bool(start_new_session),
                 **options,
-            )._plan
+            )
+            self._demand_one_source(command, pass_fds, (stdin, stdout, stderr))
+            self._forkfd_options = command._plan
+            self._writable = command._writable
         super().__init__(
             cast(Any, args),
             bufsize,
@@ -162,18 +168,14 @@ class Popen(subprocess.Popen[AnyStr]):
     _execute_child = execute_child
 
     def _demand_one_source(
-        self, options: Options, pass_fds: set[int], standard: tuple[object, object, object]
+        self, command: Command, pass_fds: set[int], standard: tuple[object, object, object]
     ) -> None:
-        fds: Mapping[int, FdSource] = options.get("fds") or {}
-        mapped = {*fds, *range(3, 3 + len(options.get("listen") or ()))}
+        mapped = {*(command.fds or ()), *range(3, 3 + len(command.listen or ()))}
         named = {*pass_fds, *(number for number, file in enumerate(standard) if file is not None)}
         if both := mapped & named:
             raise ValueError(
                 f"fds, listen: child's {sorted(both)} also in pass_fds, stdin, stdout or stderr"
             )
-        self._writable = frozenset(
-            n for n, f in fds.items() if f is PIPE_TO_CHILD or (f is PIPE and n == 0)
-        )
 
     def _started(self, pidfd: int, ends: dict[int, int]) -> None:
         """Called by execute_child: what the core has given us beside the pid."""

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pyforkfd import _core
+from pyforkfd._checks import UNCHANGEABLE, signal_bits
 from pyforkfd._core import FdStep
+from pyforkfd._program import candidates, environment
 from pyforkfd._types import StrPath
 
-from ._seams import candidates, environment, standard_error
+from ._seams import standard_error
 
-_FIXED = 1 << 8 | 1 << 18  # SIGKILL, SIGSTOP: their action cannot be set, and need not
 _CLOSEFROM = getattr(os, "POSIX_SPAWN_CLOSEFROM", None)  # Python 3.13, glibc 2.34
 _NOT_GIVEN: Any = object()
 _STOCK = os.posix_spawn
@@ -77,8 +78,8 @@ class _PosixSpawn:
         if env is not None:
             if not isinstance(env, Mapping):
                 raise TypeError(f"{self.__name__}: environment must be a mapping object or None")
-            plan.env = [_no_null(entry) for entry in environment(env) or ()]
-        plan.candidates = list(candidates(program, None)) if self._along_path else [program]
+            plan.env = environment(env.items(), nameless=True)
+        plan.candidates = candidates(program, None) if self._along_path else [program]
         for action in file_actions or ():
             _add_action(plan, action)
         if setpgroup is not _NOT_GIVEN and setpgroup is not None:
@@ -89,9 +90,9 @@ class _PosixSpawn:
             plan.uid, plan.gid = os.getuid(), os.getgid()
         plan.new_session = bool(setsid)
         if setsigmask is not _NOT_GIVEN:
-            plan.signal_mask = _signals(setsigmask)
+            plan.signal_mask = signal_bits(setsigmask, "setsigmask")
         if setsigdef is not _NOT_GIVEN:
-            plan.default_signals = _signals(setsigdef) & ~_FIXED
+            plan.default_signals = signal_bits(setsigdef, "setsigdef") & ~UNCHANGEABLE
         if scheduler is not _NOT_GIVEN and scheduler is not None:
             if not isinstance(scheduler, tuple) or len(scheduler) != 2:
                 raise TypeError("A scheduler tuple must have two elements")
@@ -140,15 +141,6 @@ def _arguments(name: str, argv: Sequence[StrPath]) -> list[bytes]:
     if not encoded[0]:
         raise ValueError(f"{name}: argv first element cannot be empty")
     return encoded
-
-
-def _signals(signals: Iterable[int]) -> int:
-    bits = 0
-    for sig in signals:
-        if not 1 <= sig <= 64:
-            raise ValueError(f"signal number {sig} out of range [1; 64]")
-        bits |= 1 << (sig - 1)
-    return bits
 
 
 def _descriptor(fd: int) -> int:

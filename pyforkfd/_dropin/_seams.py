@@ -16,11 +16,12 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from pyforkfd import _core
 from pyforkfd._errors import from_core
+from pyforkfd._program import candidates, environment
 from pyforkfd._types import StrPath
 
 STOCK_EXECUTE_CHILD: Callable[..., None] = vars(subprocess.Popen).get(
@@ -125,27 +126,6 @@ def _is_ours_or_standard(frame: Any) -> bool:
     return name.partition(".")[0] in ("pyforkfd", "subprocess", "asyncio")
 
 
-def environment(env: Mapping[Any, Any] | None) -> list[bytes] | None:
-    """NAME=value; None is the C environment."""
-    if env is None:
-        return None
-    entries = []
-    for name, value in env.items():
-        key = os.fsencode(name)
-        if b"=" in key:
-            raise ValueError("illegal environment variable name")
-        entries.append(key + b"=" + os.fsencode(value))
-    return entries
-
-
-def candidates(executable: StrPath, env: Mapping[Any, Any] | None) -> Sequence[bytes]:
-    """The paths to try, in the order of PATH of the child's environment."""
-    name = os.fsencode(executable)
-    if b"/" in name:
-        return (name,)
-    return [os.path.join(os.fsencode(part), name) for part in os.get_exec_path(env)]
-
-
 def execute_child(
     self: Any,
     args: Any,
@@ -210,11 +190,11 @@ def execute_child(
     try:
         self.pid, pidfd, pipes = _core.fork_exec(
             args,
-            candidates(executable, env),
+            candidates(os.fsencode(executable), env),
             bool(close_fds),
             tuple(sorted(set(map(int, pass_fds)))) if pass_fds else (),
             cwd,
-            None if env is None else environment(env),
+            None if env is None else environment(env.items(), nameless=True),
             p2cread,
             c2pwrite,
             errwrite,

@@ -21,13 +21,15 @@ from typing import Any, NoReturn
 
 from pyforkfd import _core
 from pyforkfd._channel import FdChannel
-from pyforkfd._clone import CloneFlag, core_clone, demand_one_thread
+from pyforkfd._clone import core_clone, demand_one_thread
 from pyforkfd._errors import PassingError, ThreadsError
 from pyforkfd._fd import Fd
+from pyforkfd._targets import resolve
+from pyforkfd._types import CloneFlag
 
 from ._messages import MAX_FDS, SLOT, SLOT_PID, Kind, ProtocolError, Received, receive, send
 from ._streams import flush, prepare_streams
-from ._worker import Birthplace, rehearse, rehearsed_request, resolve, wait, work
+from ._worker import Birthplace, rehearse, rehearsed_request, wait, work
 
 # Below this nothing that the preloaded code opens gets its number, so that it is in nobody's
 # way: LISTEN_FDS begins at 3.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
-import importlib
 import mmap
 import os
 import pickle
@@ -21,6 +20,7 @@ from pyforkfd import _core
 from pyforkfd._channel import FdChannel
 from pyforkfd._errors import PassingError
 from pyforkfd._fd import Fd
+from pyforkfd._targets import resolve
 
 from ._messages import MAX_FDS, Kind, Received, answer_pair, receive, send
 from ._streams import flush, forget_streams, reopen_streams
@@ -200,16 +200,6 @@ def _prepare(
         send(answers, Kind.FAILED, ("zygote", (f"could not {what}", traceback.format_exc())))
         raise _Stopped from None
     return function, args, kwargs
-
-
-def resolve(target: str) -> Callable[..., object]:
-    """The function of ``package.module:name.of.function``."""
-    module, _, names = target.partition(":")
-    found: Any = importlib.import_module(module)
-    for name in names.split("."):
-        found = getattr(found, name)
-    function: Callable[..., object] = found
-    return function
 
 
 def _set_environment(env: dict[str, str] | None, listen: list[str] | None) -> None:

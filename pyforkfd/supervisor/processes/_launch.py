@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyforkfd as ff
+from pyforkfd._options import WorkerOptions
 from pyforkfd.supervisor.spec._privileges import environment, spawn_options
 from pyforkfd.supervisor.spec._spec import Component, Service, ZygoteSpec
 from pyforkfd.supervisor.state._model import Worker
@@ -66,7 +67,7 @@ def launch(worker: Worker, given: Given, zygote: Zygote | None) -> tuple[ff.Proc
             extras: dict[str, ff.HasFileno] = {"channel": theirs, **given.extras}
             listen, fds, numbers = _descriptors(spec, given, extras)
             env = _environment(worker, given, numbers)
-            options: dict[str, Any] = {
+            options: WorkerOptions = {
                 **spawn_options(spec),
                 "fds": fds,
                 "listen": listen,
@@ -88,7 +89,7 @@ def launch(worker: Worker, given: Given, zygote: Zygote | None) -> tuple[ff.Proc
     return process, ours
 
 
-def _start(spec: Component, options: dict[str, Any], zygote: Zygote | None) -> ff.Process:
+def _start(spec: Component, options: WorkerOptions, zygote: Zygote | None) -> ff.Process:
     if spec.command is not None:
         # This thread is its parent: the only one that is left after an execve(2) in place.
         return ff.spawn(spec.command, parent_death_scope="thread", **options)

@@ -9,6 +9,8 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import TypeAlias, cast
 
+from pyforkfd._targets import is_target
+
 from ._address import parse_address
 from ._privileges import (
     Holder,
@@ -35,14 +37,6 @@ _RESERVED = {"LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES"}
 _RESERVED |= {"NOTIFY_SOCKET", "FORKFD_WORKER"}
 _MOST_DESCRIPTORS = 1024  # what select(2) can watch, and the usual soft limit
 _CONNECTED = ("tcp", "unix", "unixpacket", "vsock", "systemd")
-
-
-def is_target(text: str) -> bool:
-    """It is ``package.module:function``."""
-    module, colon, function = text.partition(":")
-    return bool(colon) and all(
-        part.isidentifier() for part in (*module.split("."), *function.split("."))
-    )
 
 
 def check_component(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pyforkfd._spawn import Namespace
+from pyforkfd._types import Namespace
 
 from ._limits import Limits as Limits
 from ._limits import MemoryGuard as MemoryGuard

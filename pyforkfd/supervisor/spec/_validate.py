@@ -11,8 +11,10 @@ from collections.abc import Iterator, Mapping
 from typing import TypeAlias, TypeVar, cast
 from urllib.parse import urlsplit
 
+from pyforkfd._targets import is_target
+
 from ._address import Address, parse_address
-from ._check_component import NAME, Found, check_component, is_target, mode_problem
+from ._check_component import NAME, Found, check_component, mode_problem
 from ._privileges import Holder, user_entry
 from ._reader import Reader, fields_of
 from ._spec import Component, Control, Listener, Log, Loki, Metrics, Problem, Service, ZygoteSpec
