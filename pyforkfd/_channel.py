@@ -250,7 +250,7 @@ class FdChannel(Closing):
             yield message
 
     def peer_credentials(self) -> Credentials:
-        """Return the credentials of the other end: :func:`peer_credentials`; of a pair, its maker."""
+        """Return the credentials of the other end, for a pair of its maker: SO_PEERCRED."""
         return peer_credentials(self._fd)
 
     def peer_pidfd(self, *, by_pid: bool = False) -> Fd:

@@ -118,12 +118,12 @@ def set_cloexec(fd: int | HasFileno, on: bool) -> None:
 def close_range(
     first: int, last: int | None = None, *, cloexec: bool = False, unshare: bool = False
 ) -> None:
-    """Close all descriptors from ``first`` to ``last``, or mark them: close_range(2).
+    """Close all descriptors from ``first`` to ``last``, or mark them.
 
-    They are closed whatever their owner.  Where Linux (before 5.9; 5.11 for ``cloexec``) or a
-    sandbox refuses the call, the descriptors that /proc/thread-self/fd lists are closed or
-    marked one by one: one that another thread opens meanwhile may be missed.  As with the
-    call, errors of the files are not reported.
+    By close_range(2).  They are closed whatever their owner.  Where Linux (before 5.9; 5.11
+    for ``cloexec``) or a sandbox refuses the call, the descriptors that /proc/thread-self/fd
+    lists are closed or marked one by one: one that another thread opens meanwhile may be
+    missed.  As with the call, errors of the files are not reported.
 
     Args:
         first: the lowest number.

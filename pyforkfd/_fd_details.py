@@ -44,8 +44,8 @@ class SocketDetails:
         family: AF_*.
         type: SOCK_*.
         protocol: IPPROTO_* and the like.
-        local: the address that it is bound to; ``""`` for a UNIX socket without a name, bytes for an
-            abstract one; None where the family has no addresses.
+        local: the address that it is bound to; ``""`` for a UNIX socket without a name, bytes
+            for an abstract one; None where the family has no addresses.
         peer: the address that it is connected to, else None.
         listening: SO_ACCEPTCONN.
         backlog: number of connections that may wait at a listener; None where the kernel

@@ -1,4 +1,4 @@
-"""fork() that knows its child, and says beside whom it was called."""
+"""fork() with a Process for its child, and a warning that names other threads."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def _warn_of_threads() -> None:
 
 
 def other_threads() -> tuple[str, ...]:
-    """The names of all threads but this one, as Python or else the kernel has them.
+    """Return the names of all threads but the calling one.
 
-    From /proc/self/task; a thread that Python does not know is called by its comm.
+    They are found in /proc/self/task; a thread that Python does not know has its comm.
     """
     for last in (False, True):
         native = _tasks()
         known = {thread.native_id: thread.name for thread in threading.enumerate()}
         if last or native <= known.keys():
             break
-        os.sched_yield()  # one that Python has joined is gone from the list a moment later
+        os.sched_yield()  # a thread that Python has joined leaves the list a moment later
     names = []
     for task in sorted(native - {threading.get_native_id()}):
         if task in known:

@@ -1,4 +1,4 @@
-"""run(): a program to its end, with its output, and all it started gone when time is up."""
+"""run(): a program until its end, and its output; all it started is killed at a timeout."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ _KNOWN = names(CommandOptions)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completed(Generic[AnyStr]):
-    """What :func:`run` has to tell of a program that has ended.
+    """The result of :func:`run`: a program that has ended.
 
     Attributes:
-        args: what was executed.
-        status: how it ended.
-        stdout: what it wrote to its 1, None where that was not captured.
-        stderr: what it wrote to its 2, None where that was not captured.
+        args: the program and its arguments.
+        status: its exit status.
+        stdout: its output to 1, None where that was not captured.
+        stderr: its output to 2, None where that was not captured.
     """
 
     args: Sequence[StrPath]
@@ -53,15 +53,15 @@ class Completed(Generic[AnyStr]):
 
     @property
     def returncode(self) -> int | None:
-        """As subprocess has it: the exit code, or minus the signal; None if lost."""
+        """The return code as subprocess has it: exit code, or minus the signal; None if lost."""
         return self.status.returncode
 
 
 class RunError(Exception):
-    """A program ran, but not as it should; it has ended.
+    """A program that :func:`run` ran has failed; it has ended.
 
     Attributes:
-        result: how it ended, and its output so far.
+        result: its exit status, and its output so far.
     """
 
     result: Completed[Any]
@@ -75,15 +75,15 @@ class RunError(Exception):
 
 
 class ExitError(RunError):
-    """It did not end with code 0, and ``check`` was asked for."""
+    """The program did not end with code 0, and ``check`` is set."""
 
 
 class RunTimeoutError(RunError, TimeoutError):
-    """The time was up; it and all it had started were killed."""
+    """The timeout was reached; the program and all that it had started were killed."""
 
 
 class OutputLimitError(RunError):
-    """It wrote more than ``max_output``; it and all it had started were killed."""
+    """The output exceeded ``max_output``; the program and all that it had started were killed."""
 
 
 @overload
@@ -121,34 +121,37 @@ def run(
     max_output: int | None = None,
     **options: Unpack[CommandOptions],
 ) -> Completed[Any]:
-    """Run a program to its end, and return how it ended and what it wrote.
+    """Run a program until its end; return its exit status and its output.
 
-    It leads a process group of its own (a session with ``new_session``).  When the time is
-    up, the output too long, or the wait interrupted (Ctrl-C), that group is killed; and the
-    cgroup, by cgroup.kill (Linux 5.14), where ``cgroup`` is given and was empty before the
-    start: no process escapes from that.  Its 0 is ``input``, or /dev/null where ``fds`` does
-    not name 0: a group in the background may not read the terminal.
+    The program leads a process group of its own (a session with ``new_session``).  At the
+    timeout, at the output's limit, or when the wait is interrupted (Ctrl-C), that group is
+    killed; and the cgroup, by cgroup.kill (Linux 5.14), where ``cgroup`` is given and was
+    empty before the start: no process escapes from that.  The program's 0 is ``input``, or
+    /dev/null where ``fds`` does not name 0: a group in the background may not read the
+    terminal.
 
     Args:
         command: a :class:`Command`, or arguments as it takes them.
-        input: written to its 0; bytes, or str with ``text``.
-        capture: collect what it writes to 1 and 2, unless ``fds`` names them.  What ``fds``
-            makes a PIPE of 1 and 2 is collected in any case.
-        timeout: seconds until it must have ended and its output with it.
+        input: data for the program's 0; bytes, or str with ``text``.
+        capture: collect output to 1 and 2, unless ``fds`` names them.  A PIPE of ``fds`` for
+            1 or 2 is collected in any case.
+        timeout: seconds until the program must have ended and closed its output.
         check: a status that is not exit code 0 is an error.
-        text: input and output are str: UTF-8, where bytes that are none become surrogates
+        text: input and output are str: UTF-8, where other bytes become surrogates
             (os.fsdecode has the same), so that nothing is lost and nothing fails.
         max_output: bytes of 1 and 2 together that are read; None: as memory allows.
-        options: as :class:`Command`; they replace those of a Command given.
+        options: the options of :class:`Command`; they replace those of a Command given.
+            ``process_group`` may be 0 alone.
 
     Returns:
         A frozen result.
 
     Raises:
-        ExitError: ``check``, and it did not end with code 0.
-        RunTimeoutError: a TimeoutError.  The output so far is in its ``result``.
+        ExitError: ``check`` is set, and the program did not end with code 0.
+        RunTimeoutError: the timeout was reached; also a TimeoutError.  The output so far is
+            in its ``result``.
         OutputLimitError: the first ``max_output`` bytes are in its ``result``.
-        SpawnError: it could not be started.
+        SpawnError: the program could not be started.
         TypeError, ValueError, LookupError: a value makes no sense; nothing was started.
     """
     if not options.keys() <= _KNOWN:
@@ -246,7 +249,7 @@ def _describe(
 
 
 def _own_cgroup(cgroup: StrPath | int | HasFileno | None) -> int | None:
-    """A descriptor of it if nobody is in it; what is wrong with it the spawn will say."""
+    """Return a descriptor of the cgroup if it is empty; its errors are those of the spawn."""
     if cgroup is None:
         return None
     try:
@@ -274,8 +277,8 @@ def _kill_tree(child: Process, cgroup: int | None) -> None:
             with open(kill, "wb", buffering=0) as file:
                 file.write(b"1")
         except OSError:
-            pass  # before Linux 5.14: the group must do
-    if child.status is None:  # not reaped, so that its number is still its group's
+            pass  # before Linux 5.14: killing the group must suffice
+    if child.status is None:  # not reaped, so its number is still that of its group
         try:
             os.killpg(child.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
@@ -284,7 +287,7 @@ def _kill_tree(child: Process, cgroup: int | None) -> None:
 
 
 class _Exchange:
-    """Feeds a child, collects what it writes, and watches the clock and the amount."""
+    """The input and output of a child, with their time and their size limited."""
 
     def __init__(self, data: bytes | memoryview, timeout: float | None, most: int | None) -> None:
         self._data = memoryview(data)
@@ -295,7 +298,7 @@ class _Exchange:
         self._chunks: dict[int, list[bytes]] = {1: [], 2: []}
 
     def run(self, child: Process) -> type[RunError] | None:
-        """Until the child has ended and its output too; or what must not be, is."""
+        """Exchange data until child and output have ended; return the limit that was reached."""
         poll = select.poll()
         numbers: dict[int, int] = {}  # our descriptor -> the child's
         for number, pipe in child.pipes.items():
@@ -336,7 +339,7 @@ class _Exchange:
         except BlockingIOError:
             return True
         except BrokenPipeError:
-            return False  # it does not want more
+            return False  # the child reads no more
         return bool(self._data)
 
     def _collect(self, fd: int, number: int) -> bool:
@@ -353,7 +356,7 @@ class _Exchange:
         return bool(chunk)
 
     def rest(self, child: Process) -> None:
-        """What is in the pipes of a child that was killed; others may still hold them."""
+        """Collect the rest of the output of a child that was killed; others may hold its pipes."""
         for number in (1, 2):
             pipe = child.pipes.get(number)
             while pipe is not None and not pipe.closed and (self._left is None or self._left > 0):

@@ -55,16 +55,16 @@ class Command:
         args: the program and its arguments.
         executable: the program, where it is not ``args[0]``: a path, or a descriptor open
             on it (execveat(2); not a ``#!`` script, which its interpreter could not open).
-            A name without a slash is looked for along PATH of the child's environment,
+            A name without a slash is searched for along PATH of the child's environment,
             as execvpe(3) does, without its fall-back to /bin/sh.
-        argv0: what the child sees as its own name, instead of ``args[0]``.
+        argv0: the child's own name, instead of ``args[0]``.
         env: the whole environment; None is the C environment as it is at the spawn.
         cwd: directory as path or descriptor, entered with the child's credentials.
         fds: child's number -> our descriptor or DEVNULL, PIPE, INHERIT, Open(...), ...
-            0, 1 and 2 are ours where it does not name them (CLOSED leaves one out).
-        close_others: nothing that ``fds`` does not name is open in the child; False lets
-            inheritable descriptors through, as exec does.
-        listen: name -> listening socket, given as 3, 4, ... with LISTEN_FDS,
+            0, 1 and 2 are ours where the map does not name them (CLOSED leaves one out).
+        close_others: no descriptor but those of ``fds`` is open in the child; False passes
+            on inheritable descriptors, as exec does.
+        listen: name -> listening socket, passed as 3, 4, ... with LISTEN_FDS,
             LISTEN_FDNAMES, LISTEN_PID and (Linux 6.9) LISTEN_PIDFDID: sd_listen_fds(3).
         new_session: setsid(2).
         process_group: setpgid(2); 0 is a group of its own.
@@ -74,28 +74,28 @@ class Command:
         umask: file mode creation mask.
         rlimits: resource -> (soft, hard), ``resource.RLIM_INFINITY`` for none.
         nice: the nice value itself, -20 to 19.
-        cpu_affinity: numbers of the processors it may run on.
+        cpu_affinity: numbers of the processors that the child may run on.
         scheduler: scheduling policy and priority.
-        user: name or uid.  Brings the user's group and extra groups with it.
+        user: name or uid.  Also sets the user's group and extra groups.
         group: name or gid; KEEP leaves the group alone.
         extra_groups: names or gids; KEEP leaves them alone.
         capabilities: capability sets.
         no_new_privs: prctl PR_SET_NO_NEW_PRIVS.
-        parent_death_signal: sent to the child when the parent dies, prctl(2).
+        parent_death_signal: signal to the child when the parent dies, prctl(2).
         parent_death_scope: "process" starts the child from one long-lived thread, since
             the kernel watches the *thread* that created it (its CPU affinity, scheduling
             and thread credentials are then those of that thread); "thread" is the calling one.
-        chroot: new root directory; the directory is then "/" unless cwd says otherwise.
+        chroot: new root directory; without ``cwd`` the working directory is then "/".
         namespaces: new namespaces for the child, namespaces(7).
         uid_map: (inside, outside, count) lines, user_namespaces(7).
         gid_map: the same for groups; without CAP_SETGID setgroups(2) is denied inside.
         seccomp: classic BPF program as bytes (array of struct sock_filter), installed
-            last: it need allow no more than execve and what the program does.
+            last: it need allow no more than execve and the calls of the program.
         cgroup: directory in the cgroup v2 tree, path or descriptor: CLONE_INTO_CGROUP
             (Linux 5.7), else the child enters before anything else.
-        signal_mask: exactly these are blocked in the child; None: as in the calling thread.
-        default_signals: reset to default; handlers always are.
-        ignore_signals: ignored in the child.
+        signal_mask: the signals that are blocked in the child; None: as in the calling thread.
+        default_signals: signals to reset to default; those with handlers always are.
+        ignore_signals: signals that the child ignores.
 
     Raises:
         TypeError, ValueError, LookupError: a value makes no sense; nothing was started.
@@ -185,7 +185,7 @@ class Command:
         compile_parent_death(plan, self.parent_death_signal, self.parent_death_scope)
 
     def spawn(self) -> Process:
-        """Start the child; returns when it has become its program.
+        """Start the child; return when it has become its program.
 
         Costs the same whatever the parent's size and threads; the GIL is released.
         Kernel facilities that are missing are replaced (clone3 by clone, close_range by
@@ -207,7 +207,7 @@ class Command:
         return Process(self.args, pid, pidfd, cast(Backend, backend), ends, self._writable)
 
     def __or__(self, other: Command | Pipeline) -> Pipeline:
-        """What this one writes to its 1, the other reads from its 0."""
+        """Connect this one's 1 to the other's 0."""
         return Pipeline((self, *(other.commands if isinstance(other, Pipeline) else (other,))))
 
 

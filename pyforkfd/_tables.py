@@ -22,7 +22,7 @@ _STYLES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """What is shown: a title, names of columns, and as many cells in each row."""
+    """A title, names of columns, and as many cells in each row."""
 
     title: str
     columns: Sequence[str]
@@ -30,7 +30,7 @@ class Table:
 
 
 def show(table: Table) -> None:
-    """Print to standard output."""
+    """Print a table to standard output."""
     if not sys.stdout.isatty():
         print(plain(table), end="\n\n")
         return
@@ -51,7 +51,7 @@ def show(table: Table) -> None:
 
 
 def plain(table: Table, *, width: int | None = None) -> str:
-    """Aligned columns; cells are wrapped to the width, if one is given."""
+    """Return a table as aligned columns; cells are wrapped to the width, if one is given."""
     lines: list[Sequence[str]] = [table.columns, *table.rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
     while width is not None and sum(widths) + len(_GAP) * (len(widths) - 1) > width:
@@ -72,6 +72,6 @@ def plain(table: Table, *, width: int | None = None) -> str:
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table for a page of documentation."""
+    """Return a table for a page of documentation."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

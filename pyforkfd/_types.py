@@ -1,4 +1,4 @@
-"""Plain values: what a child is described with, and what is known of its end."""
+"""Plain values: the parts of a child's description, and its exit status."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ PATHS = (str, bytes, os.PathLike)
 
 
 class HasFileno(Protocol):
-    """Anything with a descriptor: a socket, a file, an Fd."""
+    """An object with a descriptor: a socket, a file, an Fd."""
 
     def fileno(self) -> int:
-        """The descriptor's number; it stays the object's."""
+        """Return the descriptor's number; it stays the object's."""
 
 
 class Special(enum.Enum):
-    """What a child's descriptor can be besides one of ours."""
+    """A source of a child's descriptor that is not one of ours."""
 
     DEVNULL = "DEVNULL"
     PIPE = "PIPE"
@@ -88,13 +88,13 @@ NAMESPACES: dict[Namespace, int] = {
 
 
 class Keep(enum.Enum):
-    """Marks group and extra_groups that a change of user is to leave alone."""
+    """The mark of a group and of extra_groups that a change of user leaves alone."""
 
     KEEP = "KEEP"
 
 
 KEEP = Keep.KEEP
-"""For group and extra_groups: as the spawner's, whatever the user."""
+"""For group and extra_groups: those of the spawner, whatever the user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,19 +112,19 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class SameAs:
-    """Whatever the child's descriptor ``target`` is: ``{1: PIPE, 2: SameAs(1)}``."""
+    """The same open file as the child's descriptor ``target``: ``{1: PIPE, 2: SameAs(1)}``."""
 
     target: int
 
 
 STDOUT = SameAs(1)
-"""For ``{2: STDOUT}``: errors go where the output goes."""
+"""For ``{2: STDOUT}``: errors go to the same file as output."""
 
 FdSource: TypeAlias = int | HasFileno | Special | Open | SameAs
-"""What a descriptor of a child can be: one of ours, or one of the constants above."""
+"""A source of a child's descriptor: one of ours, or one of the constants above."""
 
 Backend: TypeAlias = Literal["clone3", "clone", "fork-like", "fork"]
-"""How a child was started.
+"""A way in which a child was started.
 
 clone3 and clone share the parent's memory until the exec and cost the same whatever the
 parent's size; fork-like copies the page tables, and is used for changes of credentials
@@ -158,15 +158,18 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExitStatus:
-    """How a child ended.
+    """The end of a child.
+
+    Neither a truth value nor a number: ``if status:`` and ``status == 0`` raise a TypeError
+    that names ``.success``.
 
     Attributes:
         code: its exit code, None if a signal ended it.
         signal: the signal that ended it, else None.
-        core_dumped: it left a core dump.
-        rusage: what it used, wait4(2); None if somebody else took the status.
-        lost: somebody else took the status (or SIGCHLD is ignored) and the kernel kept
-            no copy (Linux before 6.15): then code and signal are None.
+        core_dumped: whether it left a core dump.
+        rusage: its use of resources, wait4(2); None if other code reaped the child.
+        lost: other code reaped the child (or SIGCHLD is ignored) and the kernel has no
+            copy of the status (Linux before 6.15): then code and signal are None.
     """
 
     code: int | None
@@ -192,22 +195,22 @@ class ExitStatus:
 
     @property
     def returncode(self) -> int | None:
-        """As subprocess has it: the exit code, or minus the signal; None if lost."""
+        """The return code as subprocess has it: exit code, or minus the signal; None if lost."""
         return self.code if self.signal is None else -self.signal
 
     @property
     def shell_code(self) -> int | None:
-        """As a shell has it: the exit code, or 128 plus the signal; None if lost."""
+        """The code as a shell has it: exit code, or 128 plus the signal; None if lost."""
         return self.code if self.signal is None else 128 + self.signal
 
     @property
     def success(self) -> bool:
-        """It exited with code 0."""
+        """Whether the child exited with code 0."""
         return self.code == 0
 
     def __str__(self) -> str:
         if self.lost:
-            return "exit status lost: somebody else waited for the child"
+            return "exit status lost: other code has waited for the child"
         if self.signal is None:
             return f"exit code {self.code}"
         try:

@@ -1,9 +1,9 @@
 """The command line: ``pyforkfd COMMAND ...``, or ``python -m pyforkfd COMMAND ...``.
 
-Each command is a module that is imported when it is asked for, and has two functions:
+Each command is a module that is imported when it is used, and has two functions:
 ``add_arguments(parser)``, and ``main(args)``, which returns the exit code; where a module has
-several commands, each is an object with these two.  What follows ``--`` is not parsed: it is
-the list ``args.command``.
+several commands, each is an object with these two.  Words after ``--`` are not parsed: they
+are the list ``args.command``.
 """
 
 from __future__ import annotations
@@ -16,25 +16,26 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import __version__
+from ._targets import resolve
 
 # name -> (module, or module:object in it, help)
 _COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": (
         "pyforkfd.doctor._command",
-        "what this kernel and Python do with descriptors; what those of a process are",
+        "show how this kernel and Python treat descriptors, or the descriptors of a process",
     ),
     "run": (
         "pyforkfd._preload",
-        "execute the program after -- and stop descriptors from leaking to its children",
+        "execute the program after --, and stop descriptors from leaking to its children",
     ),
     "serve": (
         "pyforkfd.supervisor.commands._serve",
         "run a network service of many processes, and reload it without losing a request",
     ),
-    "status": ("pyforkfd.supervisor.commands._status:status", "how a service is"),
+    "status": ("pyforkfd.supervisor.commands._status:status", "show the state of a service"),
     "reload": (
         "pyforkfd.supervisor.commands._commands:reload",
-        "replace its workers by a new generation; if that fails, nothing changes",
+        "replace the workers of a service by a new generation; if that fails, nothing changes",
     ),
     "rollback": (
         "pyforkfd.supervisor.commands._commands:rollback",
@@ -42,7 +43,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "scale": (
         "pyforkfd.supervisor.commands._commands:scale",
-        "run another number of workers of a component",
+        "change the number of workers of a component",
     ),
     "restart": (
         "pyforkfd.supervisor.commands._commands:restart",
@@ -52,13 +53,16 @@ _COMMANDS: dict[str, tuple[str, str]] = {
         "pyforkfd.supervisor.commands._commands:signal",
         "send a signal to all workers of a component",
     ),
-    "logs": ("pyforkfd.supervisor.commands._commands:logs", "what its workers have said"),
+    "logs": (
+        "pyforkfd.supervisor.commands._commands:logs",
+        "show the output of the workers of a service",
+    ),
     "stop": (
         "pyforkfd.supervisor.commands._commands:stop",
         "end a service, and wait until it has ended",
     ),
 }
-_ERROR = 2  # as argparse has it for bad usage; 1 is an answer
+_ERROR = 2  # argparse's code for bad usage; 1 is a result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,11 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None: those of the process.
 
     Returns:
-        The exit code: that of the command, or 2 for bad usage and errors, which are one
-        line on standard error.
+        The exit code of the command, or 2 after an error, which is one line on standard
+        error.
 
     Raises:
-        SystemExit: by argparse: bad usage, ``--help``, ``--version``.
+        SystemExit: argparse ends the program: bad usage, ``--help``, ``--version``.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     command: list[str] = []
@@ -90,14 +94,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, (where, text) in _COMMANDS.items():
         below = commands.add_parser(name, help=text, description=text)
         if name == chosen:
-            path, _, attribute = where.partition(":")
-            module = importlib.import_module(path)
-            if attribute:
-                module = getattr(module, attribute)
+            module = resolve(where) if ":" in where else importlib.import_module(where)
             module.add_arguments(below)
     args = parser.parse_args(words)
     args.command = command
-    assert module is not None, "argparse wants a command"
+    assert module is not None, "argparse demands a command"
     try:
         code: int = module.main(args)
         sys.stdout.flush()

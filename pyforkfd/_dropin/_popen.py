@@ -1,4 +1,4 @@
-"""Popen: the standard one on our engine, with our options."""
+"""Popen: the standard class on our engine, with our options."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pyforkfd._types import HasFileno, StrPath
 from ._seams import demand_known, execute_child
 
 File: TypeAlias = int | IO[Any] | HasFileno | None
-"""A standard stream: None, PIPE, DEVNULL, STDOUT, a descriptor, or what has one; borrowed."""
+"""A standard stream: None, PIPE, DEVNULL, STDOUT, a descriptor, or an object with one; borrowed."""
 
 _KNOWN = names(Options)
 
 
 class StartOptions(Options, total=False):
-    """What Popen takes beside the program and its streams, here and on asyncio."""
+    """The options of Popen beside the program and its streams, here and on asyncio."""
 
     executable: StrPath | None
     preexec_fn: Callable[[], Any] | None
@@ -42,7 +42,7 @@ class StartOptions(Options, total=False):
 
 
 class PopenOptions(StartOptions, total=False):
-    """Everything that Popen takes: the standard module's own names, and :class:`Options`."""
+    """All arguments of Popen: the standard module's own names, and :class:`Options`."""
 
     args: StrPath | Sequence[StrPath]
     bufsize: int
@@ -59,25 +59,21 @@ class PopenOptions(StartOptions, total=False):
 class Popen(subprocess.Popen[AnyStr]):
     """:class:`subprocess.Popen`, whose child is started as :meth:`Command.spawn` does.
 
-    Takes what the standard one takes, with the same meaning, and by keyword the options of
-    :class:`Command` that it lacks: ``fds``, ``listen``, ``controlling_terminal``,
-    ``foreground``, ``rlimits``, ``nice``, ``cpu_affinity``, ``scheduler``, ``capabilities``,
-    ``no_new_privs``, ``parent_death_signal``, ``parent_death_scope``, ``chroot``,
-    ``namespaces``, ``uid_map``, ``gid_map``, ``seccomp``, ``cgroup``, ``signal_mask``,
-    ``default_signals``, ``ignore_signals``.  ``fds`` and ``listen`` add to ``pass_fds`` and
+    It takes the arguments of the standard class, with the same meaning, and by keyword those
+    options of :class:`Command` that the standard class does not have: :class:`Options`.
+    ``fds`` and ``listen`` add to ``pass_fds`` and
     to stdin, stdout and stderr; one number may come from one of them only.  ``user`` is the
     standard's: it brings no groups with it.
 
-    While it lives it holds the child's pidfd: signals go through that, and waits with a
-    time-out sleep in poll(2) where the standard ones look again and again.
+    The object holds the child's pidfd: signals go through that, and waits with a time-out
+    sleep in poll(2) where the standard ones poll again and again.
 
     Attributes:
-        pipes: our ends of the pipes that ``fds`` asked for, by the child's number; owned by
-            this object.
+        pipes: our ends of the pipes of ``fds``, by the child's number; owned by this object.
 
     Raises:
-        OSError: as the standard one.  Where the program or the directory is wrong, the
-            cause is the :class:`SpawnError`; where anything else is, it is that itself.
+        OSError: as in the standard class.  Where the program or the directory is wrong, its
+            cause is the :class:`SpawnError`; for all else it is the SpawnError itself.
         TypeError, ValueError, LookupError: a value makes no sense; nothing was started.
     """
 
@@ -125,7 +121,9 @@ class Popen(subprocess.Popen[AnyStr]):
             if not options.keys() <= _KNOWN:
                 refuse_unknown("Popen", options, _KNOWN | names(PopenOptions))
             if preexec_fn is not None:
-                raise ValueError("preexec_fn: the standard way, which it needs, has no options")
+                raise ValueError(
+                    "preexec_fn: it needs the standard path, which has no options of ours"
+                )
             options.setdefault("default_signals", ())  # restore_signals decides that
             command = Command(
                 [b"-"],
@@ -178,18 +176,18 @@ class Popen(subprocess.Popen[AnyStr]):
             )
 
     def _started(self, pidfd: int, ends: dict[int, int]) -> None:
-        """Called by execute_child: what the core has given us beside the pid."""
+        """Take the pidfd and the pipes of the child that execute_child has started."""
         self._pidfd = pidfd
         for target, fd in ends.items():
             self.pipes[target] = os.fdopen(fd, "wb" if target in self._writable else "rb")  # type: ignore[assignment]
 
     @property
     def pidfd(self) -> int:
-        """Means the child, readable once it has ended; borrowed, -1 once it is reaped."""
+        """The child's pidfd, readable once it has ended; borrowed, -1 once it is reaped."""
         return self._pidfd
 
     def send_signal(self, signum: int) -> None:
-        """Send a signal through the pidfd; does nothing once the child is known to have ended."""
+        """Send a signal through the pidfd; do nothing once the child is known to have ended."""
         self.poll()
         number = self._duplicate()
         if number < 0:
@@ -198,7 +196,7 @@ class Popen(subprocess.Popen[AnyStr]):
         try:
             _core.send_signal(number, signum)
         except ProcessLookupError:
-            pass  # ended since, and was reaped by somebody else
+            pass  # it has ended since, and other code has reaped it
         finally:
             os.close(number)
 
@@ -215,7 +213,7 @@ class Popen(subprocess.Popen[AnyStr]):
         return cast(int, super()._wait(timeout))  # type: ignore[misc]
 
     def _duplicate(self) -> int:
-        """Of the pidfd, since whoever reaps closes it; -1 if somebody does so right now."""
+        """Duplicate the pidfd; return -1 while another thread reaps the child and closes it."""
         lock = self._waitpid_lock  # type: ignore[attr-defined]
         if not lock.acquire(blocking=False):
             return -1

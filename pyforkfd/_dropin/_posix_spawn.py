@@ -21,11 +21,11 @@ _STOCK = os.posix_spawn
 
 
 class _PosixSpawn:
-    """Called, it starts a program as :func:`os.posix_spawn` does, with the GIL released.
+    """A function that starts a program as :func:`os.posix_spawn` does, with the GIL released.
 
     Args:
-        name: its own, for messages.
-        along_path: a name without a slash is looked for along our PATH.
+        name: its own name, for messages.
+        along_path: a name without a slash is searched for along our PATH.
     """
 
     def __init__(self, name: str, *, along_path: bool) -> None:
@@ -47,19 +47,19 @@ class _PosixSpawn:
         setsigdef: Iterable[int] = _NOT_GIVEN,
         scheduler: tuple[int | None, os.sched_param] | None = _NOT_GIVEN,
     ) -> int:
-        """Start it.
+        """Start the program.
 
         Args:
             path: the program.
             argv: its arguments.
-            env: its environment; None is ours.
-            file_actions: executed in their order: (os.POSIX_SPAWN_OPEN, fd, path, flags,
-                mode), (os.POSIX_SPAWN_CLOSE, fd), (os.POSIX_SPAWN_DUP2, fd, new_fd),
+            env: its environment; None: ours.
+            file_actions: actions on descriptors, executed in their order:
+                (os.POSIX_SPAWN_OPEN, fd, path, flags, mode), (os.POSIX_SPAWN_CLOSE, fd), (os.POSIX_SPAWN_DUP2, fd, new_fd),
                 (os.POSIX_SPAWN_CLOSEFROM, fd).  Descriptors are borrowed.
             setpgroup: process group, 0 for one of its own.
             resetids: effective ids become the real ones.
             setsid: a session of its own.
-            setsigmask: signals that are blocked in it.
+            setsigmask: signals that are blocked in the child.
             setsigdef: signals that are reset to default.
             scheduler: policy or None, and parameters.
 
@@ -115,11 +115,11 @@ posix_spawnp = _PosixSpawn("posix_spawnp", along_path=True)
 
 
 def _demand_accepted(resetids: Any) -> None:
-    """TypeError where this Python's own wants a number; newer ones take the truth of all."""
+    """Raise a TypeError where this Python's own function takes a number alone."""
     try:
         _STOCK("", (), {}, resetids=resetids)
     except ValueError:
-        pass  # it got as far as the empty argv
+        pass  # it reached the empty argv, and so accepts the value
 
 
 def _no_null(value: bytes) -> bytes:
@@ -167,7 +167,7 @@ def _add_action(plan: _core.SpawnPlan, action: tuple[Any, ...]) -> None:
     fd = _descriptor(rest[0])
     if kind == os.POSIX_SPAWN_OPEN:
         path, flags, mode = rest[1:]
-        plan.add_file_action(FdStep.CLOSE, -1, fd)  # before, as POSIX says
+        plan.add_file_action(FdStep.CLOSE, -1, fd)  # before, as POSIX demands
         plan.add_file_action(FdStep.OPEN, -1, fd, _encoded(path), flags, mode)
     elif kind == os.POSIX_SPAWN_CLOSE:
         plan.add_file_action(FdStep.CLOSE, -1, fd)

@@ -1,9 +1,9 @@
-"""What stands in for the interpreter's own way to start a child, and what is known of that.
+"""Replacements of the interpreter's own ways to start a child, and the checks of these.
 
 The seams are ``subprocess.Popen._execute_child``, which every Popen of the process goes
 through (asyncio's, trio's and anyio's too), and ``_posixsubprocess.fork_exec``, which
 multiprocessing calls.  Both exist only inside the interpreter, so they are compared with
-what we know before anything is put in their place.
+the known ones before they are replaced.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _MAYBE = ["allow_vfork"]  # until Python 3.14
 
 INSTEAD_OF_PREEXEC_FN = (
     "preexec_fn runs Python between fork and exec, so this child is started the standard way: "
-    "a fork that copies page tables, with locks of other threads held.  Options say the same "
+    "a fork that copies page tables, with locks of other threads held.  Options do the same "
     "as data: start_new_session, process_group, umask, user, group, extra_groups of "
     "subprocess; controlling_terminal, foreground, rlimits, nice, cpu_affinity, scheduler, "
     "chroot, capabilities, no_new_privs, parent_death_signal, namespaces, seccomp, cgroup, "
@@ -52,16 +52,16 @@ INSTEAD_OF_PREEXEC_FN = (
 
 
 class PreexecFnWarning(RuntimeWarning):
-    """A preexec_fn was delegated to the standard path; the text names what replaces it."""
+    """A preexec_fn was delegated to the standard path; the text names the options to write."""
 
 
 class UnknownInterpreterError(RuntimeError):
-    """This Python starts children in a way that we do not know; nothing was installed."""
+    """This Python starts children in a way that is not known here; nothing was installed."""
 
 
-@functools.cache  # of a refusal nothing is remembered
+@functools.cache  # which does not record a refusal
 def demand_known() -> None:
-    """UnknownInterpreterError unless the seams are those that we stand in for."""
+    """Raise an UnknownInterpreterError unless the seams are those that are replaced here."""
     popen = subprocess.Popen
     if popen.__module__ != "subprocess" or not hasattr(popen, "_close_pipe_fds"):
         raise UnknownInterpreterError(
@@ -82,7 +82,7 @@ def demand_known() -> None:
 
 
 def _parameters(function: Callable[..., int]) -> list[str]:
-    """Their names; where Python 3.11 does not tell them, so many of the known ones."""
+    """Return the names of the parameters; where Python 3.11 has none, as many known ones."""
     try:
         return list(inspect.signature(function).parameters)
     except ValueError:
@@ -100,10 +100,10 @@ def _parameters(function: Callable[..., int]) -> list[str]:
 def standard_error(
     error: _core.SysError, executable: StrPath, program: StrPath, cwd: StrPath | None
 ) -> OSError:
-    """What the standard module raises; the cause says at which step.
+    """Return the error that the standard module raises; its cause names the step.
 
-    It knows two things that can be wrong, the program and the directory; for all others
-    this is the SpawnError.
+    The standard module has errors of the program and of the directory alone; for all other
+    steps this is the SpawnError.
     """
     found = from_core(os.fsdecode(program), error)
     if found.stage in ("exec", "working_directory"):
@@ -114,7 +114,7 @@ def standard_error(
 
 
 def warn_of_preexec_fn() -> None:
-    """With the line that called subprocess, or asyncio, as its origin."""
+    """Warn, with the line that called subprocess, or asyncio, as the origin."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and _is_ours_or_standard(frame):
         level, frame = level + 1, frame.f_back
@@ -152,10 +152,10 @@ def execute_child(
     start_new_session: Any,
     process_group: int,
 ) -> None:
-    """Stands in for Popen._execute_child.
+    """Start a child in the place of Popen._execute_child.
 
-    The standard one serves what is not ours: preexec_fn, _USE_VFORK = False, and a
-    _fork_exec that somebody else has replaced.
+    The standard method serves the calls that are not ours: with preexec_fn, with _USE_VFORK =
+    False, and with a _fork_exec that other code has replaced.
     """
     if (
         preexec_fn is not None
@@ -242,10 +242,10 @@ def fork_exec(
     preexec_fn: Any,
     *allow_vfork: Any,
 ) -> int:
-    """Stands in for _posixsubprocess.fork_exec.
+    """Start a child in the place of _posixsubprocess.fork_exec.
 
-    A child that cannot become its program is an OSError here and now; the standard one
-    leaves a zombie and a word in the pipe, which multiprocessing does not read.
+    A child that cannot become its program is an OSError at once; the standard function leaves
+    a zombie and a message in the pipe, which multiprocessing does not read.
     """
     if preexec_fn is not None or not all(allow_vfork):
         if preexec_fn is not None:

@@ -1,4 +1,4 @@
-"""One worker, described by the application: what is sent to the zygote, and what is kept."""
+"""One worker, described by the application: the request to the zygote, and our pipe ends."""
 
 from __future__ import annotations
 
@@ -71,15 +71,17 @@ class Descriptors:
 
 @dataclass(slots=True)
 class Request:
-    """What is sent for one worker.  A context manager: it closes the worker's ends of pipes.
+    """A request for one worker.  A context manager: it closes the worker's ends of pipes.
 
     Attributes:
+        name: the worker's name in errors.
         body: the message, as plain values.
-        fds: borrowed, but for those in ``owned``.
+        fds: descriptors of the message; borrowed, but for those in ``owned``.
         sources: our numbers, in the order of the plan.
         ends: child's number -> our end of its pipe; ours until they are taken.
-        writable: those of them that we write.
-        born_for_it: the clone itself must know it: of namespaces, of the cgroup to be born in.
+        writable: the child's numbers of the ends that we write to.
+        owned: descriptors of the message that are closed after it.
+        born_for_it: whether the clone itself needs the request: for namespaces or a cgroup.
     """
 
     name: str
@@ -99,11 +101,11 @@ class Request:
             os.close(fd)
 
     def plan(self) -> _core.SpawnPlan:
-        """What the worker applies, with our numbers of its descriptors."""
+        """Return the plan that the worker applies, with our numbers of its descriptors."""
         return _core.SpawnPlan.from_state(self.body["plan"])
 
     def take_ends(self) -> dict[int, int]:
-        """Our ends of the pipes, which the caller owns from now on."""
+        """Give our ends of the pipes to the caller, who owns them then."""
         ends, self.ends = self.ends, {}
         return ends
 
@@ -116,18 +118,18 @@ def request(
     home: tuple[int, int],
     body: dict[str, Any],
 ) -> Request:
-    """Resolve every descriptor, make the pipes, and write it all down.
+    """Resolve every descriptor, make the pipes, and build the request.
 
     Args:
-        name: what errors call the worker.
-        command: has every option but ``fds`` and ``listen``.
+        name: the worker's name in errors.
+        command: every option but ``fds`` and ``listen``.
         descriptors: those of ``fds`` and ``listen``.
-        held: what the zygote's own code has open, which no target may hide.
+        held: descriptors of the zygote's own code, which no target may hide.
         home: device and inode of the zygote's directory.
-        body: what else is to be sent.
+        body: the rest of the message.
 
     Raises:
-        ValueError: a target is held.
+        ValueError: a target is among ``held``.
         SpawnError: a source is not open.
     """
     numbers = iter(descriptors.sources.numbers())
@@ -189,14 +191,14 @@ def request(
 
 
 def directory(path: str) -> tuple[int, int]:
-    """What a directory is known by: device and inode."""
+    """Return device and inode of a directory."""
     found = os.stat(path)
     return found.st_dev, found.st_ino
 
 
 def _is_open(fd: int) -> bool:
     try:
-        _core.cloexec(fd)  # the cheapest question; it keeps the GIL
+        _core.cloexec(fd)  # the cheapest call; it does not release the GIL
     except OSError:
         return False
     return True
@@ -204,8 +206,8 @@ def _is_open(fd: int) -> bool:
 
 def _demand_open(name: str, source: int, target: int) -> None:
     if not _is_open(source):
-        what = f"{source} -> child's {target}"
-        raise SpawnError(name, "descriptor_source", errno.EBADF, what, "find descriptor to pass")
+        subject = f"{source} -> child's {target}"
+        raise SpawnError(name, "descriptor_source", errno.EBADF, subject, "find descriptor to pass")
 
 
 def _pipe(wanted: Request, target: int, *, to_child: bool) -> int:

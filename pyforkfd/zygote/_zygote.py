@@ -31,15 +31,15 @@ _KNOWN = names(WorkerOptions)
 
 
 class Zygote:
-    """A small process that has imported what workers need, and clones itself for each.
+    """A small process that has imported the modules of workers, and clones itself for each.
 
-    It starts at the first use, or at :meth:`start`; runs with one thread; ends with us, or at
-    :meth:`close`.  If it has died, the next use starts another.  Workers are our own
-    children, and live on without it.  Safe to use from many threads; in a forked child it is
-    as if it had not started yet.  As a context manager it closes at the end.
+    The process starts at the first use, or at :meth:`start`; runs with one thread; ends with
+    us, or at :meth:`close`.  If it has died, the next use starts another.  Workers are our
+    own children, and live on without it.  Safe to use from many threads; in a forked child
+    the zygote is not started yet.  As a context manager it closes at the end.
 
     Attributes:
-        generation: how many zygotes have been started.
+        generation: number of processes that have been started.
     """
 
     generation: int
@@ -64,15 +64,17 @@ class Zygote:
             freeze_gc: gc.freeze() before the first worker, so that its collector does not
                 write to, and thereby copy, what was imported.
             env: the whole environment of the zygote, and of its workers unless they have
-                their own; None is ours.  What libraries read at import goes here, such as
-                ``OPENBLAS_NUM_THREADS``.
-            warm: how many workers to have made ahead: they wait for what they will be, and
-                are replaced once taken.  A worker with namespaces or a cgroup is none of
-                them.
-            parent_death_scope: whose end the zygote, and workers with a parent_death_signal,
-                are told of: "process" starts it from one long-lived thread; "thread" from the
-                one that needs it, which is right for the main thread of a program that
-                executes another in its place, where all other threads end.
+                their own; None: ours.  Variables that libraries read at import belong here,
+                such as ``OPENBLAS_NUM_THREADS``.
+            warm: number of workers to make ahead: they wait for their function, and are
+                replaced once taken.  A worker with namespaces or a cgroup is not one of them.
+            parent_death_scope: the parent whose end the kernel signals to the zygote, and to
+                workers with a parent_death_signal: "process" starts it from one long-lived
+                thread; "thread" from the calling one, which is right for the main thread of a
+                program that executes another in its place, where all other threads end.
+
+        Raises:
+            TypeError, ValueError: an argument makes no sense; the message begins with it.
         """
         modules = items(preload, "preload")
         for module in modules:
@@ -109,13 +111,13 @@ class Zygote:
         env: Mapping[str, str] | None = None,
         warm: int = 0,
     ) -> Zygote:
-        """The zygote of this configuration that the whole process uses; made at first."""
-        made = cls(preload=preload, setup=setup, freeze_gc=freeze_gc, env=env, warm=warm)
+        """Return the zygote of this configuration that the whole process shares."""
+        new = cls(preload=preload, setup=setup, freeze_gc=freeze_gc, env=env, warm=warm)
         with _shared_lock:
-            return _shared.setdefault(made._configuration, made)
+            return _shared.setdefault(new._configuration, new)
 
     def start(self) -> None:
-        """Start it now, if it does not run, and wait until everything is imported.
+        """Start the process, if it does not run, and wait until everything is imported.
 
         Raises:
             ZygoteError: an import or the setup failed; its traceback is in the message.
@@ -124,7 +126,7 @@ class Zygote:
         self._running()
 
     def begin(self) -> int:
-        """Start it now, if it does not run, and do not wait.
+        """Start the process, if it does not run, and do not wait.
 
         Returns:
             A descriptor, borrowed, which is readable when :meth:`start` need not wait any more.
@@ -137,17 +139,17 @@ class Zygote:
 
     @property
     def pid(self) -> int | None:
-        """The running zygote's number, None where none runs."""
+        """The pid of the running process; None where none runs."""
         link = self._link
         return link.process.pid if link is not None and link.alive else None
 
     def refork(self) -> None:
-        """Start a new zygote, from the code as it is now; its predecessor then ends.
+        """Start a new process, from the code as it is now; its predecessor then ends.
 
-        Workers of the old one live on.  If the new one cannot be started the old one stays.
+        Workers of the old one live on.  If the new one cannot be started, the old one stays.
 
         Raises:
-            ZygoteError, SpawnError: as :meth:`start`.
+            ZygoteError, SpawnError: as in :meth:`start`.
         """
         with self._lock:
             fresh = Link(self._configuration)
@@ -156,7 +158,7 @@ class Zygote:
             old.close()
 
     def close(self) -> None:
-        """End the zygote and wait for that; its workers live on.  The next use starts anew."""
+        """End the process and wait for that; its workers live on, the next use starts another."""
         with self._lock:
             old = self._replace(None)
         if old is not None:
@@ -204,17 +206,19 @@ class Zygote:
     ) -> Process:
         """Start a worker: a clone of the zygote, and our child, that calls one function.
 
-        Returns when the worker has all that was asked for, has found the function and is
-        about to call it.  The options are those of :class:`Command`, applied by the same
-        native code in the same order, and are all applied before the function's module is
-        imported (unless it was preloaded) and its arguments unpickled.  Differences:
+        Return when the worker has all its options, has found the function and is about to
+        call it.  The options are those of :class:`Command`, applied by the same native code
+        in the same order, and are all applied before the function's module is imported
+        (unless it was preloaded) and its arguments unpickled.  Differences:
 
         - descriptors above 2 that ``fds`` names are close-on-exec, as all are in Python;
-          what the preloaded code has open stays open, with numbers from 64 up;
-        - signal handlers are those of the zygote, so Python's: ``default_signals`` names what
-          is to be reset;
-        - what is not said here is as in the zygote: umask, limits, nice value, affinity;
-          environment, directory, signal mask and standard streams are ours at the call.
+          descriptors of the preloaded code stay open, with numbers from 64 up;
+        - signal handlers are those of the zygote, so Python's: ``default_signals`` names the
+          signals to reset;
+        - without an option, umask, limits, nice value and affinity are the zygote's;
+          environment, directory, signal mask and standard streams are ours at the call;
+        - ``parent_death_signal`` is sent when our *process* ends; ``seccomp`` must allow
+          Python's own calls.
 
         The worker's process ends with the function: 0, or 1 after an exception, whose
         traceback goes to its stderr; SystemExit has its code.  Then threads that are no
@@ -235,7 +239,9 @@ class Zygote:
             ThreadsError: the zygote has threads, and names them.
             ZygoteError: the zygote could not be started; the function was not found, its
                 arguments could not be unpickled; or the worker was killed meanwhile.
-            ValueError: an option makes no sense; a target is open in the zygote's code.
+            TypeError, ValueError, LookupError: an option makes no sense; the message begins
+                with it.
+            ValueError: the zygote's code has one of the child's descriptors open.
         """
         demand_target(target, "target")
         if not options.keys() <= _KNOWN:
@@ -266,20 +272,20 @@ class Zygote:
                 try:
                     pid, pidfd = link.birth(wanted)
                 except Gone:
-                    continue  # it died before it took ours: a fresh one may serve
+                    continue  # the zygote died before it took the request: try a fresh one
                 return Process(
                     (name,), pid, pidfd, "fork-like", wanted.take_ends(), wanted.writable
                 )
         raise ZygoteError(f"the zygote was killed twice before it could start {name!r}")
 
     def _environment(self, link: Link, env: Mapping[str, str] | None) -> dict[str, str] | None:
-        """What the worker must be told: nothing where the zygote has it already."""
+        """Return the environment to send: None where the zygote has it already."""
         if env is None and self._configuration.env is None:
             env = None if link.has_environment() else os.environ
         return None if env is None else dict(env)
 
     def _free_targets(self, count: int) -> list[int]:
-        """Numbers above 2 that a worker has free."""
+        """Return numbers above 2 that are free in a worker."""
         link = self._link
         held = (link if link is not None and link.settled else self._running()).held
         return list(itertools.islice((n for n in itertools.count(3) if n not in held), count))
@@ -301,7 +307,7 @@ class Zygote:
         return f"<Zygote {' '.join(self._configuration.preload)}: {state}>"
 
 
-# To describe a worker of whom nothing is said would cost as much as all else that is done here.
+# A worker without options: to describe it again would cost as much as all else here.
 _PLAIN = Command(("worker",), executable="/", default_signals=())
 list_options(Zygote.spawn, WorkerOptions, Command, default_signals=())
 
@@ -344,7 +350,7 @@ def _close(link: Link, owner: int) -> None:
 
 
 def _after_fork_in_child() -> None:
-    """The zygotes of the parent are not ours: their workers would not be our children."""
+    """Abandon the zygotes of the parent: their workers would not be our children."""
     global _shared_lock
     _shared_lock = threading.Lock()
     for zygote in list(_zygotes):

@@ -105,18 +105,18 @@ def capabilities_for(component: Component, holder: Holder) -> Capabilities:
 
 
 def spawn_options(component: Component, holder: Holder | None = None) -> WorkerOptions:
-    """The component as keyword arguments of :class:`pyforkfd.Command` and of Zygote.spawn.
+    """Return a component's options, for :class:`pyforkfd.Command` and for Zygote.spawn.
 
     Args:
-        component: a valid one.
-        holder: who spawns; None is the calling process as it is now.
+        component: a valid component.
+        holder: the privileges of the process that spawns; None: the calling process now.
 
     Returns:
-        cwd, umask, nice, cpu_affinity, rlimits, and all of the privileges.  Not in it: what
-        the loop knows (program or function, descriptors, cgroup) and :func:`environment`.
+        cwd, umask, nice, cpu_affinity, rlimits, and all privileges; not the options that the
+        engine adds (program or function, descriptors, cgroup) and :func:`environment`.
 
     Raises:
-        OSError: the file of the filter cannot be read; it names the file.
+        OSError: the file of the filter cannot be read; the error names the file.
         ValueError: that file is no filter; a name is unknown.
     """
     holder = holder or Holder.now()
