@@ -23,7 +23,7 @@ MAX_INT = 2**31 - 1
 UNCHANGEABLE = 1 << (signal.SIGKILL - 1) | 1 << (signal.SIGSTOP - 1)
 """SIGKILL and SIGSTOP as bits: their action is fixed, signal(7)."""
 MOST_ITEMS = 1 << 20
-"""More than any child can take: execve(2) has room for fewer arguments."""
+"""More than any child can take: execve(2) refuses that many arguments."""
 PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)
 """The signals that Python ignores; a fresh program expects neither."""
 

@@ -1,7 +1,7 @@
 """From the options of a child to the core's plan: terminal, resources, confinement, signals.
 
-The plan has our defaults, and an option that nobody gave is not even touched: cold code is most
-of what describing a child costs.
+The plan has our defaults, and an option that was not given is not even touched: cold code is
+most of the cost of describing a child.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def compile_signals(
 
 
 def compile_parent_death(plan: SpawnPlan, number: int | None, scope: str) -> None:
-    """Add the parent-death signal, and whose death it tells of, to ``plan``."""
+    """Add the parent-death signal and its scope to ``plan``."""
     if number is not None:
         plan.death_signal = signum(number, "parent_death_signal")
     if choice(scope, "parent_death_scope", ("process", "thread")) == "thread":

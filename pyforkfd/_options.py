@@ -51,7 +51,7 @@ class SharedOptions(TypedDict, total=False):
 
 
 class Options(SharedOptions, total=False):
-    """The options of :class:`Command` that the standard ``Popen`` lacks."""
+    """The options of :class:`Command` that the standard ``Popen`` does not have."""
 
     parent_death_scope: Literal["process", "thread"]
     uid_map: IdMaps

@@ -10,7 +10,7 @@ from ._checks import show
 
 
 def is_target(text: object) -> bool:
-    """Whether a text has the form ``package.module:function``."""
+    """Return whether a text has the form ``package.module:function``."""
     if not isinstance(text, str):
         return False
     module, colon, function = text.partition(":")

@@ -121,9 +121,7 @@ class Popen(subprocess.Popen[AnyStr]):
             if not options.keys() <= _KNOWN:
                 refuse_unknown("Popen", options, _KNOWN | names(PopenOptions))
             if preexec_fn is not None:
-                raise ValueError(
-                    "preexec_fn: it needs the standard path, which has no options of ours"
-                )
+                raise ValueError("preexec_fn: needs the standard path, without options of ours")
             options.setdefault("default_signals", ())  # restore_signals decides that
             command = Command(
                 [b"-"],

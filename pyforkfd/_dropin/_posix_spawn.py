@@ -54,8 +54,9 @@ class _PosixSpawn:
             argv: its arguments.
             env: its environment; None: ours.
             file_actions: actions on descriptors, executed in their order:
-                (os.POSIX_SPAWN_OPEN, fd, path, flags, mode), (os.POSIX_SPAWN_CLOSE, fd), (os.POSIX_SPAWN_DUP2, fd, new_fd),
-                (os.POSIX_SPAWN_CLOSEFROM, fd).  Descriptors are borrowed.
+                (os.POSIX_SPAWN_OPEN, fd, path, flags, mode), (os.POSIX_SPAWN_CLOSE, fd),
+                (os.POSIX_SPAWN_DUP2, fd, new_fd), (os.POSIX_SPAWN_CLOSEFROM, fd).
+                Descriptors are borrowed.
             setpgroup: process group, 0 for one of its own.
             resetids: effective ids become the real ones.
             setsid: a session of its own.
