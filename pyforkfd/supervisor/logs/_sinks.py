@@ -11,8 +11,9 @@ import select
 import stat
 from collections.abc import Callable, Iterable
 
+from pyforkfd._checks import as_fd
 from pyforkfd._fd import Fd
-from pyforkfd._types import HasFileno, as_fd
+from pyforkfd._types import HasFileno
 
 from ._records import Entry
 

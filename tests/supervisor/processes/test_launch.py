@@ -176,5 +176,6 @@ def test_a_start_frees_all_of_it_at_whatever_descriptor_it_fails(
 def test_listeners_that_are_sent_are_not_in_listen_fds(plan: Service, resources: Resources) -> None:
     launch = prepare(worker(give="channel"), plan, resources, None)
     assert "listen" not in launch.options
-    assert identify(launch.options["env"][VARIABLE]).by_channel
+    env = launch.options["env"]
+    assert env is not None and identify(env[VARIABLE]).by_channel
     launch.close()
