@@ -50,6 +50,7 @@ CORE = {
         "clone",
         "environment",
         "exec_watch",
+        "facilities",
         "fd_plan",
         "id_maps",
         "prepared",
@@ -62,6 +63,7 @@ CORE = {
     "epoll": [
         "epoll_drift",
         "epoll_rebuild",
+        "epoll_renew",
         "epoll_set",
         "epoll_view",
         "live_sets",
@@ -190,6 +192,7 @@ setup(
             depends=glob.glob("csrc/**/*.h", recursive=True),
             include_dirs=["csrc"],
             cxx_std=17,
+            libraries=["dl"],  # dlsym, where libc is older than 2.34
             extra_compile_args=flags + module,
             extra_link_args=link + module_link,
         ),
@@ -197,7 +200,7 @@ setup(
             "pyforkfd.libforkfd_preload",
             [f"csrc/preload/{name}.c" for name in PRELOAD],
             depends=["csrc/preload/preload.h"],
-            libraries=["dl"],  # dlsym, where libc is older than 2.34
+            libraries=["dl"],
             extra_compile_args=plain,
             # Nothing is left to be looked up in a child; all that is called is libc's.
             extra_link_args=["-Wl,-z,now,-z,defs,--as-needed"],

@@ -1,4 +1,4 @@
-"""``python -m pyforkfd``: see :mod:`pyforkfd.cli`."""
+"""The command line as ``python -m pyforkfd``: see :mod:`pyforkfd.cli`."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ class Process(_core.ProcessBase):
         if self.pidfd >= 0:
             self._demand_own()
         if (reaped := self._reap()) is not None:
-            self._status = _status(reaped)
+            self._status = exit_status(reaped)
         return self._status
 
     def wait(self, timeout: float | None = None) -> ExitStatus:
@@ -242,7 +242,8 @@ def _display(args: Sequence[StrPath]) -> str:
     return " ".join(os.fsdecode(arg) for arg in args)
 
 
-def _status(reaped: tuple[bool, int, int, tuple[float, ...] | None]) -> ExitStatus:
+def exit_status(reaped: tuple[bool, int, int, tuple[float, ...] | None]) -> ExitStatus:
+    """Return how a child ended, from what the core's ``reap`` returned."""
     known, code, status, usage = reaped
     if not known:
         return ExitStatus(code=None, signal=None, lost=True)

@@ -1,4 +1,4 @@
-"""Tables for people: by rich on a terminal, where it is installed; else aligned text."""
+"""Tables for people: drawn by rich on a terminal, where it is installed; else aligned text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 _GAP = "  "
-_LEAST = 12  # characters below which a column is not made narrower
+_MIN_WIDTH = 12  # characters; no column is made narrower
 _STYLES = {
     "confirmed": "green",
     "contradicted": "bold red",
@@ -22,7 +22,7 @@ _STYLES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """What is shown: a title, names of columns, and as many cells in each row."""
+    """A title, the names of the columns, and rows with as many cells."""
 
     title: str
     columns: Sequence[str]
@@ -30,7 +30,7 @@ class Table:
 
 
 def show(table: Table) -> None:
-    """Print to standard output."""
+    """Print a table to standard output."""
     if not sys.stdout.isatty():
         print(plain(table), end="\n\n")
         return
@@ -42,21 +42,21 @@ def show(table: Table) -> None:
         width = shutil.get_terminal_size().columns
         print(plain(table, width=width), end="\n\n")
         return
-    made = rich.table.Table(title=table.title, title_justify="left", title_style="bold")
+    drawn = rich.table.Table(title=table.title, title_justify="left", title_style="bold")
     for column in table.columns:
-        made.add_column(column, overflow="fold")
+        drawn.add_column(column, overflow="fold")
     for row in table.rows:
-        made.add_row(*(rich.text.Text(cell, style=_STYLES.get(cell, "")) for cell in row))
-    rich.console.Console().print(made)
+        drawn.add_row(*(rich.text.Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+    rich.console.Console().print(drawn)
 
 
 def plain(table: Table, *, width: int | None = None) -> str:
-    """Aligned columns; cells are wrapped to the width, if one is given."""
+    """Return a table as aligned text; with a width, cells are wrapped to fit."""
     lines: list[Sequence[str]] = [table.columns, *table.rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
     while width is not None and sum(widths) + len(_GAP) * (len(widths) - 1) > width:
         widest = widths.index(max(widths))
-        if widths[widest] <= _LEAST:
+        if widths[widest] <= _MIN_WIDTH:
             break
         widths[widest] -= 1
     text = [table.title]
@@ -72,6 +72,6 @@ def plain(table: Table, *, width: int | None = None) -> str:
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table for a page of documentation."""
+    """Return a table for a page of documentation."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

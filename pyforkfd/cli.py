@@ -1,64 +1,70 @@
 """The command line: ``pyforkfd COMMAND ...``, or ``python -m pyforkfd COMMAND ...``.
 
-Each command is a module that is imported when it is asked for, and has two functions:
+Each command is a module, which is imported only for this command.  A module has two functions:
 ``add_arguments(parser)``, and ``main(args)``, which returns the exit code; where a module has
-several commands, each is an object with these two.  What follows ``--`` is not parsed: it is
-the list ``args.command``.
+several commands, each is an object with these two.  The words after ``--`` are not parsed: they
+are the list ``args.command``.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from . import __version__
+from ._entry_points import find
 
 # name -> (module, or module:object in it, help)
 _COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": (
         "pyforkfd.doctor._command",
-        "what this kernel and Python do with descriptors; what those of a process are",
+        "examine this kernel, the descriptors of a process, or why a program has one",
     ),
     "run": (
         "pyforkfd._preload",
-        "execute the program after -- and stop descriptors from leaking to its children",
+        "execute a program, and stop or log descriptors that leak to its children",
     ),
     "serve": (
         "pyforkfd.supervisor.commands._serve",
         "run a network service of many processes, and reload it without losing a request",
     ),
-    "status": ("pyforkfd.supervisor.commands._status:status", "how a service is"),
+    "status": (
+        "pyforkfd.supervisor.commands._status:status",
+        "show the state of a service and of its workers",
+    ),
     "reload": (
         "pyforkfd.supervisor.commands._commands:reload",
-        "replace its workers by a new generation; if that fails, nothing changes",
+        "replace the workers of a service by a new generation; if that fails, change nothing",
     ),
     "rollback": (
         "pyforkfd.supervisor.commands._commands:rollback",
-        "go back to the generation that is paused since the last reload",
+        "return to the generation that was paused by the last reload",
     ),
     "scale": (
         "pyforkfd.supervisor.commands._commands:scale",
-        "run another number of workers of a component",
+        "change the number of workers of a component",
     ),
     "restart": (
         "pyforkfd.supervisor.commands._commands:restart",
-        "replace single workers; each leaves when another is ready in its place",
+        "replace single workers; each is drained when its replacement is ready",
     ),
     "signal": (
         "pyforkfd.supervisor.commands._commands:signal",
         "send a signal to all workers of a component",
     ),
-    "logs": ("pyforkfd.supervisor.commands._commands:logs", "what its workers have said"),
+    "logs": (
+        "pyforkfd.supervisor.commands._commands:logs",
+        "print the log of a service: records and output of its workers",
+    ),
     "stop": (
         "pyforkfd.supervisor.commands._commands:stop",
-        "end a service, and wait until it has ended",
+        "stop a service, and wait until it has ended",
     ),
 }
-_ERROR = 2  # as argparse has it for bad usage; 1 is an answer
+_ERROR = 2  # argparse's code for bad usage; 1 is a command's own negative answer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,7 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         words, command = words[:at], words[at + 1 :]
 
     parser = argparse.ArgumentParser(
-        prog="pyforkfd", description="fork, exec and file descriptors done right"
+        prog="pyforkfd",
+        description="Start programs, pass descriptors, and supervise services of many processes.",
+        epilog="`pyforkfd COMMAND --help` describes a command.",
     )
     parser.add_argument("--version", action="version", version=f"pyforkfd {__version__}")
     commands = parser.add_subparsers(dest="name", metavar="COMMAND", required=True)
@@ -90,14 +98,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, (where, text) in _COMMANDS.items():
         below = commands.add_parser(name, help=text, description=text)
         if name == chosen:
-            path, _, attribute = where.partition(":")
-            module = importlib.import_module(path)
-            if attribute:
-                module = getattr(module, attribute)
+            module = find(where)
             module.add_arguments(below)
     args = parser.parse_args(words)
     args.command = command
-    assert module is not None, "argparse wants a command"
+    assert module is not None, "argparse requires a command"
     try:
         code: int = module.main(args)
         sys.stdout.flush()

@@ -126,10 +126,10 @@ void bind_plan(py::module_& m) {
             p.fds.push_back({target, kind, source, path, flags, mode});
         }, py::arg("target"), py::arg("kind"), py::arg("source") = -1, py::arg("path") = "",
            py::arg("flags") = 0, py::arg("mode") = 0)
-        .def("add_file_action", [](SpawnPlan& p, FdStep::Kind kind, int from, int to,
+        .def("add_file_action", [](SpawnPlan& p, FdStep::Kind kind, int source, int target,
                                    const std::string& path, int flags, unsigned mode) {
-            p.file_actions.push_back({kind, from, to, path, flags, mode});
-        }, py::arg("kind"), py::arg("from_"), py::arg("to"), py::arg("path") = "",
+            p.file_actions.push_back({kind, source, target, path, flags, mode});
+        }, py::arg("kind"), py::arg("source"), py::arg("target"), py::arg("path") = "",
            py::arg("flags") = 0, py::arg("mode") = 0)
         .def("inherit_standard_fds", [](SpawnPlan& p) {
             for (int target = 0; target <= 2; ++target)

@@ -49,13 +49,13 @@ void bind_spawn(py::module_& m) {
         const forkfd::Refusals& r = forkfd::refusals();
         py::dict seen;
         const auto add = [&seen](const char* name, int err) { seen[name] = err; };
-        add("clone3", r.clone3);
-        add("clear_sighand", r.clear_sighand);
-        add("into_cgroup", r.into_cgroup);
-        add("clone_files", r.clone_files);
-        add("clone_pidfd", r.clone_pidfd);
-        add("unshare", r.unshare);
-        add("shared_memory", r.shared_memory);
+        add("clone3", r.clone3.err());
+        add("clear_sighand", r.clear_sighand.err());
+        add("into_cgroup", r.into_cgroup.err());
+        add("clone_files", r.clone_files.err());
+        add("clone_pidfd", r.clone_pidfd.err());
+        add("unshare", r.unshare.err());
+        add("shared_memory", r.shared_memory.err());
         return seen;
     }, "errno with which the kernel refused each feature so far; 0: not refused.");
 }

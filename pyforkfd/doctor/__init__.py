@@ -1,10 +1,10 @@
-"""Why a descriptor is there or not: of this kernel and Python, of a process, of a program.
+"""Why a descriptor is open or not, in a process or a program, on this kernel and Python.
 
 ::
 
     from pyforkfd import doctor
-    print(doctor.why(listener, ["server"]))  # the one call
-    doctor.examine(pid).problems  # what is wrong in a running process
+    print(doctor.why(listener, ["server"]))  # would the program have it, and why
+    doctor.examine(pid).problems  # of a running process
 
 ``python -m pyforkfd doctor`` is the command.
 """
@@ -37,16 +37,16 @@ __all__ = [
 
 
 def experiments() -> Iterator[Outcome]:
-    """Try on this machine what is said of descriptors, fork and exec.
+    """Test statements about descriptors, fork and exec on this machine.
 
-    Each statement is looked at together with a control, for which it does not hold: only
-    if the two can be told apart is it ``confirmed``.  Forks and executes some dozen
+    Each statement is tried together with a control, for which it does not hold: only if the
+    trial distinguishes the two is the statement ``confirmed``.  Forks and executes some dozen
     children, one after the other; leaves nothing behind.
 
     Yields:
-        One outcome per statement, as soon as it is there.
+        One outcome per statement, as soon as it is known.
     """
-    from ._registry import EXPERIMENTS  # much of the standard library
+    from ._registry import EXPERIMENTS  # imports much of the standard library
 
     for experiment in EXPERIMENTS:
         yield experiment.run()

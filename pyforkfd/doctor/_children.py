@@ -1,4 +1,4 @@
-"""Children of the experiments: forked ones, and plainly executed ones."""
+"""Children of the experiments: forked ones, and programs executed plainly."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from contextlib import contextmanager
 
 from ._experiments import Impossible, fork
 
-# What is given to `in_exec` runs after this, in a Python without site-packages.
+# The code of `in_exec` runs after this, in a Python without site-packages.
 _PROLOGUE = """
 import errno, os, socket, sys
 socket.setdefaulttimeout(10)
-def tell(act):
+def report(act):
     try:
         print(act(), end="")
     except OSError as error:
@@ -32,19 +32,24 @@ def receive(fd):
 
 
 def in_fork(act: Callable[[], object], *, meanwhile: Callable[[], object] | None = None) -> str:
-    """What ``act`` returns in a forked child, as text; the name of the errno if it raises.
+    """Call ``act`` in a forked child, and return its result as text.
 
-    ``meanwhile`` is called here once the child is there.
+    Args:
+        act: for the child.
+        meanwhile: called in this process once the child is forked.
+
+    Returns:
+        ``str()`` of what ``act`` returned; the name of the errno if it raised an OSError.
     """
     reader, writer = os.pipe()
     pid = fork()
     if pid == 0:
         try:
             try:
-                said = str(act())
+                result = str(act())
             except OSError as error:
-                said = errno_name(error)
-            os.write(writer, said.encode())
+                result = errno_name(error)
+            os.write(writer, result.encode())
         except BaseException as error:  # nothing may run on into the parent's code
             os.write(writer, repr(error).encode())
         finally:
@@ -54,29 +59,37 @@ def in_fork(act: Callable[[], object], *, meanwhile: Callable[[], object] | None
         if meanwhile is not None:
             meanwhile()
     finally:
-        said = _answer(reader, pid)
-    return said
+        result = _output(reader, pid)
+    return result
 
 
 def in_exec(code: str, *args: object) -> str:
-    """What a program prints that is executed plainly, by vfork and exec without any closing.
+    """Run code in a fresh Python that is executed plainly, and return what it prints.
 
-    It has what is not close-on-exec here, with 1 on a pipe, and is a fresh Python that runs
-    ``code``; sys.argv[1:] are ``args``.
+    By vfork and exec, without closing anything: the program has all descriptors that are not
+    close-on-exec here, and a pipe as its 1.
+
+    Args:
+        code: Python.
+        args: its sys.argv[1:].
     """
     if not sys.executable:
-        raise Impossible("this Python does not know its own executable")
+        raise Impossible("sys.executable is empty: there is no interpreter to execute")
     return in_program([sys.executable, "-I", "-S", "-c", _PROLOGUE + code, *map(str, args)])
 
 
 def open_in_exec(fds: list[int]) -> list[int]:
-    """Which of these numbers are open in a program that is executed plainly."""
+    """Return those of these numbers that are open in a program executed plainly."""
     test = 'for fd; do [ -e "/proc/self/fd/$fd" ] && echo "$fd"; done; true'
     return [int(n) for n in in_program([*shell(test), "sh", *map(str, fds)]).split()]
 
 
 def shell(script: str) -> list[str]:
-    """What executes it; scripts look into /proc, so that must be there too."""
+    """Return the command that runs a script.
+
+    Raises:
+        Impossible: there is no shell, or no /proc, which the scripts read.
+    """
     for path in ("/bin/sh", "/proc/self/fd"):
         if not os.access(path, os.X_OK):
             raise Impossible(f"there is no {path}")
@@ -84,7 +97,7 @@ def shell(script: str) -> list[str]:
 
 
 def in_program(args: list[str], *, report: int = 1) -> str:
-    """What a plainly executed program writes to its 1, or another number."""
+    """Execute a program plainly, and return what it writes to its 1, or another number."""
     reader, writer = os.pipe()
     try:
         actions = [(os.POSIX_SPAWN_DUP2, writer, report)]
@@ -94,12 +107,16 @@ def in_program(args: list[str], *, report: int = 1) -> str:
         raise
     finally:
         os.close(writer)
-    return _answer(reader, pid)
+    return _output(reader, pid)
 
 
 @contextmanager
 def holding() -> Iterator[int]:
-    """A forked child that does nothing but hold what we held, until the block ends: its pid."""
+    """Fork a child that holds our descriptors, and does nothing else, until the block ends.
+
+    Yields:
+        The child's pid.
+    """
     reader, writer = os.pipe()
     pid = fork()
     if pid == 0:
@@ -117,7 +134,7 @@ def holding() -> Iterator[int]:
 
 
 def receive(channel: socket.socket, flags: int = socket.MSG_CMSG_CLOEXEC) -> int:
-    """One descriptor that was sent.  Not by socket.recv_fds(), which ignores its flags."""
+    """Receive one descriptor.  Not by socket.recv_fds(), which ignores its flags."""
     for _, kind, data in channel.recvmsg(1, socket.CMSG_SPACE(4), flags)[1]:
         if kind == socket.SCM_RIGHTS:
             return int(struct.unpack("i", data[:4])[0])
@@ -125,12 +142,12 @@ def receive(channel: socket.socket, flags: int = socket.MSG_CMSG_CLOEXEC) -> int
 
 
 def errno_name(error: OSError) -> str:
-    """EBADF and kin."""
+    """Return the name of the errno, such as EBADF."""
     return errno.errorcode.get(error.errno or 0, str(error))
 
 
-def _answer(reader: int, pid: int) -> str:
+def _output(reader: int, pid: int) -> str:
     with os.fdopen(reader, "rb") as pipe:
-        said = pipe.read()
+        output = pipe.read()
     os.waitpid(pid, 0)
-    return said.decode(errors="replace")
+    return output.decode(errors="replace")

@@ -10,11 +10,10 @@ import platform
 import sys
 from itertools import groupby
 
-from pyforkfd import __version__
-from pyforkfd import _tables as _show
+from pyforkfd import __version__, _tables
 from pyforkfd._tables import Table, show
 
-from ._examine import Examination, look_at
+from ._examine import Examination, examine_process
 from ._experiments import Outcome
 from ._features import features, settings
 from ._registry import EXPERIMENTS
@@ -22,69 +21,74 @@ from ._why import explain
 from ._words import describe
 
 _EPILOG = """
-pyforkfd doctor                  what this kernel has, and what is true here of descriptors
-pyforkfd doctor PID              the descriptors of a process, who else has them, what is wrong
-pyforkfd doctor why FD -- CMD... would CMD have FD of this shell, and why?
+pyforkfd doctor                  the kernel's features and settings; statements about
+                                 descriptors, each tested here
+pyforkfd doctor PID              the descriptors of a process, other processes that hold
+                                 them, and problems
+pyforkfd doctor why FD -- CMD... whether CMD, started from this shell, would have its
+                                 descriptor FD, and why
 
-exit code: 0 all is well; 1 an experiment contradicts its statement, the process has a
-problem, or CMD would not have the descriptor; 2 an error.
+exit code: 0 no problem; 1 a statement is contradicted or unproven, the process has a problem,
+or CMD would not have the descriptor; 2 bad usage or an error.
 """
 
 _LAST = 2**31 - 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the command takes."""
+    """Add the command's arguments to its parser."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
     parser.add_argument("words", nargs="*", metavar="PID | why FD", help="see below")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="for programs")
+    form.add_argument("--json", action="store_true", help="print JSON, for programs")
     form.add_argument(
-        "--markdown", action="store_true", help="the statements alone, as docs/descriptors.md"
+        "--markdown",
+        action="store_true",
+        help="print the statements alone, as in docs/descriptors.md",
     )
     parser.add_argument(
         "--try",
         dest="really",
         action="store_true",
-        help="with why: also execute a small program in place of CMD, and ask it",
+        help="with why: also execute a small program in place of CMD, and report what it has",
     )
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the command; the exit code."""
+    """Run the command, and return its exit code."""
     words: list[str] = args.words
     if words and words[0] == "why":
         if len(words) != 2 or not words[1].isdecimal() or int(words[1]) > _LAST:
-            raise ValueError("it is `doctor why FD -- CMD...`, where FD is a number")
+            raise ValueError(f"why: {' '.join(words[1:])!r} is not one number: why FD -- CMD...")
         if args.markdown:
-            raise ValueError("--markdown is for the statements alone")
+            raise ValueError("--markdown: not with `why`: it prints the statements alone")
         return _why(int(words[1]), args.command, really=args.really, as_json=args.json)
     if args.really or args.command:
-        raise ValueError("--try and what follows -- belong to `doctor why FD`")
+        raise ValueError("--try and -- CMD...: only with `why FD`")
     if args.markdown:
         if words:
-            raise ValueError("--markdown is for the statements alone")
+            raise ValueError("--markdown: not with a PID: it prints the statements alone")
         print(statements())
         return 0
     if not words:
-        return _here(as_json=args.json)
+        return _machine(as_json=args.json)
     if len(words) != 1 or not words[0].isdecimal() or int(words[0]) > _LAST:
         raise ValueError(f"{' '.join(words)!r} is neither a PID nor `why FD`")
     return _process(int(words[0]), as_json=args.json)
 
 
 def statements() -> str:
-    """What the experiments show, as a page of documentation has it: the same everywhere."""
+    """Return the statements as a page of documentation has them: the same on every machine."""
     parts = []
     for section, found in groupby(EXPERIMENTS, key=lambda experiment: experiment.section):
         rows = [(e.statement, e.belief, e.control) for e in found]
-        columns = ("it is so", "one hears", "not so, and told apart")
-        parts.append(f"### {section}\n\n{_show.markdown(columns, rows)}")
+        columns = ("fact", "common belief", "control: the fact does not hold")
+        parts.append(f"### {section}\n\n{_tables.markdown(columns, rows)}")
     return "\n\n".join(parts)
 
 
-def _here(*, as_json: bool) -> int:
+def _machine(*, as_json: bool) -> int:
     about = {
         "pyforkfd": __version__,
         "python": platform.python_version(),
@@ -106,8 +110,8 @@ def _here(*, as_json: bool) -> int:
     print(", ".join(f"{name} {value}" for name, value in about.items()), end="\n\n")
     show(
         Table(
-            title="The kernel's features, each by trying it",
-            columns=("feature", "Linux", "here", "seen", "used for", "without it"),
+            title="Features of the kernel, each tried",
+            columns=("feature", "since", "here", "result", "used for", "without it"),
             rows=[
                 (f.name, f.since, "yes" if f.present else "no", f.seen, f.used_for, f.without)
                 for f in features()
@@ -117,7 +121,7 @@ def _here(*, as_json: bool) -> int:
     show(
         Table(
             title="Settings",
-            columns=("setting", "value", "what follows"),
+            columns=("setting", "value", "meaning"),
             rows=[(s.name, s.value, s.meaning) for s in settings()],
         )
     )
@@ -128,7 +132,7 @@ def _here(*, as_json: bool) -> int:
         show(
             Table(
                 title=section,
-                columns=("verdict", "it is so", "one hears", "seen"),
+                columns=("verdict", "fact", "common belief", "observed"),
                 rows=[(o.verdict, o.statement, o.belief, o.seen) for o in here],
             )
         )
@@ -142,7 +146,7 @@ def _code(outcomes: list[Outcome]) -> int:
 
 
 def _process(pid: int, *, as_json: bool) -> int:
-    found = look_at(pid, ignore=os.getpid())
+    found = examine_process(pid, ignore=os.getpid())
     if as_json:
         _print_json(
             {
@@ -173,17 +177,20 @@ def _show_process(found: Examination) -> None:
     show(
         Table(
             title=f"{found.program}, process {found.pid}: {len(rows)} descriptors",
-            columns=("fd", "what", "mode", "exec", "same open file", "also held by"),
+            columns=("fd", "file", "mode", "exec", "same open file", "also held by"),
             rows=rows,
         )
     )
     for problem in found.problems:
-        what = f"descriptor {problem.number} " if problem.number is not None else ""
-        print(f"{problem.name}: {what}{problem.text}\n    what helps: {problem.remedy}")
+        subject = f"descriptor {problem.number} " if problem.number is not None else ""
+        print(f"{problem.name}: {subject}{problem.text}\n    remedy: {problem.remedy}")
     if not found.problems:
         print("no problems")
     if found.unseen:
-        print(f"{found.unseen} processes may not be looked at, and may hold some of these too")
+        print(
+            f"{found.unseen} processes could not be examined (permission), and may hold some of "
+            "these descriptors too"
+        )
 
 
 def _why(fd: int, command: list[str], *, really: bool, as_json: bool) -> int:
@@ -205,4 +212,4 @@ def _plain(value: object) -> object:
         return os.fsdecode(value).encode(errors="backslashreplace").decode()
     if isinstance(value, frozenset):
         return sorted(value)
-    raise TypeError(f"{value!r} has no place in JSON")
+    raise TypeError(f"{value!r} has no form in JSON")

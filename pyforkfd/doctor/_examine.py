@@ -1,4 +1,4 @@
-"""The descriptors of a running process: who else has them, and what is wrong."""
+"""The descriptors of a running process: their other holders, and problems."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _STREAMS = {0: "standard input", 1: "standard output", 2: "standard error"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """Another process that has the same socket or pipe.
+    """Another process that holds the same socket or pipe.
 
     Attributes:
-        pid: which.
+        pid: its pid.
         program: its name, as in /proc/PID/comm.
-        relation: ``parent``, ``ancestor``, ``child``, ``descendant`` or ``unrelated``, seen
-            from the process that is examined.
-        same_program: it executes the same file; None if that is not known.
+        relation: ``parent``, ``ancestor``, ``child``, ``descendant`` or ``unrelated``, as
+            seen from the examined process.
+        same_program: whether it executes the same file; None if that is not known.
         numbers: its descriptors.
     """
 
@@ -46,14 +46,14 @@ class Holder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Something that is wrong, or will be.
+    """A present or coming fault in a process's descriptors.
 
     Attributes:
-        number: the descriptor; None: it is about the whole table.
+        number: the descriptor; None: the whole table.
         name: ``inherited-listener``, ``no-close-on-exec``, ``deleted``, ``stale-epoll-entry``,
             ``full-queue``, ``closed-stream`` or ``near-limit``.
-        text: what it is and what follows.
-        remedy: what helps.
+        text: the problem and its consequence.
+        remedy: how to solve it.
     """
 
     number: int | None
@@ -64,16 +64,16 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examination:
-    """What :func:`examine` found.
+    """The result of :func:`examine`.
 
     Attributes:
         pid: the process.
         program: its name, as in /proc/PID/comm.
         table: its descriptors.
-        holders: by descriptor, who else has its socket or pipe; those with nobody are left
-            out.  A socket or pipe may be held by several open files.
-        problems: what is wrong; empty where all is well.
-        unseen: how many processes could not be looked at: they may hold some too.
+        holders: by descriptor, the other processes that hold its socket or pipe; descriptors
+            without any are left out.  A socket or pipe may be held by several open files.
+        problems: empty where there are none.
+        unseen: how many processes could not be examined: they may hold some too.
     """
 
     pid: int
@@ -85,39 +85,39 @@ class Examination:
 
 
 def examine(pid: int | None = None) -> Examination:
-    """Explain the descriptors of a process.
+    """Examine the descriptors of a process.
 
-    Looks at the descriptors of every other process too, as far as we may, to see who else
-    holds a socket or a pipe of this one.
+    Reads the descriptors of every other process too, as far as permitted, to find those that
+    hold a socket or a pipe of this one.
 
     Args:
-        pid: the process; None: we ourselves.
+        pid: the process; None: our own.
 
     Raises:
         ProcessLookupError: there is no such process.
-        PermissionError: it may not be looked at, see :func:`pyforkfd.fd_table`.
+        PermissionError: its descriptors may not be read, see :func:`pyforkfd.fd_table`.
     """
-    return look_at(os.getpid() if pid is None else pid)
+    return examine_process(os.getpid() if pid is None else pid)
 
 
-def look_at(whose: int, *, ignore: int | None = None) -> Examination:
+def examine_process(pid: int, *, ignore: int | None = None) -> Examination:
     """As :func:`examine`; ``ignore`` is a process whose descriptors do not count."""
-    table = fd_table(whose)
+    table = fd_table(pid)
     names = {row.target for row in table.values()}
     watched = {target for row in table.values() for target in _stale(row, table).values()}
-    found, unseen = _scan({*names, *watched}, {whose, ignore})
-    family = _Family(whose)
+    found, unseen = _scan({*names, *watched}, {pid, ignore})
+    family = _Family(pid)
     holders = {
         target: tuple(family.holder(other, numbers) for other, numbers in sorted(held.items()))
         for target, held in found.items()
     }
     by_number = {n: holders[row.target] for n, row in table.items() if row.target in holders}
     return Examination(
-        pid=whose,
-        program=_program(whose),
+        pid=pid,
+        program=_program(pid),
         table=table,
         holders=by_number,
-        problems=tuple(_problems(whose, table, holders)),
+        problems=tuple(_problems(pid, table, holders)),
         unseen=unseen,
     )
 
@@ -125,10 +125,10 @@ def look_at(whose: int, *, ignore: int | None = None) -> Examination:
 def _scan(
     targets: set[str], ignored: set[int | None]
 ) -> tuple[dict[str, dict[int, list[int]]], int]:
-    """(target -> process -> numbers, how many processes could not be looked at)."""
+    """Return (target -> process -> numbers, how many processes could not be examined)."""
     found: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     unseen = 0
-    # Anonymous inodes are one inode for all: their names tell nothing.
+    # All anonymous inodes are one inode: their names do not distinguish files.
     wanted = {t for t in targets if re.fullmatch(r"(socket|pipe):\[\d+\]", t)}
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) in ignored:
@@ -152,7 +152,7 @@ def _scan(
 
 
 class _Family:
-    """Who is whose child, seen from one process."""
+    """The relations of other processes to one process."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -204,11 +204,11 @@ def _program(pid: int) -> str:
     try:
         return printable(Path(f"/proc/{pid}/comm").read_text(errors="replace").strip())
     except OSError:
-        return "a process that has ended"
+        return "ended process"
 
 
 def _stale(row: FdInfo, table: FdTable) -> dict[EpollWatch, str]:
-    """Entries of an epoll whose number is closed or another file -> what /proc would call it."""
+    """Return an epoll's entries whose number is closed or another file -> the file's target."""
     if not isinstance(row.details, EpollDetails):
         return {}
     stale = {}
@@ -221,10 +221,10 @@ def _stale(row: FdInfo, table: FdTable) -> dict[EpollWatch, str]:
 
 @functools.cache
 def _devices() -> dict[int, str]:
-    """All pipes have inodes of one device, all sockets of another."""
+    """Return the device of all pipes' inodes, and that of all sockets' inodes."""
     reader, writer = os.pipe()
-    with Fd(reader), Fd(writer), socket.socket(socket.AF_UNIX) as made:
-        return {os.fstat(reader).st_dev: "pipe", os.fstat(made.fileno()).st_dev: "socket"}
+    with Fd(reader), Fd(writer), socket.socket(socket.AF_UNIX) as sock:
+        return {os.fstat(reader).st_dev: "pipe", os.fstat(sock.fileno()).st_dev: "socket"}
 
 
 def _problems(
@@ -235,8 +235,8 @@ def _problems(
             yield Problem(
                 number=number,
                 name="closed-stream",
-                text=f"is closed: the next file that is opened becomes {stream}",
-                remedy="open /dev/null there",
+                text=f"is closed: the next file opened becomes {stream}",
+                remedy=f"open /dev/null as {number}",
             )
     for number, row in table.items():
         known = row.details
@@ -247,17 +247,17 @@ def _problems(
                 number=number,
                 name="no-close-on-exec",
                 text=f"({describe(row)}) is not close-on-exec: every program that is executed "
-                "plainly gets it",
-                remedy=f"set_cloexec({number}, True), or start programs by spawn(), whose map "
-                "alone passes",
+                "plainly inherits it",
+                remedy=f"set_cloexec({number}, True), or start programs by spawn(), which passes "
+                "only the descriptors in its map",
             )
         if isinstance(known, FileDetails) and known.links == 0 and known.size > 0:
             yield Problem(
                 number=number,
                 name="deleted",
-                text=f"({describe(row)}) has no name any more; its {known.size} bytes stay on the "
-                "disk until it is closed",
-                remedy="close it, or reopen it (logs); temporary files are meant to be so",
+                text=f"({describe(row)}) is unlinked; its {known.size} bytes stay on the disk "
+                "until it is closed",
+                remedy="close it, or reopen it (a log); for a temporary file this is intended",
             )
         for watch, target in _stale(row, table).items():
             yield _stale_problem(number, watch, table, holders.get(target, ()))
@@ -274,17 +274,17 @@ def _listener_problems(
         yield Problem(
             number=number,
             name="inherited-listener",
-            text=f"is a listener that another program holds too: {holder}: its address stays "
-            "taken until that has ended, and connections wait there if nobody accepts",
-            remedy="end that program, and make the listener close-on-exec before starting such",
+            text=f"is a listener that another program holds too: {holder}: the address stays "
+            "taken until that program has ended, and connections wait if none accepts them",
+            remedy="end that program; make the listener close-on-exec before starting others",
         )
     waiting, backlog = known.waiting or 0, known.backlog or 0
     if known.backlog is not None and waiting > backlog:  # so the kernel counts
         yield Problem(
             number=number,
             name="full-queue",
-            text=f"has {waiting} connections waiting of {backlog}: nobody accepts",
-            remedy="accept: is it registered with the poller of this very process?",
+            text=f"has {waiting} connections waiting of {backlog}: no process accepts them",
+            remedy="accept; register the listener with this process's own poller",
         )
 
 
@@ -298,9 +298,10 @@ def _stale_problem(
     return Problem(
         number=number,
         name="stale-epoll-entry",
-        text=f"is an epoll that watches descriptor {watch.number}, which is {now}: what it was "
-        f"lives on in {others or 'a process we may not see'}, and its events still come",
-        remedy="EPOLL_CTL_DEL before close; after a fork, an epoll of the child's own",
+        text=f"is an epoll that watches descriptor {watch.number}, which is {now}: the registered "
+        f"file is still open as {others or 'a descriptor of a process that could not be examined'}"
+        ", and its events still arrive",
+        remedy="EPOLL_CTL_DEL before close; a new epoll in a forked child",
     )
 
 
@@ -315,5 +316,5 @@ def _limit_problems(pid: int, table: FdTable) -> Iterator[Problem]:
             number=None,
             name="near-limit",
             text=f"{len(table)} of {soft[1]} descriptors are open: EMFILE is near",
-            remedy="a leak? compare two tables by pyforkfd.diff(); or raise RLIMIT_NOFILE",
+            remedy="find a leak by pyforkfd.diff() of two tables; or raise RLIMIT_NOFILE",
         )

@@ -1,4 +1,4 @@
-"""What an experiment is: a statement, a look at it, and a control that must be told apart."""
+"""Experiments: a statement, a trial of it, and a control that the trial must distinguish."""
 
 from __future__ import annotations
 
@@ -10,46 +10,46 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 Verdict: TypeAlias = Literal["confirmed", "contradicted", "unproven", "impossible"]
-"""What became of a statement.
+"""The outcome of an experiment.
 
-- ``confirmed``: seen, and the control, where it does not hold, was told apart.
-- ``contradicted``: something else was seen.
-- ``unproven``: the control looked just the same, so the look proves nothing.
-- ``impossible``: this kernel, sandbox or Python does not have what it takes.
+- ``confirmed``: the statement was observed, and was not observed in the control.
+- ``contradicted``: something else was observed.
+- ``unproven``: the same was observed in the control, so the trial proves nothing.
+- ``impossible``: this kernel, sandbox or Python cannot run the experiment.
 """
 
 _MISSING = {errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT}
 
 
 class Impossible(Exception):
-    """An experiment cannot be made here; says why."""
+    """An experiment cannot be run here; the text is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
-    """One look: whether what was seen is what the statement says, and what it was."""
+class Observation:
+    """The result of one trial: whether the statement holds, and what was observed."""
 
     holds: bool
     seen: str
 
 
-Look: TypeAlias = Callable[[bool], Sight]
-"""Makes an experiment; True makes its control, by the same look."""
+Trial: TypeAlias = Callable[[bool], Observation]
+"""Runs an experiment; with True its control, observed in the same way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of one experiment on this machine.
+    """The outcome of one experiment on this machine.
 
     Attributes:
         name: of the experiment.
-        section: what it is about.
-        statement: what is true, if the verdict is ``confirmed``.
-        belief: what one hears instead.
+        section: its topic.
+        statement: true, if the verdict is ``confirmed``.
+        belief: the common belief that the statement corrects.
         verdict: ``confirmed``, ``contradicted``, ``unproven`` or ``impossible``.
-        seen: what was seen; or why there was nothing to see.
-        control: what is done otherwise in the control.
-        control_seen: what was seen then; empty if it was not made.
+        seen: what was observed; or why the experiment is impossible.
+        control: what the control does otherwise.
+        control_seen: what was observed in the control; empty if it was not run.
     """
 
     name: str
@@ -63,21 +63,21 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        """The statement was confirmed, or nothing could be said."""
+        """Whether the statement was confirmed, or the experiment is impossible here."""
         return self.verdict in ("confirmed", "impossible")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
-    """A statement and how it is tried.
+    """A statement and its trial.
 
     Attributes:
         name: for reports.
-        section: what it is about.
-        statement: what it is to show.
-        belief: what one hears instead.
-        control: what is done otherwise, so that the statement does not hold.
-        look: makes it.
+        section: its topic.
+        statement: to be shown.
+        belief: the common belief that the statement corrects.
+        control: what the control does otherwise, so that the statement does not hold.
+        trial: runs the experiment or its control.
     """
 
     name: str
@@ -85,23 +85,23 @@ class Experiment:
     statement: str
     belief: str
     control: str
-    look: Look
+    trial: Trial
 
     def run(self) -> Outcome:
-        """Make it, and its control."""
+        """Run the experiment and, if the statement holds, its control."""
         try:
-            sight = self._sight(control=False)
-            control = self._sight(control=True) if sight.holds else None
+            observed = self._observe(control=False)
+            control = self._observe(control=True) if observed.holds else None
         except Impossible as reason:
             return self._outcome("impossible", str(reason), "")
         if control is None:
-            return self._outcome("contradicted", sight.seen, "")
+            return self._outcome("contradicted", observed.seen, "")
         verdict: Verdict = "unproven" if control.holds else "confirmed"
-        return self._outcome(verdict, sight.seen, control.seen)
+        return self._outcome(verdict, observed.seen, control.seen)
 
-    def _sight(self, *, control: bool) -> Sight:
+    def _observe(self, *, control: bool) -> Observation:
         try:
-            return self.look(control)
+            return self.trial(control)
         except Impossible:
             raise
         except OSError as error:
@@ -110,8 +110,8 @@ class Experiment:
             unexpected: Exception = error
         except Exception as error:
             unexpected = error
-        # Neither what the statement says nor what its control shows.
-        return Sight(control, f"{type(unexpected).__name__}: {unexpected}")
+        # An error is no confirmation: of the statement, nor of the control's difference.
+        return Observation(control, f"{type(unexpected).__name__}: {unexpected}")
 
     def _outcome(self, verdict: Verdict, seen: str, control_seen: str) -> Outcome:
         return Outcome(
@@ -127,14 +127,14 @@ class Experiment:
 
 
 class Section:
-    """Experiments on one topic, in the order in which they are written down."""
+    """Experiments on one topic, in the order of their definition."""
 
     def __init__(self, title: str) -> None:
         self.title = title
         self._experiments: list[Experiment] = []
 
-    def add(self, name: str, look: Look, *, statement: str, belief: str, control: str) -> None:
-        """Append one."""
+    def add(self, name: str, trial: Trial, *, statement: str, belief: str, control: str) -> None:
+        """Append an experiment."""
         self._experiments.append(
             Experiment(
                 name=name,
@@ -142,26 +142,26 @@ class Section:
                 statement=statement,
                 belief=belief,
                 control=control,
-                look=look,
+                trial=trial,
             )
         )
 
-    def experiment(self, *, statement: str, belief: str, control: str) -> Callable[[Look], Look]:
-        """Decorate the function that makes one; its name is the experiment's."""
+    def experiment(self, *, statement: str, belief: str, control: str) -> Callable[[Trial], Trial]:
+        """Return a decorator for the trial of an experiment, which gets the function's name."""
 
-        def keep(look: Look) -> Look:
-            name = getattr(look, "__name__", "").replace("_", "-")
-            self.add(name, look, statement=statement, belief=belief, control=control)
-            return look
+        def append(trial: Trial) -> Trial:
+            name = getattr(trial, "__name__", "").replace("_", "-")
+            self.add(name, trial, statement=statement, belief=belief, control=control)
+            return trial
 
-        return keep
+        return append
 
     def __iter__(self) -> Iterator[Experiment]:
         return iter(self._experiments)
 
 
 def fork() -> int:
-    """os.fork() for a child that makes a few calls and leaves, whatever threads we have."""
+    """Call os.fork() without its warning of threads: the child makes a few calls and exits."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12, of threads
         return os.fork()

@@ -1,4 +1,4 @@
-"""Which facilities of the kernel there are here, each by trying it, and what we do without."""
+"""The facilities of this kernel, each tried, and what is done without them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Feature:
     """A facility of the kernel.
 
     Attributes:
-        name: as manual pages have it.
-        since: the Linux it came with, for people: it is never asked by version.
+        name: as in manual pages.
+        since: the Linux version that introduced it, for people: presence is found by trying.
         present: it works here.
-        errno: what the kernel, or a filter in front of it, answered; None if it was no errno.
-        seen: what was found, in words.
-        used_for: what it is good for.
-        without: what is done where it is missing.
+        errno: the error of the kernel, or of a filter in front of it; None if there was none.
+        seen: the result of the trial, in words.
+        used_for: its purpose.
+        without: the replacement where it is missing.
     """
 
     name: str
@@ -43,12 +43,12 @@ class Feature:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """A setting of the system that bears on starting processes and passing descriptors.
+    """A setting of the system that affects starting processes and passing descriptors.
 
     Attributes:
-        name: as sysctl(8) or getrlimit(2) has it.
-        value: what it is; ``not there`` where this kernel has none.
-        meaning: what follows.
+        name: as in sysctl(8) or getrlimit(2).
+        value: its value; ``not there`` where this kernel has no such setting.
+        meaning: the consequence for starting processes.
     """
 
     name: str
@@ -56,20 +56,20 @@ class Setting:
     meaning: str
 
 
-# In the core: its name, the manual's, the Linux it came with, its use, and what is done without.
+# Probed by the core: its name there, the manual's, the first Linux, its use, the replacement.
 _CORE = """
 clone3|clone3(2)|5.3|starting a child|clone(2)
 clone_clear_sighand|CLONE_CLEAR_SIGHAND|5.5|resetting handlers|the child resets them one by one
 clone_into_cgroup|CLONE_INTO_CGROUP|5.7|cgroup=|the child writes itself into cgroup.procs
 clone_pidfd|CLONE_PIDFD|5.2|the pidfd of a child|pidfd_open(2), before anybody can reap it
 shared_memory|memory shared by CLONE_VM||starting at flat cost|page tables are copied (fork-like)
-pidfd_open|pidfd_open(2)|5.3|the pidfd of any process|none: a process is known by it
+pidfd_open|pidfd_open(2)|5.3|the pidfd of any process|none: processes are identified by pidfd
 pidfd_send_signal|pidfd_send_signal(2)|5.1|signals|none: pids may be used again
 waitid_pidfd|waitid(P_PIDFD)|5.4|exit status and usage|none: pids may be used again
 pidfs|pidfs: inodes of pidfds|6.9|LISTEN_PIDFDID|the variable is not set
-pidfd_exit_information|PIDFD_INFO_EXIT|6.15|the status that another reaped|ExitStatus.lost
+pidfd_exit_information|PIDFD_INFO_EXIT|6.15|the status of a child reaped by another|ExitStatus.lost
 pidfd_getfd|pidfd_getfd(2)|5.6|sockets of other processes|sock_diag(7) alone
-close_range|close_range(2)|5.9|closing at flat cost|/proc/self/fd is listed, closed one by one
+close_range|close_range(2)|5.9|closing at flat cost|/proc/self/fd is read, closed one by one
 close_range_cloexec|CLOSE_RANGE_CLOEXEC|5.11|marking many at once|they are marked one by one
 close_range_unshare|CLOSE_RANGE_UNSHARE|5.9|a start without a copied table|it is copied, then closed
 f_dupfd_query|fcntl(F_DUPFD_QUERY)|6.10|same_open_file|kcmp(2)
@@ -81,10 +81,10 @@ bpf|bpf(2)|3.18|watching execs and exits in the kernel|nothing of ours needs it
 
 
 def features() -> tuple[Feature, ...]:
-    """What this kernel, or the sandbox in front of it, lets us use.
+    """Find the features that this kernel, or the sandbox in front of it, lets us use.
 
-    Each is tried, with no lasting effect: a few children are started that do nothing, and a
-    cgroup is made and removed.  Safe to call from any thread.
+    Each feature is tried, with no lasting effect: a few children are started that do nothing,
+    and a cgroup is made and removed.  Safe to call from any thread.
     """
     folder = _own_cgroup()
     cgroup = None if folder is None else Fd(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
@@ -123,8 +123,8 @@ def _words(err: int) -> str:
     return f"{errno.errorcode.get(err, err)}: {os.strerror(err)}"
 
 
-def _tried(act: Callable[[], str]) -> tuple[int | None, str]:
-    """(errno, what was seen)."""
+def _try(act: Callable[[], str]) -> tuple[int | None, str]:
+    """Return (errno, the result in words)."""
     try:
         return 0, act()
     except OSError as error:
@@ -135,38 +135,38 @@ def _tried(act: Callable[[], str]) -> tuple[int | None, str]:
 
 
 def _peer_pidfd(_: Path | None) -> Feature:
-    def ask() -> str:
+    def use() -> str:
         here, there = socket.socketpair()
         with here, there:
             Fd(here.getsockopt(socket.SOL_SOCKET, 77)).close()  # SO_PEERPIDFD
         return "works"
 
-    err, seen = _tried(ask)
-    use, without = "who is at the other end", "SO_PEERCRED: a pid, which may be used again"
-    return _feature("SO_PEERPIDFD", "6.5", use, without, err, seen)
+    err, seen = _try(use)
+    purpose, without = "the peer of a socket", "SO_PEERCRED: a pid, which may be used again"
+    return _feature("SO_PEERPIDFD", "6.5", purpose, without, err, seen)
 
 
 def _scm_pidfd(_: Path | None) -> Feature:
-    def ask() -> str:
+    def use() -> str:
         here, there = socket.socketpair()
         with here, there:
             there.setsockopt(socket.SOL_SOCKET, 76, 1)  # SO_PASSPIDFD
         return "works"
 
-    err, seen = _tried(ask)
-    use, without = "who sent a message", "SCM_CREDENTIALS: a pid, which may be used again"
-    return _feature("SO_PASSPIDFD, SCM_PIDFD", "6.5", use, without, err, seen)
+    err, seen = _try(use)
+    purpose, without = "the sender of a message", "SCM_CREDENTIALS: a pid, which may be used again"
+    return _feature("SO_PASSPIDFD, SCM_PIDFD", "6.5", purpose, without, err, seen)
 
 
 def _proc_connector(_: Path | None) -> Feature:
-    """Subscribes, and demands the answer that an empty kernel would not give."""
+    """Subscribe, and require the reply that a kernel without the connector does not send."""
     connector, index, listen, ignore = 11, 1, 1, 2  # NETLINK_CONNECTOR, CN_IDX_PROC, ...
 
     def message(operation: int) -> bytes:
         body = struct.pack("=IIIIHHI", index, 1, 0, 0, 4, 0, operation)
         return struct.pack("=IHHII", 16 + len(body), 3, 0, 0, os.getpid()) + body  # NLMSG_DONE
 
-    def ask() -> str:
+    def use() -> str:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, connector) as netlink:
             netlink.bind((0, index))
             netlink.send(message(listen))
@@ -176,11 +176,11 @@ def _proc_connector(_: Path | None) -> Feature:
                 netlink.send(message(ignore))
         return "works"
 
-    err, seen = _tried(ask)
+    err, seen = _try(use)
     if err == errno.EAGAIN:
-        seen = "nobody answers: built without CONFIG_PROC_EVENTS"
-    use = "hearing of every fork, exec and exit"
-    return _feature("proc connector", "2.6.15", use, "nothing of ours needs it", err, seen)
+        seen = "no reply: built without CONFIG_PROC_EVENTS"
+    purpose = "notification of every fork, exec and exit"
+    return _feature("proc connector", "2.6.15", purpose, "nothing of ours needs it", err, seen)
 
 
 # Namespaces and cgroups
@@ -198,7 +198,7 @@ def _user_namespace(_: Path | None) -> Feature:
 
 
 def _own_cgroup() -> Path | None:
-    """The directory of the cgroup v2 that we are in, if such a tree is mounted."""
+    """Return the directory of our own cgroup v2, if such a tree is mounted."""
     try:
         mounts = Path("/proc/mounts").read_text().splitlines()
         ours = Path("/proc/self/cgroup").read_text()
@@ -222,9 +222,9 @@ def _cgroup_delegation(folder: Path | None) -> Feature:
         below = folder / f"pyforkfd-doctor-{os.getpid()}"
         below.mkdir()
         below.rmdir()
-        return f"{folder} lets us make cgroups"
+        return f"cgroups can be made in {folder}"
 
-    return _feature(name, since, use, without, *_tried(make))
+    return _feature(name, since, use, without, *_try(make))
 
 
 def _cgroup_controllers(folder: Path | None) -> Feature:
@@ -232,9 +232,9 @@ def _cgroup_controllers(folder: Path | None) -> Feature:
     use, without = "limits of memory, processor, processes", "rlimits, which count per process"
     if folder is None:
         return _feature(name, since, use, without, None, "no cgroup v2 tree is mounted")
-    err, seen = _tried(lambda: (folder / "cgroup.controllers").read_text().strip())
+    err, seen = _try(lambda: (folder / "cgroup.controllers").read_text().strip())
     if err == 0 and not seen:
-        return _feature(name, since, use, without, None, "none: they are taken by cgroup v1")
+        return _feature(name, since, use, without, None, "none: cgroup v1 has them all")
     return _feature(name, since, use, without, err, seen)
 
 
@@ -242,11 +242,11 @@ def _cgroup_controllers(folder: Path | None) -> Feature:
 
 
 def _proc(_: Path | None) -> Feature:
-    def look() -> str:
-        return f"mounted; we have {len(os.listdir('/proc/self/fd'))} descriptors"
+    def count() -> str:
+        return f"mounted; {len(os.listdir('/proc/self/fd'))} descriptors of ours"
 
-    use, without = "fd_table, and closing where close_range is refused", "an error that says so"
-    return _feature("/proc", "", use, without, *_tried(look))
+    use, without = "fd_table, and closing where close_range is refused", "an error that names /proc"
+    return _feature("/proc", "", use, without, *_try(count))
 
 
 def _tracefs(_: Path | None) -> Feature:
@@ -255,7 +255,7 @@ def _tracefs(_: Path | None) -> Feature:
     tree = next((line.split()[1] for line in mounts if line.split()[2] == "tracefs"), None)
     if tree is None:
         return _feature("tracefs", "4.1", use, without, None, "it is not mounted")
-    err, seen = _tried(lambda: f"{tree}: {len(os.listdir(f'{tree}/events'))} groups of events")
+    err, seen = _try(lambda: f"{tree}: {len(os.listdir(f'{tree}/events'))} groups of events")
     return _feature("tracefs", "4.1", use, without, err, seen)
 
 
@@ -273,23 +273,23 @@ _PROBES: tuple[Callable[[Path | None], Feature], ...] = (
 # Files below /proc/sys and what they mean.
 _SETTINGS = """
 vm.overcommit_memory|2: fork of a large process fails with ENOMEM; a spawn copies nothing
-vm.max_map_count|mappings of a process; a fork copies them all
-kernel.pid_max|when pids are used again; a pidfd is not fooled
-kernel.threads-max|tasks of the system: EAGAIN beyond
-user.max_user_namespaces|0: no user namespaces
+vm.max_map_count|greatest number of mappings of a process; a fork copies them all
+kernel.pid_max|when pids are used again; a pidfd still means the same process
+kernel.threads-max|greatest number of tasks of the system: EAGAIN beyond
+user.max_user_namespaces|0: user namespaces are off
 kernel.unprivileged_userns_clone|0: user namespaces for root alone
 kernel.apparmor_restrict_unprivileged_userns|1: user namespaces without capabilities
 kernel.yama.ptrace_scope|above 0: pidfd_getfd of processes that are no children is refused
-kernel.unprivileged_bpf_disabled|above 0: bpf(2) wants CAP_BPF
-fs.nr_open|how far RLIMIT_NOFILE can be raised
-fs.file-max|open files of the system: ENFILE beyond
-net.core.somaxconn|to this the backlog of a listener is cut
-net.unix.max_dgram_qlen|messages that may wait in a UNIX datagram socket
+kernel.unprivileged_bpf_disabled|above 0: bpf(2) needs CAP_BPF
+fs.nr_open|upper bound of RLIMIT_NOFILE
+fs.file-max|greatest number of open files of the system: ENFILE beyond
+net.core.somaxconn|upper bound of a listener's backlog
+net.unix.max_dgram_qlen|greatest number of messages waiting in a UNIX datagram socket
 """
 
 
 def settings() -> tuple[Setting, ...]:
-    """The settings that bear on starting processes, and what follows from each."""
+    """Read the settings that affect starting processes, with the meaning of each."""
     rows = []
     for line in _SETTINGS.strip().splitlines():
         name, meaning = line.split("|")

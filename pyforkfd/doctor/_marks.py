@@ -1,4 +1,4 @@
-"""Experiments: which calls of this Python mark what they open FD_CLOEXEC."""
+"""Experiments: which calls of this Python mark the descriptors they open FD_CLOEXEC."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from typing import TypeAlias
 from pyforkfd._fd import cloexec, set_cloexec
 
 from ._children import receive, shell
-from ._experiments import Impossible, Section, Sight
+from ._experiments import Impossible, Observation, Section
 
 SECTION = Section("Which calls of Python mark descriptors close-on-exec")
 
 Make: TypeAlias = Callable[[ExitStack], Iterable[int]]
-"""Makes descriptors that the stack owns."""
+"""Opens descriptors that the stack owns."""
 
 
-def _look(make: Make, marked: bool, other: Make | None) -> Callable[[bool], Sight]:
-    def look(control: bool) -> Sight:
+def _trial(make: Make, marked: bool, other: Make | None) -> Callable[[bool], Observation]:
+    def trial(control: bool) -> Observation:
         with ExitStack() as stack:
             numbers = list((other or make)(stack) if control else make(stack))
             if control and other is None:
                 for number in numbers:
                     set_cloexec(number, not cloexec(number))
             marks = [cloexec(number) for number in numbers]
-        said = " and ".join("marked" if mark else "not marked" for mark in dict.fromkeys(marks))
-        return Sight(bool(marks) and all(mark is marked for mark in marks), said)
+        seen = " and ".join("marked" if mark else "not marked" for mark in dict.fromkeys(marks))
+        return Observation(bool(marks) and all(mark is marked for mark in marks), seen)
 
-    return look
+    return trial
 
 
 def _marks(name: str, call: str, make: Make, *, belief: str = "it is inherited, as in C") -> None:
     SECTION.add(
         f"marks-{name}",
-        _look(make, True, None),
+        _trial(make, True, None),
         statement=f"{call} marks FD_CLOEXEC",
         belief=belief,
         control="the mark is cleared again",
@@ -55,7 +55,7 @@ def _does_not_mark(
 ) -> None:
     SECTION.add(
         f"does-not-mark-{name}",
-        _look(make, False, other),
+        _trial(make, False, other),
         statement=f"{call} does not mark",
         belief=belief,
         control=control,
@@ -117,7 +117,7 @@ def _epoll(stack: ExitStack) -> list[int]:
 def _timerfd(stack: ExitStack) -> list[int]:
     create = getattr(os, "timerfd_create", None)
     if create is None:
-        raise Impossible("this Python has no os.timerfd_create (3.13)")
+        raise Impossible("this Python has no os.timerfd_create (new in 3.13)")
     return _own(stack, create(1))
 
 

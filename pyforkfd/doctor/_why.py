@@ -18,7 +18,7 @@ from pyforkfd._types import HasFileno, StrPath, as_fd
 from ._children import in_program
 from ._words import describe
 
-# Programs that start others, and what they do with descriptors above 2.
+# Programs that start others, and their treatment of descriptors above 2.
 _CLOSERS = {
     "sudo": "closes everything from 3 up (sudo -C, if sudoers allows)",
     "doas": "closes everything from 3 up",
@@ -38,9 +38,9 @@ class Way:
     """One way of starting a program from this process.
 
     Attributes:
-        how: which.
+        how: the calls that start it so.
         has: the program has the descriptor then.
-        why: the reason, or what makes it so.
+        why: the reason, or how to change it.
     """
 
     how: str
@@ -53,15 +53,15 @@ class Explanation:
     """Whether a program would have a descriptor; ``str()`` is the whole answer.
 
     Attributes:
-        fd: its number.
+        fd: the descriptor.
         command: the program and its arguments; may be empty.
-        what: what the descriptor is, in words; empty if it is closed.
+        what: the descriptor's file, in words; empty if it is closed.
         has: executed plainly, the program would have it.
         reason: why, or why not.
-        remedy: what to do if it does not; else empty.
-        ways: how it is with the usual ways of starting.
-        notes: what else there is to know.
-        tried: what a program saw that was really executed; None: that was not asked for.
+        remedy: how to pass it, if it is not passed; else empty.
+        ways: the answer for each usual way of starting a program.
+        notes: further facts.
+        tried: the result of a program that was really executed; None: none was.
     """
 
     fd: int
@@ -79,8 +79,8 @@ class Explanation:
         lines = [
             f"{name} would {'have' if self.has else 'NOT have'} descriptor {self.fd}: {self.reason}"
         ]
-        lines += [f"it is {self.what}"] if self.what else []
-        lines += [f"what helps: {self.remedy}"] if self.remedy else []
+        lines += [f"file: {self.what}"] if self.what else []
+        lines += [f"remedy: {self.remedy}"] if self.remedy else []
         lines += [f"started by {w.how}: {'yes' if w.has else 'no'}, {w.why}" for w in self.ways]
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"tried: {self.tried}"] if self.tried is not None else []
@@ -90,18 +90,18 @@ class Explanation:
 def why(
     fd: int | HasFileno, command: Sequence[StrPath] = (), *, really: bool = False
 ) -> Explanation:
-    """Say whether a program that we start would have one of our descriptors, and why.
+    """Explain whether a program started by us would have one of our descriptors.
 
-    The answer itself is for plain exec; ``ways`` has subprocess and kin, which close more.
+    The answer itself is for a plain exec; ``ways`` has subprocess and others, which close more.
 
     Args:
         fd: borrowed; it need not be open.
-        command: the program and its arguments, which are looked at and not started.
-        really: also start a small program in place of ``command``, by a plain exec, and let
-            it tell what it sees.
+        command: the program and its arguments, which are examined and not started.
+        really: also start a small program in place of ``command``, by a plain exec, which
+            reports the descriptor that it has.
 
     Raises:
-        ValueError: no number of a descriptor.
+        ValueError: not the number of a descriptor.
         TypeError: the command is one string.
     """
     if isinstance(command, (str, bytes)):
@@ -116,12 +116,12 @@ def explain(fd: int, command: Sequence[StrPath], *, really: bool, from_shell: bo
         fd: the number.
         command: as there.
         really: as there.
-        from_shell: it is asked what the shell that started this process would pass.  A
-            process begins with unmarked descriptors alone, as exec has closed the others:
-            a marked one is of our own making, and the shell has passed none.
+        from_shell: explain what the shell that started this process would pass.  A process
+            begins with unmarked descriptors alone, as exec has closed the others: a marked
+            one was opened by this process, so the shell has passed none of that number.
     """
     if fd < 0:
-        raise ValueError(f"{fd} is no descriptor")
+        raise ValueError(f"{fd} is not a descriptor")
     words = tuple(os.fsdecode(word) for word in command)
     table = fd_table()
     row = table.get(fd)
@@ -144,27 +144,27 @@ def explain(fd: int, command: Sequence[StrPath], *, really: bool, from_shell: bo
 
 
 def _verdict(fd: int, row: FdInfo | None, from_shell: bool) -> tuple[bool, str, str]:
-    """(has it, reason, remedy), for plain exec."""
+    """Return (has it, reason, remedy), for a plain exec."""
     if row is None and from_shell:
         remedy = (
             f"a redirection of the command ({fd}<file), or `exec {fd}<file` before it (which ksh "
-            "marks close-on-exec); of a program: it must be open there, and not FD_CLOEXEC"
+            "marks close-on-exec); started by a program: it must be open there, and not FD_CLOEXEC"
         )
         return False, "the shell passes none of that number", remedy
     if row is None:
-        return False, "it is closed in this process already", "open it; who closed it, or when?"
+        return False, "it is closed in this process already", "open it; find out who closed it"
     if row.cloexec:
         reason = "it is marked FD_CLOEXEC, so exec closes it (Python marks everything, PEP 446)"
         remedy = (
             f"spawn(fds={{{fd}: {fd}}}); subprocess: pass_fds=({fd},); "
-            f"for others: with inheriting({fd}): ..."
+            f"other calls: with inheriting({fd}): ..."
         )
         return False, reason, remedy
-    return True, "it is open and not marked FD_CLOEXEC, and that is all exec asks", ""
+    return True, "it is open and not marked FD_CLOEXEC, so exec passes it", ""
 
 
 def _obstacle(fd: int, words: tuple[str, ...]) -> str:
-    """What keeps the descriptor from a program that exec would give it to."""
+    """Return why a program would not have a descriptor that exec passes; empty: it would."""
     if not words:
         return ""
     if shutil.which(words[0]) is None:
@@ -172,7 +172,7 @@ def _obstacle(fd: int, words: tuple[str, ...]) -> str:
     name = os.path.basename(words[0])
     if name in _CLOSERS and name not in _PASSING and fd > 2:
         inner = words[-1] if len(words) == 2 else "the program after it"
-        return f"{name} would get it, but {_CLOSERS[name]}: {inner} would not"
+        return f"{name} would have it, but {_CLOSERS[name]}: {inner} would not"
     return ""
 
 
@@ -181,11 +181,13 @@ def _ways(fd: int, row: FdInfo) -> Iterator[Way]:
     yield Way(
         how="os.posix_spawn, os.exec*, os.system, most C libraries",
         has=plain,
-        why="not marked" if plain else "FD_CLOEXEC",
+        why="not marked FD_CLOEXEC" if plain else "marked FD_CLOEXEC",
     )
     if fd <= 2:
-        yield Way(how="subprocess, asyncio", has=plain, why="0, 1 and 2 are left as they are")
-        yield Way(how="pyforkfd.spawn", has=True, why="0, 1 and 2 are ours unless fds= names them")
+        yield Way(how="subprocess, asyncio", has=plain, why="0, 1 and 2 are not closed")
+        yield Way(
+            how="pyforkfd.spawn", has=True, why="0, 1 and 2 are passed unless fds= names them"
+        )
         return
     yield Way(
         how="subprocess, asyncio",
@@ -197,7 +199,7 @@ def _ways(fd: int, row: FdInfo) -> Iterator[Way]:
     yield Way(
         how="pyforkfd.spawn",
         has=False,
-        why=f"the map alone passes: fds={{{fd}: {fd}}}{more}",
+        why=f"only the map is passed: fds={{{fd}: {fd}}} passes it{more}",
     )
 
 
@@ -205,20 +207,20 @@ def _notes(fd: int, row: FdInfo | None, table: FdTable, words: tuple[str, ...]) 
     if row is not None:
         for other in row.shared_with or ():
             if row.cloexec and not table[other].cloexec:
-                yield f"descriptor {other} is the same open file and not marked: that would come"
+                yield f"descriptor {other} is the same open file and not marked: it would pass"
         if isinstance(row.details, SocketDetails):
             yield from _socket_notes(row.details)
         if isinstance(row.details, FileDetails) and row.details.links == 0:
-            yield "the file has no name any more; by this descriptor it can still be used"
+            yield "the file is unlinked; the descriptor can still be used"
     yield from _command_notes(words, table)
     yield from _activation_notes(fd, row)
 
 
 def _socket_notes(known: SocketDetails) -> Iterator[str]:
     if known.listening:
-        yield "it listens: the program accepts at once, without a listen() of its own"
+        yield "the socket listens: the program accepts at once, without a listen() of its own"
     elif known.peer is None and known.local:
-        yield "it is bound but does not listen: accept() would fail with EINVAL"
+        yield "the socket is bound but does not listen: accept() would fail with EINVAL"
 
 
 def _command_notes(words: tuple[str, ...], table: FdTable) -> Iterator[str]:
@@ -241,22 +243,22 @@ def _command_notes(words: tuple[str, ...], table: FdTable) -> Iterator[str]:
         if by_number and (script := table.get(int(by_number[1]))) and script.cloexec:
             yield f"descriptor {by_number[1]} is marked: the interpreter could not open the script"
     if mode & (stat.S_ISUID | stat.S_ISGID):
-        yield f"{path} runs as its owner or group (set-user-ID): descriptors come all the same"
+        yield f"{path} runs as its owner or group (set-user-ID): descriptors pass all the same"
 
 
 def _activation_notes(fd: int, row: FdInfo | None) -> Iterator[str]:
-    """LISTEN_FDS in our environment, which the program would have too: sd_listen_fds(3)."""
+    """Check LISTEN_FDS in our environment, which the program would inherit: sd_listen_fds(3)."""
     count, pid = os.environ.get("LISTEN_FDS"), os.environ.get("LISTEN_PID")
     listening = row is not None and isinstance(row.details, SocketDetails) and row.details.listening
     if count is None:
         if listening and fd > 2:
             yield (
-                "a program with socket activation looks for it only where LISTEN_FDS=1 and "
-                "LISTEN_PID, its pid, are set, and then as 3"
+                "a program with socket activation takes it only as 3, and only where LISTEN_FDS=1 "
+                "and LISTEN_PID, the program's pid, are set"
             )
         return
     if not re.fullmatch("[0-9]{1,9}", count):
-        yield f"LISTEN_FDS={count} is no number"
+        yield f"LISTEN_FDS={count} is not a number"
         return
     last = 3 + int(count) - 1
     if not 3 <= fd <= last:
@@ -266,8 +268,8 @@ def _activation_notes(fd: int, row: FdInfo | None) -> Iterator[str]:
         yield f"LISTEN_FDS={count} announces {fd}, which is not open"
     if pid != str(os.getpid()):
         yield (
-            f"LISTEN_PID={pid} is not the pid of a program that is started from here: with "
-            "sd_listen_fds(3) it takes nothing"
+            f"LISTEN_PID={pid} is not the pid of a program started from here: sd_listen_fds(3) "
+            "would return no descriptors there"
         )
 
 
@@ -276,14 +278,14 @@ import os, socket, stat, sys
 fd, report = int(sys.argv[1]), int(sys.argv[2])
 try:
     info = os.fstat(fd)
-    said = f"{info.st_dev} {info.st_ino}"
+    result = f"{info.st_dev} {info.st_ino}"
     if stat.S_ISSOCK(info.st_mode):
         found = socket.socket(fileno=fd)
-        said += f" {found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)}"
+        result += f" {found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)}"
         found.detach()
 except OSError as error:
-    said = error.strerror
-os.write(report, said.encode())
+    result = error.strerror
+os.write(report, result.encode())
 """
 
 
@@ -296,8 +298,8 @@ def _try(fd: int) -> str:
     except OSError:
         ours = ""
     args = [sys.executable, "-I", "-S", "-c", _PROBE, str(fd), str(report)]
-    said = in_program(args, report=report)
-    if not ours or not said.startswith(ours):
-        return f"a program was executed and has no such descriptor ({said})"
-    listens = ", and it listens" if said == f"{ours} 1" else ""
-    return f"a program was executed and has the same file as its {fd}{listens}"
+    result = in_program(args, report=report)
+    if not ours or not result.startswith(ours):
+        return f"a program was executed, and has no such descriptor ({result})"
+    listens = ", and it listens" if result == f"{ours} 1" else ""
+    return f"a program was executed, and has the same file as its {fd}{listens}"

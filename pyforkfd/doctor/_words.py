@@ -1,4 +1,4 @@
-"""A descriptor in words."""
+"""Descriptors described in words."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _TYPES: dict[int, str] = {
 
 
 def describe(row: FdInfo) -> str:
-    """What it is: ``TCP 127.0.0.1:80, listening, 0 of 128 waiting``."""
+    """Describe the file of a descriptor: ``TCP 127.0.0.1:80, listening, 0 of 128 waiting``."""
     return printable(_words(row))
 
 
 def printable(text: str) -> str:
-    """Whatever a name has in it, a terminal gets no escape sequences and a table no lines."""
+    """Escape what is not printable: escape sequences for a terminal, lines for a table."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from ._service_manager import Manager
 from ._signals import SignalQueue
 from .control._requests import Supervised
-from .control._status import Death, Deaths, Seen, summary
+from .control._status import Death, Deaths, summary
 from .metrics._endpoint import Endpoint
 from .processes._adoption import adopt_workers
 from .processes._crash_hooks import Hooks
@@ -48,6 +48,8 @@ from .state._step import step
 from .succession._handover import Handover
 from .succession._keeper import Keeper
 from .succession._upgrade import Upgrade
+from .worker._messages import Peer
+from .worker._protocol import order
 
 log = logging.getLogger("pyforkfd.supervisor")
 
@@ -133,7 +135,7 @@ class Engine:
         self._poll_at = 0.0
         reactor = resources.reactor
         reactor.add(signals.fileno(), self._on_signals)
-        reactor.add(resources.notify.fileno(), lambda _: self.workers.hear())
+        reactor.add(resources.notify.fileno(), lambda _: self.workers.read_notify())
         reactor.add(resources.zygotes.fileno(), self._on_zygotes)
         if (keeper := self._succession.keeper) is not None:
             reactor.add(keeper.fileno(), lambda _: self._on_keeper(keeper))
@@ -186,17 +188,6 @@ class Engine:
         self._replies.append(reply)
         self.feed(event)
 
-    def measure(self, now: float) -> dict[int, Seen]:
-        """Measure the workers that have a process: id -> heartbeat, memory, reported status."""
-        return {
-            worker_id: Seen(
-                text=running.status,
-                beat_age=self._watch.beat_age(worker_id, now),
-                memory=self.resources.running.memory(worker_id),
-            )
-            for worker_id, running in self.resources.running.items()
-        }
-
     def upgrade(self) -> None:
         """Execute this program anew in our place, once a trial has shown that it can take over."""
         self._save(())  # sockets may have changed since
@@ -238,7 +229,7 @@ class Engine:
         finally:
             self._feeding = False
         for worker_id, component, ready in self._peers.news(self.state):
-            self.workers.tell(worker_id, "peer", about={"component": component, "ready": ready})
+            self.workers.send(worker_id, Peer(component, ready))
         if self._untidy:
             self._untidy = False
             self.generations.discard_unused(self.state)
@@ -304,17 +295,18 @@ class Engine:
         if now < self._poll_at:
             return
         self._poll_at = now + _POLL
+        self.workers.report_refusals(now)
         self.workers.send_log_file(self._output.poll(now))
-        for event in list(self._watch.look(self.state, now)):
+        for event in list(self._watch.poll(self.state, now)):
             self.feed(event)
-        events, advice = self._watch.look_at_memory(self.state, now)
+        events, advice = self._watch.poll_memory(self.state, now)
         for event in events:
             self.feed(event)
         for one in advice:
-            for order in one.orders:
-                if order != "recycle":
-                    self.workers.tell(one.worker_id, order)
-        self._endpoint.look(now)
+            for name in one.orders:
+                if name != "recycle":
+                    self.workers.send(one.worker_id, order(name))
+        self._endpoint.poll(now)
         self._hooks.end_late(now)
         self.workers.sweep()
 
@@ -349,8 +341,8 @@ class Engine:
                 self.workers.signal(worker_id, signum)
             case Kill(worker_id):
                 self.workers.kill(worker_id)
-            case SendOrder(worker_id, order):
-                self.workers.tell(worker_id, order)
+            case SendOrder(worker_id, name):
+                self.workers.send(worker_id, order(name))
             case Lend(worker_id, position) | TakeBack(worker_id, position):
                 if (worker := self.state.workers.get(worker_id)) is not None:
                     service = self.generations[worker.generation]
@@ -384,13 +376,13 @@ class Engine:
         log.error("%s died (%s): %s", where, crash.cause, crash.detail)
         death = Death(crash.worker_id, crash.cause, crash.detail, time.monotonic())
         self.deaths.add(crash.component, crash.position, death)
-        self._watch.told(crash)
+        self._watch.count(crash)
         if (crew := self.state.crews.get(crash.component)) is not None:
             self._hooks.run(crew.spec.on_crash, crash)
 
     def _reloaded(self, outcome: Reloaded) -> None:
         self._untidy = True
-        self._watch.told(outcome)
+        self._watch.count(outcome)
         if outcome.why:
             log.error("generation %d was given up: %s", outcome.generation, outcome.why)
         else:

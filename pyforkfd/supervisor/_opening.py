@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from ._engine import Engine, Front
 from ._service_manager import Manager
 from ._signals import SignalQueue
-from .control._requests import Orders
+from .control._requests import Requests
 from .control._server import ControlSocket
 from .metrics._endpoint import Endpoint
 from .processes._crash_hooks import Hooks
@@ -43,7 +43,7 @@ def open_engine(stack: ExitStack, service: Service, succession: Succession, fron
     reactor = resources.reactor
     endpoint = enter(Endpoint(service.metrics, resources.watch.metrics, reactor))
     if service.control.path is not None:
-        requests = Orders(front.requests)
+        requests = Requests(front.requests)
         requests.attach_logs(resources.output.tail)
         enter(ControlSocket(service.control, reactor, requests))
     engine = Engine(

@@ -18,8 +18,10 @@ from .spec._spec import Service, SpecError
 from .spec._validate import validate
 from .state._events import Reload, Reloaded, Retire, RollBack, Scale, Stop
 from .state._model import SERVING, Phase, initial, sharded
-from .succession._keeper import become_kept
+from .succession._keeper import execute_keeper
 from .succession._succession import Succession
+from .worker._messages import Message
+from .worker._protocol import encode_order
 
 log = logging.getLogger("pyforkfd.supervisor")
 
@@ -85,7 +87,7 @@ class Supervisor:
             if succession.rehearsal is not None:
                 return succession.prove()
             if self._service.keeper and succession.past is None and succession.keeper is None:
-                become_kept()
+                execute_keeper()
             stack.callback(self._forget_engine)
             with succession.guarded():
                 self._engine = open_engine(stack, self._service, succession, self._front)
@@ -273,12 +275,15 @@ class Supervisor:
 
         Raises:
             RuntimeError: the service does not run.
+            ValueError: the data is no JSON, or longer than 64 KiB with what is around it.
         """
         engine = self._running("send")
+        message = Message(data)
+        encode_order(message)  # refused for all of them, or for none
         workers = engine.state.workers.values()
         readers = [w for w in workers if w.component == component and w.speaks]
         for worker in readers:
-            engine.workers.tell(worker.id, "message", about={"data": data})
+            engine.workers.send(worker.id, message)
         return len(readers)
 
     def status(self) -> dict[str, Any]:
@@ -298,7 +303,7 @@ class Supervisor:
             service=engine.generations.serving.name,
             pid=os.getpid(),
             started=engine.started,
-            seen=engine.measure(now),
+            details=engine.workers.measure(now),
             deaths=engine.deaths,
         )
 

@@ -1,8 +1,8 @@
-"""A warmed Python worker in a millisecond or two, from any parent.
+"""Python workers with their modules imported, started in a millisecond or two from any parent.
 
 A :class:`Zygote` is a small process that has imported what workers need.  It clones itself for
-each, and they are the caller's own children.  :func:`get_context` makes multiprocessing and
-concurrent.futures use one.
+each worker, and workers are the caller's own children.  :func:`get_context` makes
+multiprocessing and concurrent.futures use a zygote.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ __all__ = ["Zygote", "ZygoteError", "get_context"]
 
 
 def get_context(zygote: Zygote | None = None) -> ZygoteContext:
-    """A multiprocessing context whose processes a zygote makes.
+    """Return a multiprocessing context whose processes a zygote starts.
 
-    It has the interface of ``multiprocessing.get_context()``, and goes wherever a context is
-    taken: ``ProcessPoolExecutor(mp_context=get_context())``.  Arguments are pickled, as for
-    spawn and forkserver; the program's main module should be guarded by ``if __name__ ==
-    "__main__"`` as there.  Its processes are our own children, and do not end with us unless
-    they are daemons, as multiprocessing has it.
+    The context has the interface of ``multiprocessing.get_context()``, and fits wherever a
+    context is an argument: ``ProcessPoolExecutor(mp_context=get_context())``.  Arguments are
+    pickled, as for spawn and forkserver; the program's main module needs the guard ``if
+    __name__ == "__main__"`` as there.  The processes are our own children.  As always in
+    multiprocessing, only daemonic ones end with us.
 
     Args:
-        zygote: None is the one that the whole process shares, with the main module preloaded.
+        zygote: the zygote; None: the one that the whole process shares, with the main module
+            preloaded.
     """
     from ._context import ZygoteContext, default_zygote  # multiprocessing, for those who use it
 

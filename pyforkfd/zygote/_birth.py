@@ -1,4 +1,4 @@
-"""A worker on its way, as the application sees it."""
+"""A worker from request to start, as the application observes it."""
 
 from __future__ import annotations
 
@@ -10,41 +10,46 @@ from typing import Any, Protocol
 from pyforkfd import _core
 from pyforkfd._errors import SpawnError, ThreadsError
 from pyforkfd._fd import Fd
-from pyforkfd._process import Process
+from pyforkfd._process import Process, exit_status
+from pyforkfd._types import ExitStatus
 
 from ._errors import ZygoteError
 from ._messages import Kind, Received, Report, receive, send
 from ._request import Request
 
-_PATIENCE = 10.0  # seconds for a birth that nobody waits for any more
-_A_MOMENT = 1.0  # between a killed zygote's last descriptor and its end
+_DISCARD_TIMEOUT = 10.0  # seconds for a birth that nobody waits for any more
+_END_TIMEOUT = 1.0  # seconds between a killed zygote's last descriptor and its end
 
 
-class Gone(Exception):
-    """Whoever was asked, the zygote or an idle worker, ended before it knew of the request."""
+class RequestLost(Exception):
+    """The zygote, or an idle worker, ended before it received the request."""
 
 
 class Maker(Protocol):
-    """The zygote that the worker is asked of."""
+    """The zygote that makes the worker."""
 
     process: Process
 
     def last_born(self, serial: int) -> int:
-        """The pid that the kernel wrote for this request, or 0: of a zygote that has ended."""
+        """Return the pid that the kernel wrote for this request, or 0.
+
+        To be called for a zygote that has ended.
+        """
 
 
 class Birth:
-    """What is known of the worker, from three sides.
+    """The state of a worker's birth, from three sources.
 
-    The zygote tells its pid, the worker that it has started.  Either may be killed before it
-    has spoken: then their pidfds tell, and the page in which the kernel itself wrote the pid.
-    A worker made ahead is one whose request comes later, over the connection of its answers.
+    The zygote sends the pid; the worker reports that it has started.  Either may be killed
+    before it has sent anything: then their pidfds become readable, and the pid is in the page
+    in which the kernel itself wrote it.  A worker made ahead receives its request later, over
+    the connection of its answers.
 
     Args:
-        maker: has been asked for the worker, or is about to be.
-        request: None for an idle worker, which gets one by :meth:`give`.
-        serial: of what the zygote is asked.
-        answers: where all of them tell; taken.
+        maker: the zygote that the request is sent to.
+        request: None for an idle worker, which gets one by :meth:`assign`.
+        serial: number of the request to the zygote.
+        answers: connection on which zygote and worker answer; taken.
     """
 
     def __init__(self, maker: Maker, request: Request | None, serial: int, answers: Fd) -> None:
@@ -52,45 +57,45 @@ class Birth:
         self._request = request
         self._serial = serial
         self._answers = answers
-        self._silent = False  # everybody who could answer has closed
+        self._closed = False  # all other ends of the connection are
         self._started = False
         self._error: Exception | None = None
-        self._none = False  # no worker was made, nor will be
+        self._refused = False  # no worker was made, nor will be
         self._pid = 0
         self._pidfd: Fd | None = None
 
     @property
     def born(self) -> bool:
-        """The zygote has made it."""
+        """Whether the zygote has made the worker."""
         return self._pidfd is not None
 
     @property
     def failed(self) -> bool:
-        """It is not born, nor will be."""
-        return self._pidfd is None and (self._none or self._silent or self._error is not None)
+        """Whether the worker is not born, nor will be."""
+        return self._pidfd is None and (self._refused or self._closed or self._error is not None)
 
-    def look(self) -> None:
-        """Hear of an idle worker's birth, if there is anything to hear; does not wait."""
+    def poll(self) -> None:
+        """Receive the news of an idle worker's birth, if there is any; do not wait."""
         if not self.born and not self.failed:
             self._step(0)
 
-    def give(self, request: Request) -> None:
-        """Hand an idle worker its request.
+    def assign(self, request: Request) -> None:
+        """Send an idle worker its request.
 
         Raises:
-            Gone: it has ended.
+            RequestLost: the worker has ended.
         """
         self._request = request
         try:
             send(self._answers, Kind.SPAWN, request.body, request.fds)
         except (BrokenPipeError, ConnectionResetError):
-            raise Gone from None
+            raise RequestLost from None
 
     def wait(self) -> None:
         """Wait until the worker has started.
 
         Raises:
-            Gone, SpawnError, ThreadsError, ZygoteError: there is no worker, and why.
+            RequestLost, SpawnError, ThreadsError, ZygoteError: there is no worker, and why.
         """
         while self._pidfd is None or not self._started:
             self._step(None)
@@ -98,16 +103,16 @@ class Birth:
                 raise self._error
 
     def take(self) -> tuple[int, int]:
-        """The pid and pidfd of a worker that has started; the caller owns them."""
+        """Return pid and pidfd of a worker that has started; the caller owns them."""
         assert self._pidfd is not None
         self._answers.close()
         return self._pid, self._pidfd.detach()
 
-    def end(self) -> None:
-        """Nobody wants it any more: what was born, or still is, is killed and reaped."""
+    def discard(self) -> None:
+        """Kill and reap the worker, if it is born or still will be."""
         with self._answers:
-            while self._pidfd is None and not self._none:
-                if not self._step(_PATIENCE):
+            while self._pidfd is None and not self._refused:
+                if not self._step(_DISCARD_TIMEOUT):
                     return  # a stopped zygote
         if self._pidfd is not None and not self._pidfd.closed:
             with self._pidfd as pidfd:
@@ -115,53 +120,53 @@ class Birth:
                     signal.pidfd_send_signal(pidfd.fileno(), signal.SIGKILL)
                 except ProcessLookupError:
                     pass
-                _reaped(pidfd.fileno())
+                _reap(pidfd.fileno())
 
     def abandon(self) -> None:
-        """Close what we have of it: nothing was asked, or it is our parent's."""
+        """Close our descriptors of a worker that was never requested, or is our parent's."""
         self._answers.close()
         if self._pidfd is not None:
             self._pidfd.close()
 
     def _step(self, timeout: float | None) -> bool:
-        """Wait for the next event; False: none came."""
+        """Wait for the next event and handle it; return False if none came."""
         poll = select.poll()
         alive = self._maker.process if self._pidfd is None else self._pidfd
         poll.register(alive, select.POLLIN)
-        if not self._silent:
+        if not self._closed:
             poll.register(self._answers, select.POLLIN)
         elif self._pidfd is None:
-            timeout = _A_MOMENT
+            timeout = _END_TIMEOUT
         ready = dict(poll.poll(None if timeout is None else timeout * 1000))
-        if not self._silent and self._answers.fileno() in ready:
-            self._hear()
+        if not self._closed and self._answers.fileno() in ready:
+            self._receive()
         elif ready:
             if self._pidfd is None:
                 self._zygote_ended()
             elif not self._started:
+                status = _reap(self._pidfd.fileno())
                 self._error = ZygoteError(
-                    f"the worker {self._pid} ended while it was born: "
-                    f"{_reaped(self._pidfd.fileno())}"
+                    f"the worker {self._pid} ended while it was born: {status}"
                 )
                 self._pidfd.close()
-        elif self._silent and self._pidfd is None:
-            self._none = True
+        elif self._closed and self._pidfd is None:
+            self._refused = True
             self._error = ZygoteError("the zygote could not receive the worker's descriptors")
         return bool(ready)
 
-    def _hear(self) -> None:
+    def _receive(self) -> None:
         try:
             answer = receive(self._answers)
         except ConnectionResetError:  # unix(7): closed with a message of ours in it, unread
-            self._error = Gone()
+            self._error = RequestLost()
             return
         if answer is None:
-            self._silent = True
+            self._closed = True
         elif isinstance(answer, Received) and answer.kind is Kind.BORN:
             self._pid = answer.body
             (self._pidfd,) = answer.fds
-        elif self._request is None:  # whoever asks next is told why
-            self._none = True
+        elif self._request is None:  # the reason is raised by the next request
+            self._refused = True
         elif isinstance(answer, Report):
             stage, subject, text = _core.failed(
                 self._request.plan(), self._request.sources, answer.stage, answer.index
@@ -170,24 +175,23 @@ class Birth:
         elif answer.kind is Kind.STARTED:
             self._started = True
         else:
-            self._none = answer.kind is Kind.REFUSED
+            self._refused = answer.kind is Kind.REFUSED
             self._error = _error(self._request.name, *answer.body)
 
     def _zygote_ended(self) -> None:
         if (pid := self._maker.last_born(self._serial)) == 0:
-            self._none = True
-            self._error = Gone()
-        else:  # ours, and nobody has reaped it: the number means it
+            self._refused = True
+            self._error = RequestLost()
+        else:  # our child, not yet reaped: the number cannot mean another
             self._pid, self._pidfd = pid, Fd(os.pidfd_open(pid))
 
 
-def _reaped(pidfd: int) -> str:
+def _reap(pidfd: int) -> ExitStatus:
     _core.wait_pidfd(pidfd, None)
-    found = _core.reap(pidfd)
-    if found is None or not found[0]:
-        return "its status is lost"
-    _, code, status, _ = found
-    return f"exit code {status}" if code == 1 else f"killed by signal {status}"
+    reaped = _core.reap(pidfd)
+    if reaped is None:
+        return ExitStatus(code=None, signal=None, lost=True)
+    return exit_status(reaped)
 
 
 def _error(name: str, kind: str, detail: Any) -> Exception:

@@ -1,4 +1,4 @@
-"""multiprocessing on a zygote: what it calls a context."""
+"""A context of multiprocessing whose processes a zygote starts."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pyforkfd._process import Process
 
 from ._zygote import Zygote
 
-# What processes are handed: connections, queues and locks.
+# Most processes are passed connections, queues and locks.
 _USUAL = ["multiprocessing.connection", "multiprocessing.queues", "multiprocessing.synchronize"]
-_inherited: Sequence[int] = ()  # in a worker: what its process object was pickled with
+_inherited: Sequence[int] = ()  # in a worker: the descriptors pickled with its process object
 
 
 class _Inherited:
@@ -33,7 +33,7 @@ class _Inherited:
 
 
 class Popen:
-    """A started process, as multiprocessing wants to see it."""
+    """A started process, with the interface that multiprocessing expects of it."""
 
     method = "zygote"
     DupFd = _Inherited
@@ -49,10 +49,10 @@ class Popen:
             reduction.dump(process_obj, payload)
         finally:
             multiprocessing.context.set_spawning_popen(None)
-        with Fd(os.pidfd_open(os.getpid())) as us:
+        with Fd(os.pidfd_open(os.getpid())) as own_pidfd:
             tracker = _tracker()
             targets = zygote._free_targets(len(self._fds) + 2)
-            numbers = dict(zip(targets, [tracker, us.fileno(), *self._fds], strict=True))
+            numbers = dict(zip(targets, [tracker, own_pidfd.fileno(), *self._fds], strict=True))
             self._process = zygote.spawn(
                 "pyforkfd.zygote._context:run", args=(payload.getvalue(), targets), fds=numbers
             )
@@ -92,21 +92,21 @@ class Popen:
 
 
 def _tracker() -> int:
-    """The resource tracker's descriptor.
+    """Return the resource tracker's descriptor; start the tracker if it does not run.
 
-    getfd() would have it wake up and prove that it lives, beside the worker that starts.
+    getfd() would wake a running tracker to check that it is alive, beside the worker's start.
     """
     fd: int | None = resource_tracker._resource_tracker._fd  # type: ignore[attr-defined]
     if fd is not None:
         poll = select.poll()
-        poll.register(fd, 0)  # only POLLERR: nobody reads any more
+        poll.register(fd, 0)  # POLLERR alone: the tracker has closed its end
         if not poll.poll(0):
             return fd
     return resource_tracker.getfd()  # type: ignore[return-value]
 
 
 def _code(process: Process) -> int | None:
-    """As multiprocessing has it; 255 where somebody else took the status."""
+    """Return multiprocessing's exit code; 255 where another reaped the process."""
     if process.status is None:
         return None
     return 255 if process.status.lost else process.status.returncode
@@ -116,31 +116,31 @@ class ZygoteProcess(process.BaseProcess):
     """multiprocessing's Process, started by a zygote; each context has a subclass of it."""
 
     _start_method = None  # in a worker the default start method is the program's own
-    _made_by: ClassVar[Zygote | None] = None
+    _zygote: ClassVar[Zygote | None] = None
 
     # Called for processes of the default context's class as well.
     @classmethod
     def _Popen(cls, process_obj: process.BaseProcess) -> Popen:  # noqa: N802
-        return Popen(process_obj, cls._made_by or default_zygote())
+        return Popen(process_obj, cls._zygote or default_zygote())
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """A context's own class is not to be imported: in a worker it is the common one."""
-        if "_made_by" in vars(type(self)):
-            return _rebuilt, (self.__dict__,)
+        """Pickle as the common class: a context's own cannot be imported in a worker."""
+        if "_zygote" in vars(type(self)):
+            return _rebuild, (self.__dict__,)
         return super().__reduce_ex__(protocol)
 
 
-def _rebuilt(state: dict[str, Any]) -> ZygoteProcess:
-    made = ZygoteProcess.__new__(ZygoteProcess)
-    made.__dict__.update(state)
-    return made
+def _rebuild(state: dict[str, Any]) -> ZygoteProcess:
+    rebuilt = ZygoteProcess.__new__(ZygoteProcess)
+    rebuilt.__dict__.update(state)
+    return rebuilt
 
 
 class ZygoteContext(multiprocessing.context.BaseContext):
     """A multiprocessing context: Process, Pool, Manager, queues and locks, on a zygote.
 
     Attributes:
-        zygote: it makes the processes.
+        zygote: the zygote that starts the processes.
     """
 
     _name = "zygote"
@@ -148,7 +148,7 @@ class ZygoteContext(multiprocessing.context.BaseContext):
     def __init__(self, zygote: Zygote) -> None:
         self.zygote = zygote
         self.Process: type[ZygoteProcess] = type(
-            "Process", (ZygoteProcess,), {"_made_by": zygote, "__module__": __name__}
+            "Process", (ZygoteProcess,), {"_zygote": zygote, "__module__": __name__}
         )
 
     def __reduce__(self) -> Any:
@@ -160,19 +160,19 @@ def _default_context() -> ZygoteContext:
 
 
 def default_zygote() -> Zygote:
-    """The one that the whole process shares."""
+    """Return the zygote that the whole process shares."""
     return Zygote.shared(preload=["__main__", *_USUAL, __name__])
 
 
 def run(payload: bytes, numbers: Sequence[int]) -> None:
-    """What a worker does that is a multiprocessing process."""
+    """Run a multiprocessing process; the function of its worker."""
     global _inherited
     tracker, sentinel, *_inherited = numbers
     resource_tracker._resource_tracker._fd = tracker  # type: ignore[attr-defined]
-    raise SystemExit(_opened(payload)._bootstrap(parent_sentinel=sentinel))
+    raise SystemExit(_unpickle(payload)._bootstrap(parent_sentinel=sentinel))
 
 
-def _opened(payload: bytes) -> Any:
+def _unpickle(payload: bytes) -> Any:
     file = io.BytesIO(payload)
     process.current_process()._inheriting = True  # type: ignore[attr-defined]
     try:
@@ -183,21 +183,21 @@ def _opened(payload: bytes) -> Any:
 
 
 def rehearse() -> None:
-    """Do to no effect what :func:`run` does until it is another process."""
-    _opened(_sample())
+    """Run :func:`run` without effect, up to where it becomes another process."""
+    _unpickle(_sample())
 
 
 @functools.cache
 def _sample() -> bytes:
-    """What is sent for a process that is as we are; __init__ would count it."""
-    us = process.current_process()
-    data = {"log_to_stderr": False, "authkey": us.authkey, "name": us.name}
-    state = {"_config": {"authkey": us.authkey}, "_target": rehearse, "_args": (), "_kwargs": {}}
+    """Return a payload that describes the current process; __init__ would count a new one."""
+    ours = process.current_process()
+    data = {"log_to_stderr": False, "authkey": ours.authkey, "name": ours.name}
+    state = {"_config": {"authkey": ours.authkey}, "_target": rehearse, "_args": (), "_kwargs": {}}
     payload = io.BytesIO()
     multiprocessing.context.set_spawning_popen(Popen)  # type: ignore[arg-type]
     try:
         payload.write(pickle.dumps(data))
-        reduction.dump(_rebuilt(state), payload)
+        reduction.dump(_rebuild(state), payload)
     finally:
         multiprocessing.context.set_spawning_popen(None)
     return payload.getvalue()

@@ -22,13 +22,13 @@ from pyforkfd._process import Process
 from pyforkfd._spawn import spawn
 from pyforkfd._types import DEVNULL
 
-from ._birth import Birth, Gone
+from ._birth import Birth, RequestLost
 from ._errors import ZygoteError
 from ._messages import SLOT, Kind, ProtocolError, Received, answer_pair, receive, send
 from ._request import Request, directory
 
 Scope: TypeAlias = Literal["process", "thread"]
-"""Whose end the parent-death signals of a zygote and its workers tell of."""
+"""Whose end sends the parent-death signals of a zygote and its workers."""
 
 CHANNEL = 3  # the zygote's end, in the zygote
 _ROOT = str(Path(__file__).parents[2])
@@ -39,7 +39,7 @@ _CODE = (
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """What makes one zygote like another."""
+    """The options of a zygote; equal ones make equal zygotes."""
 
     preload: tuple[str, ...]
     setup: str | None
@@ -50,22 +50,22 @@ class Configuration:
 
 
 class Link:
-    """A running zygote: its process, the channel, the page that both can write.
+    """A running zygote: its process, the channel to it, the page that both can write.
 
     Attributes:
-        process: the zygote itself.
-        home: the directory it was started in, by device and inode.
-        held: descriptors that its code has opened, which every worker has: number -> what.
-        siblings: its workers are made our children by CLONE_PARENT.
-        settled: it has imported everything.
+        process: the zygote's process.
+        home: the directory that the zygote was started in, by device and inode.
+        held: descriptors that preloaded code has opened and every worker has: number -> target.
+        siblings: whether workers are made our children by CLONE_PARENT.
+        settled: whether everything is imported.
     """
 
     def __init__(self, configuration: Configuration, *, wait: bool = True) -> None:
-        """Start one.
+        """Start a zygote.
 
         Args:
-            configuration: what it is to be.
-            wait: for all imports; False: :meth:`settle` does, when fileno() is readable.
+            configuration: the options.
+            wait: wait for all imports; False: :meth:`settle` waits, once fileno() is readable.
         """
         env = configuration.env
         self._environment = _environment()
@@ -75,28 +75,28 @@ class Link:
         self.settled = False
         self._serials = itertools.count(1)
         self._lock = threading.Lock()
-        self._users = 1  # whoever has made it, until close(), and each birth
+        self._users = 1  # the owner, until close(), and each birth
         self._warm = configuration.warm
-        self._idle: list[Birth] = []  # what was asked for ahead, the oldest first
+        self._idle: list[Birth] = []  # workers requested ahead, the oldest first
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as lent:
             page = lent.enter_context(Fd(os.memfd_create("forkfd-zygote")))
             os.ftruncate(page.fileno(), mmap.PAGESIZE)
             self._slot = mmap.mmap(page.fileno(), mmap.PAGESIZE)
             undo.callback(self._slot.close)
-            us = lent.enter_context(Fd(os.pidfd_open(os.getpid())))
+            own_pidfd = lent.enter_context(Fd(os.pidfd_open(os.getpid())))
             self._channel, theirs = FdChannel.pair()
             undo.callback(self._channel.close)
             lent.enter_context(theirs)
             self.process = _start(theirs, None if env is None else dict(env), configuration.scope)
             undo.callback(self.close)
-            theirs.close()  # or its end would not be seen
-            self._configure(configuration, [page.fileno(), us.fileno()])
+            theirs.close()  # or the end of the zygote would not close the channel
+            self._configure(configuration, [page.fileno(), own_pidfd.fileno()])
             if wait:
                 self.settle()
             undo.pop_all()
 
     def fileno(self) -> int:
-        """The channel: readable once it has imported everything, or failed."""
+        """Return the channel's descriptor: readable once all is imported, or has failed."""
         return self._channel.fileno()
 
     def _configure(self, configuration: Configuration, fds: list[int]) -> None:
@@ -109,14 +109,15 @@ class Link:
             "setup": configuration.setup,
             "freeze_gc": configuration.freeze_gc,
         }
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it will be seen
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # settle() raises
             send(self._channel, Kind.CONFIGURE, body, fds)
 
     def settle(self) -> None:
         """Wait until everything is imported.
 
         Raises:
-            ZygoteError: it is not, and why; close it.
+            ZygoteError: an import or the setup failed, or the zygote ended; the caller closes
+                the link.
         """
         if self.settled:
             return
@@ -125,7 +126,7 @@ class Link:
         except (BrokenPipeError, ConnectionResetError):
             answer = None
         except ProtocolError as error:
-            raise ZygoteError(f"the zygote is of another pyforkfd: {error}") from None
+            raise ZygoteError(f"the zygote runs another pyforkfd: {error}") from None
         if not isinstance(answer, Received):
             raise ZygoteError(f"the zygote ended before it was ready: {self.process.wait()}")
         if answer.kind is Kind.FAILED:
@@ -137,21 +138,21 @@ class Link:
             # A zygote that is killed between two forks would leave the first behind.
             self._warm = 0
         self.settled = True
-        self._fill()
+        self._refill()
 
     @property
     def alive(self) -> bool:
-        """The zygote has not ended."""
+        """Whether the zygote has not ended."""
         return self.process.poll() is None
 
     def close(self) -> None:
-        """End the zygote; its workers live on.  Births under way in other threads find out."""
-        self.process.kill()  # it has no state, and may be in the middle of anything
+        """Kill the zygote; its workers live on.  Births in other threads raise RequestLost."""
+        self.process.kill()  # a zygote has no state, and may be in the middle of anything
         self.process.wait()
         self._leave()
 
     def abandon(self) -> None:
-        """In a forked child, whose only thread this is: close what is the parent's."""
+        """Close the parent's descriptors in a forked child, whose only thread this is."""
         self._lock, self._users = threading.Lock(), 1
         while self._idle:
             self._idle.pop().abandon()
@@ -161,7 +162,7 @@ class Link:
     def _used(self) -> Iterator[None]:
         with self._lock:
             if self._users == 0:
-                raise Gone
+                raise RequestLost
             self._users += 1
         try:
             yield
@@ -174,64 +175,64 @@ class Link:
             if self._users:
                 return
         while self._idle:
-            self._idle.pop().end()
+            self._idle.pop().discard()
         self._channel.close()
         self.process.close()
         self._slot.close()
 
     def birth(self, request: Request) -> tuple[int, int]:
-        """Have one worker made; returns when it is what was asked for.
+        """Start one worker; return when all of the request is applied.
 
         Returns:
             pid and pidfd, owned.
 
         Raises:
-            Gone: the zygote has ended, and made no worker.
+            RequestLost: the zygote has ended, and made no worker.
             SpawnError, ThreadsError, ZygoteError: there is no worker, and why.
         """
         with self._used():
             while True:
-                idle = None if request.born_for_it else self._take()
-                born = idle or self._ask(Kind.SPAWN, request)
+                idle = None if request.born_for_it else self._take_idle()
+                birth = idle or self._request(Kind.SPAWN, request)
                 try:
                     if idle is not None:
-                        idle.give(request)
-                    self._fill()
-                    born.wait()
+                        idle.assign(request)
+                    self._refill()
+                    birth.wait()
                 except BaseException as error:
-                    born.end()
-                    if idle is not None and isinstance(error, Gone):
+                    birth.discard()
+                    if idle is not None and isinstance(error, RequestLost):
                         continue  # it was killed while it was idle
                     raise
-                return born.take()
+                return birth.take()
 
-    def _take(self) -> Birth | None:
+    def _take_idle(self) -> Birth | None:
         with self._lock:
             for idle in self._idle[:]:
-                idle.look()
-                if idle.failed:  # whoever asks the zygote next is told why
+                idle.poll()
+                if idle.failed:  # the reason is raised by the next request to the zygote
                     self._idle.remove(idle)
-                    idle.end()
+                    idle.discard()
                 elif idle.born:
                     self._idle.remove(idle)
                     return idle
         return None
 
-    def _fill(self) -> None:
-        """Have as many idle workers as are wanted, which nobody waits for."""
+    def _refill(self) -> None:
+        """Request idle workers up to the number wanted; do not wait for them."""
         with self._lock:
             try:
                 while len(self._idle) < self._warm:
-                    self._idle.append(self._ask(Kind.WARM, None))
-            except (Gone, OSError):
+                    self._idle.append(self._request(Kind.WARM, None))
+            except (RequestLost, OSError):
                 pass  # the next birth tries again
             for idle in self._idle:
-                idle.look()
+                idle.poll()
 
-    def _ask(self, kind: Kind, request: Request | None) -> Birth:
+    def _request(self, kind: Kind, request: Request | None) -> Birth:
         serial = next(self._serials)
         ours, theirs = answer_pair()
-        born = Birth(self, request, serial, ours)
+        birth = Birth(self, request, serial, ours)
         body, fds = (request.body, request.fds) if request is not None else ({}, [])
         timeout = 0 if request is None else None
         try:
@@ -239,27 +240,30 @@ class Link:
                 body = {**body, "serial": serial}
                 send(self._channel, kind, body, [theirs.fileno(), *fds], timeout)
         except OSError as error:
-            born.abandon()
+            birth.abandon()
             if isinstance(error, BrokenPipeError | ConnectionResetError):
-                raise Gone from None
+                raise RequestLost from None
             raise
         except BaseException:
-            born.end()
+            birth.discard()
             raise
-        return born
+        return birth
 
     def has_environment(self) -> bool:
-        """Our environment is still what it was when the zygote was started with it."""
+        """Whether our environment is still the one that the zygote was started with."""
         return _environment() == self._environment
 
     def last_born(self, serial: int) -> int:
-        """The pid that the kernel wrote for this request, or 0: of a zygote that has ended."""
+        """Return the pid that the kernel wrote for this request, or 0.
+
+        To be called when the zygote has ended.
+        """
         written, pid = SLOT.unpack_from(self._slot)
         return pid if written == serial else 0
 
 
 def _environment() -> object:
-    """os.environ to compare; its own comparison would decode every variable."""
+    """Return os.environ for comparison; its own would decode every variable."""
     raw: object = getattr(os.environ, "_data", None)
     return dict(raw) if isinstance(raw, dict) else os.environ.copy()
 
@@ -268,8 +272,8 @@ def _start(channel: FdChannel, env: Mapping[str, str] | None, scope: Scope) -> P
     if not sys.executable:
         raise ZygoteError("there is no interpreter to start: sys.executable is empty")
     flags: Sequence[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-    # Its workers are children of the thread that starts it, and their parent-death signals
-    # watch that thread: so it must be one that lives as long as we do.
+    # Workers are children of the thread that starts the zygote, and their parent-death signals
+    # are sent when that thread ends: so it must be one that lives as long as we do.
     return spawn(
         [sys.executable, *flags, "-c", _CODE, _ROOT],
         fds={0: DEVNULL, CHANNEL: channel},
@@ -281,7 +285,7 @@ def _start(channel: FdChannel, env: Mapping[str, str] | None, scope: Scope) -> P
 
 
 def _main_module() -> dict[str, str]:
-    """Where the program's main module comes from, as multiprocessing finds it out."""
+    """Return where the program's main module comes from, as multiprocessing finds it."""
     from multiprocessing.spawn import get_preparation_data
 
     data = get_preparation_data("zygote")

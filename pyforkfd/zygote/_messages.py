@@ -1,8 +1,9 @@
-"""What application, zygote and worker say to each other: versioned messages with descriptors.
+"""The protocol of application, zygote and worker: versioned messages with descriptors.
 
-A message is a header (magic, version, kind) and a pickled body of plain values.  One that does
-not fit into a datagram travels in a memfd, the last of its descriptors.  The application's
-arguments for a worker are a pickle within: only the worker opens it, as what it has become.
+A message is a header (magic, version, kind) and a pickled body of plain values.  A body that
+does not fit into a datagram travels in a memfd, the last of the message's descriptors.  The
+arguments of a worker's function are a pickle within the body: only the worker unpickles it,
+after all options are applied.
 """
 
 from __future__ import annotations
@@ -26,35 +27,35 @@ _MAGIC = b"FKZY"
 _INLINE = 32 * 1024
 _ANSWER_FDS = 2  # a pidfd, and perhaps the body
 MAX_FDS = 4096
-"""The most descriptors that come with a request."""
+"""The greatest number of descriptors in a request."""
 REPORT = struct.Struct("=5i")
-"""csrc/core/spawn/child_args.h: what a worker's stage writes where it fails; without a header."""
+"""The report of a worker's failed stage, without a header: csrc/core/spawn/child_args.h."""
 SLOT = struct.Struct("=Qi")
 """The page that application and zygote share: the last request's serial, its worker's pid."""
 SLOT_PID = 8
-"""Where the pid is in it."""
+"""The offset of the pid in the slot."""
 
 
 class Kind(enum.IntEnum):
-    """What a message is, and who sends it."""
+    """The kind of a message; the comments name the sender, the body and the descriptors."""
 
-    CONFIGURE = 1  # application: what to import; descriptors: the page, a pidfd of us
+    CONFIGURE = 1  # application: what to import; descriptors: the page, the sender's pidfd
     READY = 2  # zygote: serves from now on
-    FAILED = 3  # zygote, worker: a traceback; whoever sent it ends
+    FAILED = 3  # zygote, worker: an error and its traceback; the sender then ends
     SPAWN = 4  # application: one worker; descriptors: where to answer, and the worker's
     BORN = 5  # zygote: pid; descriptor: pidfd
-    REFUSED = 6  # zygote, worker: no worker, and why
-    STARTED = 7  # worker: is what was asked for, and calls its function now
+    REFUSED = 6  # zygote, worker: no worker is made, and the reason
+    STARTED = 7  # worker: all options are applied, and the function is called next
     WARM = 8  # application: one worker to wait for its SPAWN; descriptor: where to answer
 
 
 class ProtocolError(Exception):
-    """The other end speaks another version, or something else."""
+    """The other end uses another version of the protocol, or another protocol."""
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """One message; the descriptors are owned by whoever received it."""
+    """One message; the receiver owns its descriptors."""
 
     kind: Kind
     body: Any
@@ -63,7 +64,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The stage at which a worker failed while it became what was asked for."""
+    """The stage at which a worker failed while its options were applied."""
 
     stage: int
     index: int
@@ -71,7 +72,7 @@ class Report:
 
 
 def answer_pair() -> tuple[Fd, Fd]:
-    """A connection for the answers to one request, where each message has one sender."""
+    """Make a connection for the answers to one request; each message has one sender."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     return Fd(ours.detach()), Fd(theirs.detach())
 
@@ -87,13 +88,13 @@ def send(
 
     Args:
         channel: the application's channel, or one for answers.
-        kind: what it is.
+        kind: the kind of message.
         body: plain values.
         fds: borrowed.
-        timeout: seconds to wait for room.
+        timeout: seconds to wait while the socket's buffer is full; None: without limit.
 
     Raises:
-        OSError: EPIPE or ECONNRESET where the other end is gone; TimeoutError.
+        OSError: EPIPE or ECONNRESET where the other end is closed; TimeoutError.
     """
     data = pickle.dumps(body, 5)
     large = len(data) > _INLINE
@@ -115,15 +116,18 @@ def _send(channel: FdChannel | Fd, data: bytes, fds: Sequence[int], timeout: flo
 
 
 def receive(channel: FdChannel | Fd, max_fds: int = _ANSWER_FDS) -> Received | Report | None:
-    """Wait for one message; None at the end.
+    """Wait for one message.
 
     Args:
         channel: a channel, or a connection for answers.
-        max_fds: descriptors that may come; a channel has its own limit.
+        max_fds: greatest number of descriptors; a channel has its own limit.
+
+    Returns:
+        The message; None when the other end is closed.
 
     Raises:
-        ProtocolError: it is of another version.
-        OSError: what recvmsg(2) says.
+        ProtocolError: the message is of another version.
+        OSError: an error of recvmsg(2).
     """
     try:
         message = (
@@ -144,7 +148,7 @@ def receive(channel: FdChannel | Fd, max_fds: int = _ANSWER_FDS) -> Received | R
     if magic != _MAGIC or version != VERSION:
         for fd in fds:
             fd.close()
-        raise ProtocolError(f"version {version} of the messages is spoken there, {VERSION} here")
+        raise ProtocolError(f"its protocol has version {version}, ours {VERSION}")
     body = memoryview(data)[_HEADER.size :]
     if not large:
         return Received(Kind(kind), pickle.loads(body), fds)

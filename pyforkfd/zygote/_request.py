@@ -1,4 +1,4 @@
-"""One worker, described by the application: what is sent to the zygote, and what is kept."""
+"""The request for one worker: the message to the zygote, and what the application retains."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OF_PROGRAMS = ("argv", "candidates")
 
 @dataclass(slots=True)
 class _Recorder:
-    """Takes the place of the core's plan where a map of descriptors is compiled."""
+    """A stand-in for the core's plan, for which a map of descriptors is compiled."""
 
     actions: list[tuple[int, FdKind, int, bytes, int, int]] = field(default_factory=list)
     listen_names: list[bytes] | None = None
@@ -75,11 +75,11 @@ class Request:
             os.close(fd)
 
     def plan(self) -> _core.SpawnPlan:
-        """What the worker applies, with our numbers of its descriptors."""
+        """Return the plan that the worker applies, with our numbers of its descriptors."""
         return _core.SpawnPlan.from_state(self.body["plan"])
 
     def take_ends(self) -> dict[int, int]:
-        """Our ends of the pipes, which the caller owns from now on."""
+        """Return our ends of the pipes, which the caller owns from now on."""
         ends, self.ends = self.ends, {}
         return ends
 
@@ -93,7 +93,7 @@ def request(
     home: tuple[int, int],
     body: dict[str, Any],
 ) -> Request:
-    """Resolve every descriptor, make the pipes, and write it all down.
+    """Resolve every descriptor, make the pipes, and compose the message.
 
     Args:
         name: what errors call the worker.
@@ -169,7 +169,7 @@ def request(
 
 
 def directory(path: str) -> tuple[int, int]:
-    """What a directory is known by: device and inode."""
+    """Return device and inode of a directory."""
     found = os.stat(path)
     return found.st_dev, found.st_ino
 

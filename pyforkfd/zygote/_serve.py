@@ -1,4 +1,4 @@
-"""The zygote's own process: it imports once, then clones a worker for each request."""
+"""The zygote's process: imports once, then clones a worker for each request."""
 
 from __future__ import annotations
 
@@ -22,28 +22,30 @@ from typing import Any, NoReturn
 from pyforkfd import _core
 from pyforkfd._channel import FdChannel
 from pyforkfd._clone import CloneFlag, core_clone, demand_one_thread
+from pyforkfd._entry_points import resolve
 from pyforkfd._errors import PassingError, ThreadsError
 from pyforkfd._fd import Fd
 
+from ._errors import in_a_line
 from ._messages import MAX_FDS, SLOT, SLOT_PID, Kind, ProtocolError, Received, receive, send
 from ._streams import flush, prepare_streams
-from ._worker import Birthplace, rehearse, rehearsed_request, resolve, wait, work
+from ._worker import Birthplace, rehearse, rehearsed_request, wait, work
 
-# Below this nothing that the preloaded code opens gets its number, so that it is in nobody's
-# way: LISTEN_FDS begins at 3.
+# What the preloaded code opens gets numbers from here up, so that those below are free for
+# workers: LISTEN_FDS begins at 3.
 _FLOOR = 64
 _CHANNEL = 3
-_A_MOMENT = 0.005  # seconds in which a short worker starts, and has ended
-_REHEARSALS = 20  # the interpreter adapts its code to what it sees after a few
+_WARM_DELAY = 0.005  # seconds in which a short worker starts and ends
+_REHEARSALS = 20  # the interpreter specializes its code after a few calls
 
 
 def main() -> NoReturn:
-    """Become what the application says, serve until it closes its end, and end."""
+    """Apply the application's configuration, serve until its end is closed, and exit."""
     code = 0
     try:
         _live()
     except (BrokenPipeError, ConnectionResetError):
-        pass  # the application has gone
+        pass  # the application has ended
     except BaseException:
         traceback.print_exc()
         code = 1
@@ -56,7 +58,7 @@ def _live() -> None:
     try:
         message = receive(channel)
     except ProtocolError as error:
-        send(channel, Kind.FAILED, (str(error), ""))  # says by its header what we speak
+        send(channel, Kind.FAILED, (str(error), ""))  # its header has our version
         return
     if not isinstance(message, Received):
         return
@@ -69,9 +71,9 @@ def _live() -> None:
     for what, step in _steps(body):
         try:
             step()
-        except BaseException:
-            trace = traceback.format_exc()
-            send(channel, Kind.FAILED, (f"the zygote could not {what}", trace))
+        except BaseException as error:
+            text = f"the zygote could not {what}: {in_a_line(error)}"
+            send(channel, Kind.FAILED, (text, traceback.format_exc()))
             return
     held = {fd: _target(fd) for fd in _open_numbers() if fd not in before}
     for fd in placeholders:
@@ -96,7 +98,7 @@ def _live() -> None:
     _settle(freeze=body["freeze_gc"])
     send(channel, Kind.READY, {"held": held, "why_not": why_not})
     _serve(place)
-    os._exit(0)  # here, where no descriptor is forgotten yet
+    os._exit(0)  # here, before any descriptor's owner is finalized
 
 
 def _lifted(fd: int) -> int:
@@ -131,7 +133,7 @@ def _target(fd: int) -> str:
 
 
 def _steps(body: dict[str, Any]) -> Iterator[tuple[str, Callable[[], object]]]:
-    """What to do before the first worker, each step with what it is called in its error."""
+    """Yield the steps before the first worker, each with its description for errors."""
     sys.path[:] = body["path"]
     sys.argv[:] = body["argv"]
     if (main_module := body["main"]) is not None:
@@ -156,29 +158,29 @@ def _steps(body: dict[str, Any]) -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def _forget_exit_functions() -> None:
-    """What the preloaded code registered with atexit is not for workers."""
+    """Clear what the preloaded code registered with atexit: it is not for workers."""
     atexit._clear()
     if (util := sys.modules.get("multiprocessing.util")) is not None:
-        atexit.register(util._exit_function)  # each process's own: it empties its queues
+        atexit.register(util._exit_function)  # every process needs it: it empties the queues
 
 
 def _settle(*, freeze: bool) -> None:
-    """Leave as little as possible that a worker would write to, and thereby copy."""
+    """Minimize the pages that a worker would write to, and thereby copy."""
     gc.collect()
     if freeze:
         gc.freeze()
-    gc.disable()  # each worker has it on again
+    gc.disable()  # each worker enables it again
     _core.trim_memory()
     # Ctrl-C is for the application and its workers, which have masks of their own.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
 
 
 def _serve(place: Birthplace) -> None:
-    """Answer requests: those that somebody waits for at once, the others after a moment.
+    """Answer requests: for workers at once, for idle workers after a delay.
 
-    A worker made ahead replaces one that has just been taken, and whose start it would disturb.
+    An idle worker replaces one that has just been taken, whose start its birth would disturb.
     """
-    ahead: deque[tuple[float, Received]] = deque()  # when each is due
+    ahead: deque[tuple[float, Received]] = deque()  # with the time at which each is due
     while True:
         if ahead:
             due, waiting = ahead[0]
@@ -188,21 +190,21 @@ def _serve(place: Birthplace) -> None:
                 _answer(place, waiting, ahead)
                 continue
         elif not _core.wait_ready(place.channel.fileno(), select.POLLIN, 0):
-            _receive_nothing()
+            _rehearse_receiving()
         try:
             message = receive(place.channel)
         except PassingError:
-            continue  # no room for its descriptors; the application sees its reply close
+            continue  # descriptors used up; the application's end of the answers is closed
         if not isinstance(message, Received):
             return
         if message.kind is Kind.WARM:
-            ahead.append((time.monotonic() + _A_MOMENT, message))
+            ahead.append((time.monotonic() + _WARM_DELAY, message))
         else:
             _answer(place, message, ahead)
 
 
-def _receive_nothing() -> None:
-    """Copy, while nobody waits, the pages that a request has us write to before a birth."""
+def _rehearse_receiving() -> None:
+    """Copy, while no request waits, the pages that receiving one writes to."""
     with contextlib.suppress(OSError), rehearsed_request() as (message, _):
         for fd in message.fds:
             fd.close()
@@ -219,29 +221,29 @@ def _answer(place: Birthplace, message: Received, ahead: Iterable[tuple[float, R
     try:
         pid, pidfd = _clone(place, flags, -1 if cgroup is None else fds[cgroup].fileno())
     except ThreadsError as error:
-        _tell(reply, Kind.REFUSED, ("threads", error.threads))
+        _send(reply, Kind.REFUSED, ("threads", error.threads))
     except OSError as error:
         stage = ("clone", error.errno, str(error), "clone")
-        _tell(reply, Kind.REFUSED, ("stage", stage))
+        _send(reply, Kind.REFUSED, ("stage", stage))
     else:
         if pid == 0:
-            place.channel.close()  # or the application would not see the zygote end
+            place.channel.close()  # or the zygote's end would not close it
             for _, other in ahead:
                 other.fds[0].close()
             if message.kind is Kind.WARM:
                 wait(place, reply)
             work(place, body, reply, fds)
-        _tell(reply, Kind.BORN, pid, [pidfd])
+        _send(reply, Kind.BORN, pid, [pidfd])
         os.close(pidfd)
     for fd in (reply, *fds):
         fd.close()
 
 
-def _tell(reply: Fd, kind: Kind, body: object, fds: Sequence[int] = ()) -> None:
+def _send(reply: Fd, kind: Kind, body: object, fds: Sequence[int] = ()) -> None:
     try:
         send(reply, kind, body, fds)
     except (BrokenPipeError, ConnectionResetError):
-        pass  # nobody waits for this one any more
+        pass  # the application does not wait for this worker any more
 
 
 def _clone(place: Birthplace, flags: int, cgroup: int) -> tuple[int, int]:
@@ -251,9 +253,10 @@ def _clone(place: Birthplace, flags: int, cgroup: int) -> tuple[int, int]:
 
 
 def _fork_twice(place: Birthplace, flags: int, cgroup: int) -> tuple[int, int]:
-    """Make a grandchild whose parent ends at once, so that the application adopts it.
+    """Fork a grandchild whose parent exits at once, so that the application adopts it.
 
-    It is a sub-reaper.  Where no sibling can be cloned: musl, or pid 1 of a pid namespace.
+    The application is a sub-reaper.  Used where no sibling can be cloned: on musl, or as pid 1
+    of a pid namespace.
     """
     if flags:
         raise OSError(38, "clone: namespaces need a clone that is refused here")

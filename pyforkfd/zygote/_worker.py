@@ -1,11 +1,10 @@
-"""A worker, from its birth to its end: what runs in the clone of the zygote."""
+"""A worker, from its birth to its end: all that runs in the clone of the zygote."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
 import gc
-import importlib
 import mmap
 import os
 import pickle
@@ -19,22 +18,24 @@ from typing import Any, NoReturn
 
 from pyforkfd import _core
 from pyforkfd._channel import FdChannel
+from pyforkfd._entry_points import resolve
 from pyforkfd._errors import PassingError
 from pyforkfd._fd import Fd
 
+from ._errors import in_a_line
 from ._messages import MAX_FDS, Kind, Received, answer_pair, receive, send
 from ._streams import flush, forget_streams, reopen_streams
 
 _LISTEN = ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES")
 _NOT_BORN = 127
-_REHEARSALS = 2  # of an idle worker; what the first frees is not what the next one gets
+_REHEARSALS = 2  # of an idle worker; the second does not reuse all memory that the first freed
 
 
 def _nothing() -> None:
-    """What a worker does that has nothing to do."""
+    """Do nothing, as the function of a rehearsed request."""
 
 
-def _no_task() -> dict[str, Any]:
+def _rehearsed_body() -> dict[str, Any]:
     name, function = "pyforkfd.zygote._context", "rehearse"
     if name not in sys.modules:
         name, function = __name__, _nothing.__name__
@@ -51,18 +52,18 @@ def _no_task() -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Birthplace:
-    """The zygote as its worker finds it.
+    """The parts of the zygote that its worker inherits.
 
     Attributes:
         channel: to the application.
-        slot: the page shared with it.
-        pid_slot: where in it the kernel writes a worker's pid.
-        application: its pidfd.
-        application_pid: its number.
-        zygote: its own pidfd.
-        held: what the preloaded code has opened: it stays open.
-        gc_enabled: what the preloaded code left it as.
-        siblings: workers are made by CLONE_PARENT.
+        slot: the page shared with the application.
+        pid_slot: where in the page the kernel writes a worker's pid.
+        application: the application's pidfd.
+        application_pid: the application's pid.
+        zygote: the zygote's pidfd.
+        held: descriptors that the preloaded code has opened; they stay open.
+        gc_enabled: whether the preloaded code left the collector enabled.
+        siblings: whether workers are made by CLONE_PARENT.
     """
 
     channel: FdChannel
@@ -77,9 +78,10 @@ class Birthplace:
 
 
 def wait(place: Birthplace, reply: Fd) -> NoReturn:
-    """Be a worker without a request until one comes; end with the application and the zygote.
+    """Wait for a request, as an idle worker; end with the application and the zygote.
 
-    They are watched themselves: a forked child of the application may hold its end as well.
+    Their pidfds are polled: a forked child of the application may hold our connection's other
+    end, so that it is not closed when the application ends.
     """
     poll = select.poll()
     for fd in (reply, place.application, place.zygote):
@@ -101,26 +103,26 @@ def wait(place: Birthplace, reply: Fd) -> NoReturn:
 
 @contextlib.contextmanager
 def rehearsed_request() -> Iterator[tuple[Received, Fd]]:
-    """A request as it comes in, and where it came."""
+    """Send a request without effect and receive it: the message, and its connection."""
     ours, theirs = answer_pair()
     with ours, theirs:
-        send(ours, Kind.SPAWN, _no_task(), [0])
+        send(ours, Kind.SPAWN, _rehearsed_body(), [0])
         message = receive(theirs, MAX_FDS)
         assert isinstance(message, Received)
         yield message, theirs
 
 
 def rehearse(place: Birthplace) -> None:
-    """Do to no effect what a request will have a worker do, by the same code.
+    """Run a request without effect, by the code that runs a real one.
 
-    In the zygote, so that caches are filled and functions found before it is cloned; in an idle
-    worker, so that pages this writes to are copied while nobody waits.
+    In the zygote, so that caches are filled and functions found before the clone; in an idle
+    worker, so that the pages written to are copied while no request waits.
     """
     forget_streams()
     with rehearsed_request() as (message, theirs):
         fds = list(message.fds)
         numbers = [fd.fileno() for fd in fds]
-        # Its descriptors are used, and stay ours.
+        # The same descriptors; closing the copies is left to us.
         lent = replace(
             place,
             application=Fd(place.application.fileno()),
@@ -137,30 +139,30 @@ def rehearse(place: Birthplace) -> None:
 
 
 def work(place: Birthplace, body: dict[str, Any], reply: Fd, fds: list[Fd]) -> NoReturn:
-    """Become what was asked for, say so, call the function, and end."""
+    """Apply the request, report the start, call the function, and exit."""
     code = _NOT_BORN
     try:
         with Fd(_become(place, body, reply, fds)) as answers:
             function, args, kwargs = _prepare(answers, body, place.gc_enabled)
-            code = 1  # whatever happens now, such as Ctrl-C, happens to a worker
+            code = 1  # from here on an exception, such as of Ctrl-C, is the worker's own
             send(answers, Kind.STARTED, None)
         code = call(function, *args, **kwargs)
-    except _Stopped:
+    except _Refused:
         pass
     except (BrokenPipeError, ConnectionResetError):
-        pass  # nobody waits for us: the application has gone, or was interrupted
+        pass  # the application has ended, or its call was interrupted
     except BaseException:
         traceback.print_exc()
     finally:
         os._exit(code)
 
 
-class _Stopped(Exception):
-    """The application was told why."""
+class _Refused(Exception):
+    """The request cannot be served, and the application has received the reason."""
 
 
 def _become(place: Birthplace, body: dict[str, Any], reply: Fd, fds: list[Fd]) -> int:
-    """Apply the plan; the number of the reply, the only descriptor that is not asked for."""
+    """Apply the plan; return the number of the reply, the only descriptor beside the plan's."""
     # From here on numbers mean other files, or none: no object may close one of them.
     numbers = [fd.detach() for fd in fds]
     answer: int = reply.detach()
@@ -177,14 +179,14 @@ def _become(place: Birthplace, body: dict[str, Any], reply: Fd, fds: list[Fd]) -
     except _core.SysError as error:
         with Fd(answer) as answers:
             send(answers, Kind.FAILED, ("stage", error.args))
-        raise _Stopped from None
+        raise _Refused from None
     return number
 
 
 def _prepare(
     answers: Fd, body: dict[str, Any], gc_enabled: bool
 ) -> tuple[Callable[..., object], tuple[Any, ...], dict[str, Any]]:
-    """What a fresh interpreter would have; then the function and its arguments."""
+    """Set up what a fresh interpreter has; return the function and its arguments."""
     _set_environment(body["env"], body.get("listen"))
     reopen_streams()
     reseed()
@@ -196,20 +198,11 @@ def _prepare(
         function = resolve(target)
         what = f"unpickle the arguments of {target}"
         args, kwargs = pickle.loads(body["args"])
-    except BaseException:
-        send(answers, Kind.FAILED, ("zygote", (f"could not {what}", traceback.format_exc())))
-        raise _Stopped from None
+    except BaseException as error:
+        text = f"could not {what}: {in_a_line(error)}"
+        send(answers, Kind.FAILED, ("zygote", (text, traceback.format_exc())))
+        raise _Refused from None
     return function, args, kwargs
-
-
-def resolve(target: str) -> Callable[..., object]:
-    """The function of ``package.module:name.of.function``."""
-    module, _, names = target.partition(":")
-    found: Any = importlib.import_module(module)
-    for name in names.split("."):
-        found = getattr(found, name)
-    function: Callable[..., object] = found
-    return function
 
 
 def _set_environment(env: dict[str, str] | None, listen: list[str] | None) -> None:
@@ -231,17 +224,17 @@ def _set_environment(env: dict[str, str] | None, listen: list[str] | None) -> No
 
 
 def reseed() -> None:
-    """No two workers may draw the same numbers.
+    """Seed the generator of numpy, so that no two workers draw the same numbers.
 
-    :mod:`random` sees to it by itself, and so does OpenSSL since 1.1.1, below which Python does
-    not go: RAND_bytes(3) notices that the process is another.
+    :mod:`random` does so itself after a fork, and so does OpenSSL since 1.1.1, the oldest that
+    Python supports: RAND_bytes(3) notices the change of process.
     """
     if (numpy := sys.modules.get("numpy.random")) is not None:
         numpy.seed()
 
 
 def call(function: Callable[..., object], *args: Any, **kwargs: Any) -> int:
-    """Call the worker's function and do what ends a process; its exit code."""
+    """Call the worker's function, shut the interpreter down, and return the exit code."""
     try:
         function(*args, **kwargs)
         code = 0
@@ -251,7 +244,7 @@ def call(function: Callable[..., object], *args: Any, **kwargs: Any) -> int:
         sys.excepthook(*sys.exc_info())
         code = 1
     try:
-        threading._shutdown()  # type: ignore[attr-defined]  # waits for what is no daemon
+        threading._shutdown()  # type: ignore[attr-defined]  # joins all but daemon threads
         atexit._run_exitfuncs()
     except BaseException:
         sys.excepthook(*sys.exc_info())

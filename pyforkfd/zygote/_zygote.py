@@ -1,4 +1,4 @@
-"""Zygote: the application's handle on a warmed interpreter that makes its workers."""
+"""Zygote: the application's handle on a prepared interpreter that makes its workers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
+from pyforkfd._entry_points import check_entry_point
 from pyforkfd._process import Process
 from pyforkfd._spawn import Command, Namespace
 from pyforkfd._types import Capabilities, FdSource, HasFileno, Keep, Scheduler, StrPath
 
-from ._birth import Gone
+from ._birth import RequestLost
 from ._errors import ZygoteError
 from ._link import Configuration, Link, Scope
 from ._request import request
@@ -63,12 +64,11 @@ class Zygote:
             env: the whole environment of the zygote, and of its workers unless they have
                 their own; None is ours.  What libraries read at import goes here, such as
                 ``OPENBLAS_NUM_THREADS``.
-            warm: how many workers to have made ahead: they wait for what they will be, and
-                are replaced once taken.  A worker with namespaces or a cgroup is none of
-                them.
-            parent_death_scope: whose end the zygote, and workers with a parent_death_signal,
-                are told of: "process" starts it from one long-lived thread; "thread" from the
-                one that needs it, which is right for the main thread of a program that
+            warm: how many workers to make ahead: they wait for a request, and are replaced
+                once taken.  A worker with namespaces or a cgroup is always made anew.
+            parent_death_scope: whose end the parent-death signals of the zygote and its workers
+                follow: "process" starts it from one long-lived thread; "thread" from the one
+                that needs it, which is right for the main thread of a program that
                 executes another in its place, where all other threads end.
         """
         if warm < 0:
@@ -76,7 +76,7 @@ class Zygote:
         if isinstance(preload, str):
             raise TypeError(f"preload: a sequence of names is wanted, not {preload!r}")
         if setup is not None:
-            _demand_target(setup, "setup")
+            check_entry_point(setup, "setup")
         self._configuration = Configuration(
             preload=tuple(preload),
             setup=setup,
@@ -105,13 +105,13 @@ class Zygote:
         env: Mapping[str, str] | None = None,
         warm: int = 0,
     ) -> Zygote:
-        """The zygote of this configuration that the whole process uses; made at first."""
+        """Return the zygote of this configuration that the whole process shares."""
         made = cls(preload=preload, setup=setup, freeze_gc=freeze_gc, env=env, warm=warm)
         with _shared_lock:
             return _shared.setdefault(made._configuration, made)
 
     def start(self) -> None:
-        """Start it now, if it does not run, and wait until everything is imported.
+        """Start the zygote, if it does not run, and wait until everything is imported.
 
         Raises:
             ZygoteError: an import or the setup failed; its traceback is in the message.
@@ -120,7 +120,7 @@ class Zygote:
         self._running()
 
     def begin(self) -> int:
-        """Start it now, if it does not run, and do not wait.
+        """Start the zygote, if it does not run, and do not wait.
 
         Returns:
             A descriptor, borrowed, which is readable when :meth:`start` need not wait any more.
@@ -133,12 +133,12 @@ class Zygote:
 
     @property
     def pid(self) -> int | None:
-        """The running zygote's number, None where none runs."""
+        """The pid of the running zygote; None where none runs."""
         link = self._link
         return link.process.pid if link is not None and link.alive else None
 
     def refork(self) -> None:
-        """Start a new zygote, from the code as it is now; its predecessor then ends.
+        """Start a new zygote, from the code as it is now, and end its predecessor.
 
         Workers of the old one live on.  If the new one cannot be started the old one stays.
 
@@ -152,7 +152,7 @@ class Zygote:
             old.close()
 
     def close(self) -> None:
-        """End the zygote and wait for that; its workers live on.  The next use starts anew."""
+        """End the zygote and wait for its end; workers live on.  The next use starts another."""
         with self._lock:
             old = self._replace(None)
         if old is not None:
@@ -283,7 +283,7 @@ class Zygote:
                 arguments could not be unpickled; or the worker was killed meanwhile.
             ValueError: an option makes no sense; a target is open in the zygote's code.
         """
-        _demand_target(target, "target")
+        check_entry_point(target, "target")
         options: dict[str, Any] = {
             "cwd": cwd,
             "new_session": new_session,
@@ -329,21 +329,21 @@ class Zygote:
             with request(name, command, fds, listen, link.held, link.home, body) as wanted:
                 try:
                     pid, pidfd = link.birth(wanted)
-                except Gone:
-                    continue  # it died before it took ours: a fresh one may serve
+                except RequestLost:
+                    continue  # a fresh zygote may serve
                 return Process(
                     (name,), pid, pidfd, "fork-like", wanted.take_ends(), wanted.writable
                 )
         raise ZygoteError(f"the zygote was killed twice before it could start {name!r}")
 
     def _environment(self, link: Link, env: Mapping[str, str] | None) -> dict[str, str] | None:
-        """What the worker must be told: nothing where the zygote has it already."""
+        """Return the environment to send; None where the zygote has it already."""
         if env is None and self._configuration.env is None:
             env = None if link.has_environment() else os.environ
         return None if env is None else dict(env)
 
     def _free_targets(self, count: int) -> list[int]:
-        """Numbers above 2 that a worker has free."""
+        """Return numbers above 2 that are free in a worker."""
         link = self._link
         held = (link if link is not None and link.settled else self._running()).held
         return list(itertools.islice((n for n in itertools.count(3) if n not in held), count))
@@ -370,19 +370,13 @@ _PLAIN = Command(("worker",), executable="/", default_signals=())
 _UNSAID: dict[str, Any] = Zygote.spawn.__kwdefaults__ or {}
 
 
-def _demand_target(target: str, what: str) -> None:
-    module, colon, function = target.partition(":")
-    if not (colon and all(p.isidentifier() for p in (*module.split("."), *function.split(".")))):
-        raise ValueError(f"{what}: {target!r} is not 'package.module:function'")
-
-
 def _close(link: Link, owner: int) -> None:
     if os.getpid() == owner:
         link.close()
 
 
 def _after_fork_in_child() -> None:
-    """The zygotes of the parent are not ours: their workers would not be our children."""
+    """Forget the parent's zygotes: their workers would not be our children."""
     global _shared_lock
     _shared_lock = threading.Lock()
     for zygote in list(_zygotes):

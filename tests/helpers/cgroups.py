@@ -1,4 +1,4 @@
-"""cgroups of our own for tests, and programs that run in them."""
+"""Cgroups for tests, and programs that run in them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pyforkfd.supervisor.spec._limits import Limits
 
 PACKAGES = Path(ff.__file__).parents[1]
 CONTROLLERS = ("cpu", "memory", "pids")
-# It may read the interpreter wherever that is, and write nothing that is not its own.
+# May read the interpreter wherever that is, and write only its own files.
 AS_NOBODY: dict[str, Any] = {
     "user": "nobody",
     "capabilities": ff.Capabilities(
@@ -32,7 +32,7 @@ AS_NOBODY: dict[str, Any] = {
 
 
 def mount() -> Path:
-    """Where the v2 tree is, or the v2 part of a hybrid one."""
+    """Return the mount point of the v2 tree, or of the v2 part of a hybrid one."""
     for line in Path("/proc/mounts").read_text().splitlines():
         if line.split()[2] == "cgroup2":
             return Path(line.split()[1])
@@ -41,7 +41,7 @@ def mount() -> Path:
 
 @contextmanager
 def fresh_cgroup(name: str) -> Iterator[Path]:
-    """A cgroup below the top of the tree; what is in it at the end is killed."""
+    """Make a cgroup below the top of the tree; its processes are killed at the end."""
     path = mount() / f"pyforkfd-{name}-{os.getpid()}"
     try:
         path.mkdir()
@@ -55,35 +55,35 @@ def fresh_cgroup(name: str) -> Iterator[Path]:
         finally:
             leaf.kill()
             assert gone(lambda: not leaf.populated()), f"still in {path}: {leaf.procs()}"
-            assert gone(leaf.remove), f"{path} is not to be removed"
+            assert gone(leaf.remove), f"{path} cannot be removed"
 
 
 def demand_controllers(path: Path) -> None:
     has = (path / "cgroup.controllers").read_text().split()
-    if lacking := set(CONTROLLERS) - set(has):
+    if missing := set(CONTROLLERS) - set(has):
         pytest.skip(
-            f"no {', '.join(sorted(lacking))} controller in this machine's cgroup v2 tree: "
+            f"no {', '.join(sorted(missing))} controller in this machine's cgroup v2 tree: "
             "test_vm.py runs this in one that has it"
         )
 
 
 @pytest.fixture(name="home")
 def cgroup_home() -> Iterator[Path]:
-    """An empty cgroup, with whatever controllers there are."""
+    """An empty cgroup, with the controllers that this machine has."""
     with fresh_cgroup("test") as path:
         yield path
 
 
-@pytest.fixture(name="given")
-def cgroup_given(home: Path) -> Path:
-    """An empty cgroup that was given cpu, memory and pids."""
+@pytest.fixture(name="delegated")
+def cgroup_delegated(home: Path) -> Path:
+    """An empty cgroup with the controllers cpu, memory and pids."""
     demand_controllers(home)
     return home
 
 
 @pytest.fixture(name="tree")
 def cgroup_tree(home: Path) -> Iterator[Tree]:
-    """A tree of which nothing is required."""
+    """A tree without required controllers."""
     opened, missing = open_tree("prefer", start=home)
     assert opened is not None
     with opened:
@@ -92,10 +92,10 @@ def cgroup_tree(home: Path) -> Iterator[Tree]:
 
 
 @pytest.fixture(name="limited")
-def cgroup_limited(given: Path) -> Iterator[Tree]:
+def cgroup_limited(delegated: Path) -> Iterator[Tree]:
     """A tree whose leafs can have every limit."""
     limits = Limits(memory_max=1, cpu_weight=1, pids_max=1)
-    opened, missing = open_tree("require", [limits], start=given)
+    opened, missing = open_tree("require", [limits], start=delegated)
     assert opened is not None
     with opened:
         assert not missing
@@ -105,7 +105,7 @@ def cgroup_limited(given: Path) -> Iterator[Tree]:
 
 @contextmanager
 def running(args: list[ff.StrPath], **options: Any) -> Iterator[ff.Process]:
-    """A child that is killed at the end, so that a failed test does not wait for it."""
+    """Run a child that is killed at the end, so that a failed test does not wait for it."""
     with ff.spawn(args, **options) as child:
         try:
             yield child
@@ -114,17 +114,20 @@ def running(args: list[ff.StrPath], **options: Any) -> Iterator[ff.Process]:
 
 
 def python(code: str, *args: str, **options: Any) -> AbstractContextManager[ff.Process]:
-    """A child that runs this code, which wants the standard library alone."""
+    """Run a child with this code, which imports the standard library alone."""
     return running([sys.executable, "-I", "-S", "-c", code, *args], **options)
 
 
 def sleeper(**options: Any) -> AbstractContextManager[ff.Process]:
-    """A child that does nothing."""
+    """Run a child that does nothing."""
     return running(["sleep", "1000"], **options)
 
 
 def reap_orphan(pid: int) -> None:
-    """Its parent has ended.  Where zygotes made us a sub-reaper, that is for good: we are it."""
+    """Reap a process whose parent has ended, if it is our child.
+
+    It is where a zygote has made this process a sub-reaper, which is permanent.
+    """
     try:
         os.waitpid(pid, 0)
     except ChildProcessError:
@@ -132,7 +135,7 @@ def reap_orphan(pid: int) -> None:
 
 
 def answer(code: str, *args: str, **options: Any) -> Any:
-    """What the child prints, as JSON; it must succeed."""
+    """Return what a child prints, decoded from JSON; the child must succeed."""
     # No site: in a machine that is slow to read files it costs as much as all else.
     found = f"import sys; sys.path.append({str(PACKAGES)!r})\n"
     command = [sys.executable, "-I", "-S", "-c", found + code, *args]
@@ -142,20 +145,20 @@ def answer(code: str, *args: str, **options: Any) -> Any:
 
 
 def line(child: ff.Process, timeout: float = 20) -> str:
-    """The next line that a child prints."""
+    """Return the next line that a child prints."""
     assert child.stdout is not None
-    said = b""
-    while not said.endswith(b"\n"):  # byte by byte: what is buffered could not be waited for
+    text = b""
+    while not text.endswith(b"\n"):  # byte by byte: select() does not see buffered bytes
         ready, _, _ = select.select([child.stdout], [], [], timeout)
-        assert ready, f"{child} says nothing after {said!r}"
+        assert ready, f"{child} prints nothing after {text!r}"
         byte = os.read(child.stdout.fileno(), 1)
-        assert byte, f"{child} has closed its output after {said!r}"
-        said += byte
-    return said.decode().strip()
+        assert byte, f"{child} has closed its output after {text!r}"
+        text += byte
+    return text.decode().strip()
 
 
 def usage(cgroup: Path) -> int:
-    """Microseconds of processor time."""
+    """Return the processor time of a cgroup in microseconds."""
     return stat(cgroup)["usage_usec"]
 
 

@@ -1,4 +1,4 @@
-"""A server with Loki's push endpoint: takes what Loki takes, refuses what it refuses."""
+"""A server with Loki's push endpoint, which takes and refuses the same requests as Loki."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")  # Prometheus: a label's name
 
 @dataclass
 class LokiServer:
-    """What came, and what is to be answered.
+    """The requests that arrived, and the answers to the next ones.
 
     Attributes:
         url: of the server.
-        script: status and headers of the first answers; after those it is 204.
+        script: status and headers of the first answers; the status of the others is 204.
         requests: headers and body of each request, taken or not.
-        streams: (labels, time, line) of those that were taken.
-        hold: requests wait for it.
+        streams: (labels, time, line) of the requests that were taken.
+        hold: set: requests are answered; clear: they wait.
     """
 
     url: str = ""
@@ -38,7 +38,7 @@ class LokiServer:
 
 
 def problem(path: str, headers: Mapping[str, str], data: bytes) -> tuple[str, dict[str, Any]]:
-    """Why Loki would answer 400 (pkg/loghttp/push and its limits); and the body."""
+    """Return why Loki would answer 400 (pkg/loghttp/push and its limits), and the body."""
     if path != PUSH:
         return f"no such path: {path}", {}
     if headers.get("Content-Type") != "application/json":
@@ -71,7 +71,11 @@ def problem(path: str, headers: Mapping[str, str], data: bytes) -> tuple[str, di
 
 @contextmanager
 def serving(tls: Path | None = None) -> Iterator[LokiServer]:
-    """A server on a port of its own; with ``tls``, its key and certificate in one file."""
+    """Serve on a free port.
+
+    Args:
+        tls: file with key and certificate, for https.
+    """
     loki = LokiServer()
     loki.hold.set()
 
@@ -98,7 +102,7 @@ def serving(tls: Path | None = None) -> Iterator[LokiServer]:
             self.wfile.write(text)
 
         def log_message(self, *_: object) -> None:
-            """Nothing: what came is in the list."""
+            """Print nothing: the requests are in the list."""
 
     class Server(ThreadingHTTPServer):
         daemon_threads = False  # joined at the end

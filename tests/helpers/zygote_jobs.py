@@ -1,4 +1,4 @@
-"""What workers of a zygote do in tests, and what a zygote may do at its start."""
+"""Functions for workers of a zygote in tests, and setups of a zygote."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ import pyforkfd as ff
 from pyforkfd import _core
 
 imported_in = os.getpid()
-kept: list[Any] = []
+retained: list[Any] = []
 
 
 def nothing() -> None:
-    """As little as can be."""
+    """Do nothing."""
 
 
-def tell(fd: int, what: object) -> None:
-    os.write(fd, json.dumps(what).encode())
+def report(fd: int, facts: object) -> None:
+    os.write(fd, json.dumps(facts).encode())
 
 
 def facts(fd: int) -> None:
-    """What the worker is; as tests/helpers/look.c has it where names agree."""
+    """Report the worker's state; names are those of tests/helpers/look.c where it has them."""
     status = dict(
         line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines()
     )
-    tell(
+    report(
         fd,
         {
             "pid": os.getpid(),
@@ -67,7 +67,7 @@ def facts(fd: int) -> None:
     )
 
 
-def say(*words: str) -> None:
+def write(*words: str) -> None:
     print(*words)
 
 
@@ -92,7 +92,7 @@ def die(number: int) -> None:
 
 
 def wait() -> None:
-    """Until somebody ends us."""
+    """Wait for a signal that ends us."""
     while True:
         signal.pause()
 
@@ -103,11 +103,11 @@ def draw(fd: int) -> None:
         drawn.append(float(sys.modules["numpy"].random.random()))
     if "ssl" in sys.modules:
         drawn.append(sys.modules["ssl"].RAND_bytes(8).hex())
-    tell(fd, drawn)
+    report(fd, drawn)
 
 
 def whole(fd: int) -> None:
-    """Threads, programs, signals: what a Python process can do."""
+    """Use threads, programs and signals, as any Python process can."""
     got: list[object] = []
     threads = [threading.Thread(target=got.append, args=(n,)) for n in range(20)]
     for thread in threads:
@@ -122,11 +122,11 @@ def whole(fd: int) -> None:
     if (pid := os.fork()) == 0:
         os._exit(3)
     got.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-    tell(fd, got[20:])
+    report(fd, got[20:])
 
 
 def at_end(path: str) -> None:
-    """Register what is to happen after the function, from a thread that outlives it."""
+    """Register a function with atexit, and start a thread that outlives the job."""
 
     def write(text: str) -> None:
         with open(path, "a") as file:
@@ -149,17 +149,17 @@ def fill(queue: Any) -> None:
 
 
 def faults(fd: int) -> None:
-    """How many pages we have copied, or mapped, until we came to our first line."""
+    """Report how many pages were copied or mapped before the worker's first line."""
     os.write(fd, b"%d" % resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 
 
 def streams(fd: int) -> None:
-    """What Python believes of 0, 1 and 2."""
+    """Report Python's view of 0, 1 and 2."""
     seen: list[object] = []
     text = None
     if sys.stdin is not None:
         if sys.stdin.seekable():
-            sys.stdin.seek(0)  # which a stream that thinks it is there leaves out
+            sys.stdin.seek(0)  # a stream whose position is 0 already does not seek
         text = sys.stdin.read()
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if stream is None:
@@ -167,15 +167,15 @@ def streams(fd: int) -> None:
         else:
             position = stream.tell() if stream.seekable() else "none"
             seen.append([stream.name, position, stream.line_buffering, stream.closed])
-    tell(fd, [*seen, text])
-    print("said", flush=True)
+    report(fd, [*seen, text])
+    print("written", flush=True)
 
 
 def defaults(fd: int) -> None:
-    """What a rehearsal must not have touched."""
+    """Report the state that a rehearsal must not have changed."""
     import multiprocessing
 
-    tell(
+    report(
         fd,
         [
             multiprocessing.get_start_method(allow_none=True),
@@ -187,7 +187,7 @@ def defaults(fd: int) -> None:
 
 
 def listeners(fd: int) -> None:
-    tell(fd, [[x.fd, x.name] for x in ff.listen_fds()])
+    report(fd, [[x.fd, x.name] for x in ff.listen_fds()])
 
 
 def break_stdout() -> None:
@@ -208,12 +208,12 @@ def start_thread() -> None:
 
 
 def open_files() -> None:
-    kept.append(open("/etc/hostname"))
-    os.environ["HELD"] = str(kept[0].fileno())
+    retained.append(open("/etc/hostname"))
+    os.environ["HELD"] = str(retained[0].fileno())
 
 
-def read_kept(fd: int) -> None:
-    tell(fd, [kept[0].read(), kept[0].fileno()])
+def read_retained(fd: int) -> None:
+    report(fd, [retained[0].read(), retained[0].fileno()])
 
 
 def fail_here() -> None:
@@ -266,19 +266,19 @@ def stop_at_gate() -> None:
 
 
 def count_hooks() -> None:
-    os.register_at_fork(after_in_child=lambda: kept.append("child"))
+    os.register_at_fork(after_in_child=lambda: retained.append("child"))
 
 
 def note_births() -> None:
-    os.register_at_fork(before=lambda: kept.append(time.monotonic_ns()))
+    os.register_at_fork(before=lambda: retained.append(time.monotonic_ns()))
 
 
-def tell_hooks(fd: int) -> None:
-    tell(fd, kept)
+def report_hooks(fd: int) -> None:
+    report(fd, retained)
 
 
-def tell_module(fd: int, name: str) -> None:
-    tell(fd, sys.modules[name].__dict__.get("version"))
+def report_module(fd: int, name: str) -> None:
+    report(fd, sys.modules[name].__dict__.get("version"))
 
 
 def call(function: Callable[[], object]) -> None:

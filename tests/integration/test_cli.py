@@ -86,42 +86,42 @@ assert not [name for name in sys.modules if "doctor" in name], sys.modules
 def test_bad_usage(args: list[str]) -> None:
     done = subprocess.run([*COMMAND, *args], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    said = done.stderr.splitlines()
-    assert said[-1].startswith("pyforkfd") and "Traceback" not in done.stderr
-    assert len(said) == 1 or said[0].startswith("usage: ")
+    output = done.stderr.splitlines()
+    assert output[-1].startswith("pyforkfd") and "Traceback" not in done.stderr
+    assert len(output) == 1 or output[0].startswith("usage: ")
 
 
 def test_errors_are_one_line() -> None:
     with ff.spawn(["true"]) as ended:
         pid = ended.pid
-    said = f"pyforkfd doctor: [Errno 3] descriptors of process {pid}: No such process\n"
-    assert run("doctor", str(pid), code=2, errors=said) == ""
+    output = f"pyforkfd doctor: [Errno 3] descriptors of process {pid}: No such process\n"
+    assert run("doctor", str(pid), code=2, errors=output) == ""
 
 
 def test_a_reader_that_has_gone() -> None:
-    code, said = bash(f"set -o pipefail; {DOCTOR} | head -n 1")
-    assert said.startswith("pyforkfd ") and said.count("\n") == 1
+    code, output = bash(f"set -o pipefail; {DOCTOR} | head -n 1")
+    assert output.startswith("pyforkfd ") and output.count("\n") == 1
     assert code in (0, 2), "whether all was written before head went"
 
 
 # doctor
 
 
-def test_the_doctor_finds_all_well_and_tells_it_to_programs() -> None:
-    told = json.loads(run("doctor", "--json"))
-    assert told["pyforkfd"] == ff.__version__ and told["kernel"] == os.uname().release
-    verdicts = {outcome["name"]: outcome["verdict"] for outcome in told["experiments"]}
+def test_the_doctor_reports_to_programs() -> None:
+    report = json.loads(run("doctor", "--json"))
+    assert report["pyforkfd"] == ff.__version__ and report["kernel"] == os.uname().release
+    verdicts = {outcome["name"]: outcome["verdict"] for outcome in report["experiments"]}
     assert len(verdicts) > 60
     assert {n for n, v in verdicts.items() if v != "confirmed"} <= {"marks-timerfd"}
-    assert {"name", "present", "errno", "seen", "without"} <= told["features"][0].keys()
-    assert {setting["name"] for setting in told["settings"]} >= {"vm.overcommit_memory"}
+    assert {"name", "present", "errno", "seen", "without"} <= report["features"][0].keys()
+    assert {setting["name"] for setting in report["settings"]} >= {"vm.overcommit_memory"}
 
 
-def test_the_doctor_tells_it_to_people() -> None:
-    said = run("doctor")
-    assert re.search(r"^clone3\(2\) +5\.3 +(yes|no) ", said, re.M)
-    assert re.search(r"^confirmed +exec closes the descriptors marked", said, re.M)
-    assert re.search(r"^\d+ statements: \d+ confirmed(, 1 impossible)?$", said, re.M)
+def test_the_doctor_reports_to_people() -> None:
+    output = run("doctor")
+    assert re.search(r"^clone3\(2\) +5\.3 +(yes|no) ", output, re.M)
+    assert re.search(r"^confirmed +exec closes the descriptors marked", output, re.M)
+    assert re.search(r"^\d+ statements: \d+ confirmed(, 1 impossible)?$", output, re.M)
 
 
 BROKEN = """
@@ -156,20 +156,20 @@ def on_a_terminal(*args: str, columns: int) -> list[str]:
     with ff.Fd(controller), ff.Fd(terminal):
         env = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm"}
         fds = dict.fromkeys((0, 1, 2), terminal)
-        said = b""
+        output = b""
         with ff.spawn([sys.executable, "-I", *args], fds=fds, env=env) as child:
             while child.poll() is None or select.select([controller], [], [], 0)[0]:
                 if controller in select.select([controller, child.pidfd], [], [])[0]:
-                    said += os.read(controller, 65536)
-    return said.decode().split("\r\n")
+                    output += os.read(controller, 65536)
+    return output.decode().split("\r\n")
 
 
 def test_tables_on_a_terminal() -> None:
     if importlib.util.find_spec("rich") is None:
         assert not os.environ.get("CI"), "the test extra installs it"
         pytest.skip("no rich, of the cli extra")
-    said = "\n".join(on_a_terminal("-m", "pyforkfd", "doctor", columns=120))
-    assert "┃" in said and "\x1b[32mconfirmed" in said
+    output = "\n".join(on_a_terminal("-m", "pyforkfd", "doctor", columns=120))
+    assert "┃" in output and "\x1b[32mconfirmed" in output
 
 
 def test_tables_on_a_terminal_without_rich() -> None:
@@ -196,20 +196,20 @@ def test_a_process_with_a_problem() -> None:
             child.stdin.write(b"x")
             child.stdin.flush()
             child.stdout.read(1)
-            said = run("doctor", str(child.pid), code=1)
-            told = json.loads(run("doctor", str(child.pid), "--json", code=1))
-    port = told["descriptors"][3]["details"]["local"][1]
-    assert said.startswith(f"cat, process {child.pid}: 5 descriptors\n")
+            output = run("doctor", str(child.pid), code=1)
+            report = json.loads(run("doctor", str(child.pid), "--json", code=1))
+    port = report["descriptors"][3]["details"]["local"][1]
+    assert output.startswith(f"cat, process {child.pid}: 5 descriptors\n")
     assert re.search(
         rf"^7 +TCP 127\.0\.0\.1:{port}, listening, 0 of \d+ waiting +rw +passes +\S+ \(parent "
         rf"{os.getpid()}: \d+\)$",
-        said,
+        output,
         re.M,
     )
-    assert f"no-close-on-exec: descriptor 7 (TCP 127.0.0.1:{port}" in said
-    assert [row["number"] for row in told["descriptors"]] == [0, 1, 2, 7, 8]
-    assert [problem["number"] for problem in told["problems"]] == [7, 8]
-    assert [holder["pid"] for holder in told["holders"]["7"]] == [os.getpid()]
+    assert f"no-close-on-exec: descriptor 7 (TCP 127.0.0.1:{port}" in output
+    assert [row["number"] for row in report["descriptors"]] == [0, 1, 2, 7, 8]
+    assert [problem["number"] for problem in report["problems"]] == [7, 8]
+    assert [holder["pid"] for holder in report["holders"]["7"]] == [os.getpid()]
 
 
 def test_a_process_without_problems() -> None:
@@ -225,8 +225,8 @@ def test_a_process_without_problems() -> None:
 def test_the_doctor_itself_does_not_count() -> None:
     """It inherits what its shell has, and would be the unrelated program."""
     line = f"exec 7</dev/null 8> >(cat >/dev/null); {DOCTOR} $$; true"
-    _, said = bash(line)
-    (row,) = re.findall(r"^8 +pipe:.*$", said, re.M)
+    _, output = bash(line)
+    (row,) = re.findall(r"^8 +pipe:.*$", output, re.M)
     assert "cat (" in row and "python" not in row
 
 
@@ -234,8 +234,8 @@ def test_names_with_escape_sequences(tmp_path: Path) -> None:
     path = tmp_path / "\x1b]0;title\x07\nname"
     path.write_text("")
     with open(path) as file, ff.inheriting(file):
-        said = run("doctor", str(os.getpid()), code=1)
-    assert "\x1b" not in said and "\\x1b]0;title\\x07\\nname" in said
+        output = run("doctor", str(os.getpid()), code=1)
+    assert "\x1b" not in output and "\\x1b]0;title\\x07\\nname" in output
 
 
 # doctor why
@@ -257,12 +257,12 @@ def test_names_with_escape_sequences(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("shell", ["bash", "sh"])
 def test_what_a_shell_passes(shell: str, line: str, has: bool) -> None:
-    """What is foretold, and what a program in its place has."""
+    """The prediction is what a program in its place has."""
     with_doctor = line.replace("@", f"{DOCTOR} why 7 -- cat")
     done = subprocess.run([shell, "-c", with_doctor], capture_output=True, text=True, check=False)
     assert (done.returncode == 0, done.stderr) == (has, "")
-    said = "cat would have descriptor 7" if has else "cat would NOT have descriptor 7"
-    assert done.stdout.startswith(said)
+    output = "cat would have descriptor 7" if has else "cat would NOT have descriptor 7"
+    assert done.stdout.startswith(output)
     really = line.replace("@", "ls -d /proc/self/fd/7")
     seen = subprocess.run([shell, "-c", really], capture_output=True, check=False)
     assert (seen.returncode == 0) is has
@@ -270,20 +270,20 @@ def test_what_a_shell_passes(shell: str, line: str, has: bool) -> None:
 
 def test_a_descriptor_of_the_doctors_own_is_none_of_the_shells() -> None:
     for number in range(3, 12):
-        code, said = bash(f"{DOCTOR} why {number} -- cat")
-        assert code == 1 and "the shell passes none of that number" in said, said
+        code, output = bash(f"{DOCTOR} why {number} -- cat")
+        assert code == 1 and "the shell passes none of that number" in output, output
 
 
-def test_why_is_tried_and_told_to_programs() -> None:
-    code, said = bash(f"exec 7</dev/null; {DOCTOR} why 7 --try --json -- cat -n --json")
-    told = json.loads(said)
-    assert code == 0 and told["command"] == ["cat", "-n", "--json"] and told["has"] is True
-    assert "has the same file as its 7" in told["tried"]
-    code, said = bash(f"{DOCTOR} why 7 --try")
-    assert code == 1 and said.startswith("a program would NOT have") and "tried: " in said
+def test_why_is_tried_and_reported_to_programs() -> None:
+    code, output = bash(f"exec 7</dev/null; {DOCTOR} why 7 --try --json -- cat -n --json")
+    report = json.loads(output)
+    assert code == 0 and report["command"] == ["cat", "-n", "--json"] and report["has"] is True
+    assert "has the same file as its 7" in report["tried"]
+    code, output = bash(f"{DOCTOR} why 7 --try")
+    assert code == 1 and output.startswith("a program would NOT have") and "tried: " in output
 
 
 def test_why_sees_the_environment() -> None:
-    code, said = bash(f"LISTEN_FDS=2 LISTEN_PID=1 {DOCTOR} why 7 7</dev/null -- cat")
+    code, output = bash(f"LISTEN_FDS=2 LISTEN_PID=1 {DOCTOR} why 7 7</dev/null -- cat")
     assert code == 0
-    assert "LISTEN_FDS=2 announces 3 to 4, not 7" in said and "LISTEN_PID=1 is not" in said
+    assert "LISTEN_FDS=2 announces 3 to 4, not 7" in output and "LISTEN_PID=1 is not" in output

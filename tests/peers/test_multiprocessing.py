@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 
-import pytest
 from suites import run_both
 
 ADAPTER = Path(__file__).parent / "adapters" / "zygote_context.py"
@@ -20,8 +18,6 @@ def test_multiprocessing_on_a_zygote(tmp_path: Path) -> None:
 
 
 def test_process_pools_on_a_zygote(tmp_path: Path) -> None:
-    if importlib.util.find_spec(FUTURES) is None:
-        pytest.skip(f"this Python has no {FUTURES}")
     parts = ("as_completed", "deadlock", "init", "process_pool", "shutdown", "wait")
     # Their other classes are about os.fork and fresh interpreters.
     names = [*(f"{FUTURES}.test_{part}" for part in parts), "+Forkserver"]

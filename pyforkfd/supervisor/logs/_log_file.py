@@ -1,4 +1,4 @@
-"""The log file that all workers write to: opened, given out and rotated by the supervisor."""
+"""The log file that all workers write to: opened, lent and rotated by the supervisor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pyforkfd._fd import Fd
 from pyforkfd._types import StrPath
@@ -19,15 +18,15 @@ from ._log_reader import Reader
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Switch:
-    """To be sent to workers: from now on write to this description.
+    """An order to workers: write to another description from now on.
 
     Attributes:
-        message: the order, JSON.
-        fd: goes with it; borrowed from the LogFile, good until its next turn.
-        workers: whom to send it to.
+        turn: how often the description was replaced; the worker confirms it.
+        fd: descriptor to pass with it; borrowed from the LogFile, valid until its next turn.
+        workers: ids of the workers to send it to.
     """
 
-    message: dict[str, Any]
+    turn: int
     fd: int
     workers: tuple[int, ...]
 
@@ -35,34 +34,34 @@ class Switch:
 class LogFile:
     """One description with O_APPEND and O_CLOEXEC, which the workers share.
 
-    **Rotation.**  Renaming the file does not change what a description means, so a worker
-    writes to the old file until it has put the new one behind its descriptor (dup3(2), at
-    once for all its threads) and says so.  Until all have, the old file is open here, is
-    read from (:meth:`read`), and no other rotation begins: then no file that is written to
+    **Rotation.**  A description keeps its file when that is renamed, so a worker writes to
+    the old file until it has put the new one behind its descriptor (dup3(2), at once for all
+    its threads) and has confirmed it.  Until all have confirmed, the old file stays open
+    here, :meth:`read` reads it, and no other rotation begins.  So no file that is written to
     is ever removed, and the records of one worker are read in their order.  A worker that
-    does not answer within ``patience`` seconds no longer delays that; what it writes then
-    is in the old file as long as that is kept, and is not read.
+    does not confirm within ``patience`` seconds no longer delays the next rotation; what it
+    writes afterwards is in the old file as long as that exists, and is not read.
 
-    The path names a file at every moment but one between two renames; a supervisor that
+    The path names a file at every moment but the one between two renames; a supervisor that
     dies there leaves the old file under ``PATH.1``, and loses nothing.
 
-    Plain calls, none of which waits but for the disk.  The clock is the caller's.
+    No call waits for anything but the disk.  The clock is the caller's.
 
     Args:
         path: the file; made with its mode where it does not exist, else appended to.
         mode: permissions of a new file, less the umask.
         o_dsync: each write returns once its data is on the disk: O_DSYNC, open(2).
         max_bytes: :meth:`due` from this size on; None: never.
-        keep: how many old files to keep: PATH.1 is the newest.
-        patience: seconds.
+        keep: number of old files to retain: PATH.1 is the newest.
+        patience: seconds that a worker may take to confirm.
 
     Raises:
-        ValueError: a bound makes no sense.
-        OSError: the file cannot be opened; it names the path.
+        ValueError: a bound is out of its range.
+        OSError: the file cannot be opened; the error names the path.
 
     Attributes:
         turn: how often the description was replaced.
-        lost: records that :meth:`write` could not write.
+        lost: count of the records that :meth:`write` could not write.
     """
 
     def __init__(
@@ -86,21 +85,21 @@ class LogFile:
         self._mode, self._max, self._keep, self._patience = mode, max_bytes, keep, patience
         self._flags = os.O_APPEND | os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
         self._flags |= os.O_DSYNC if o_dsync else 0
-        self._turns: dict[int, int] = {}  # worker -> the turn whose description it has
-        self._began = 0.0  # when the last turn did
+        self._turns: dict[int, int] = {}  # worker id -> the turn whose description it has
+        self._began = 0.0  # when the last turn began
         self._fd, self._new = self._open(self.path, 0)
         self._old: Reader | None = None  # of the turn before, until that is over
-        self._new.skip_to_end()  # what a supervisor before us wrote is not news
+        self._new.skip_to_end()  # a supervisor before us has published that
 
     def fileno(self) -> int:
-        """The description of the present turn; borrowed, for spawn and for own records."""
+        """Return the descriptor of the present turn; borrowed."""
         return self._fd.fileno()
 
     def write(self, line: bytes) -> bool:
-        """A record of the supervisor's: one writev(2).  Never raises.
+        """Write a record of the supervisor by one writev(2).  Never raises.
 
         Args:
-            line: without its newline.
+            line: the record without its newline.
 
         Returns:
             Whether all of it was written; ``lost`` counts those that were not.
@@ -115,26 +114,33 @@ class LogFile:
         return not self._torn
 
     def give(self, worker_id: int) -> int:
-        """Note that a worker is started with :meth:`fileno`, which is returned."""
+        """Register a worker that is started with the present description.
+
+        Returns:
+            :meth:`fileno`, for the spawn.
+        """
         self._turns[worker_id] = self.turn
         return self.fileno()
 
     def adopt(self, worker_id: int, now: float) -> None:
-        """Note a worker of a supervisor before us, which may have any description.
+        """Register a worker of a supervisor before us, whose description is unknown.
 
-        It is behind until it has confirmed; :meth:`pending_switch` is for it, too.
+        The worker is behind until it has confirmed; :meth:`pending_switch` includes it.
         """
         self._turns[worker_id] = self.turn - 1
         self._began = now
 
-    def gone(self, worker_id: int) -> None:
-        """Note that a worker, and its description, is gone; unknown ones too."""
+    def forget(self, worker_id: int) -> None:
+        """Drop a worker that has ended; an unknown one is no error."""
         self._turns.pop(worker_id, None)
 
     def confirm(self, worker_id: int, turn: object) -> None:
-        """A worker answered ``{"event": "log", "turn": N}``, to this turn or an older one.
+        """Take a worker's confirmation of a turn.
 
-        It may be any program: what is no turn that was confirms nothing.
+        Args:
+            worker_id: the worker.
+            turn: the turn that it confirms, this or an older one.  The worker may be any
+                program: a value that is no such turn confirms nothing.
         """
         if not isinstance(turn, int):
             return
@@ -142,17 +148,17 @@ class LogFile:
             self._turns[worker_id] = turn
 
     def behind(self) -> tuple[int, ...]:
-        """Workers that still have an older description."""
-        return tuple(w for w, turn in self._turns.items() if turn < self.turn)
+        """Return the ids of the workers that still have an older description."""
+        return tuple(worker_id for worker_id, turn in self._turns.items() if turn < self.turn)
 
     def due(self, now: float) -> bool:
-        """Whether to :meth:`rotate`: the file is too big and the last turn is over.
+        """Return whether to :meth:`rotate`: the file is too big and the last turn is over.
 
         Args:
             now: seconds of a clock that does not jump.
 
         Raises:
-            OSError: fstat(2) says so.
+            OSError: fstat(2) failed.
         """
         return (
             self._max is not None
@@ -161,14 +167,21 @@ class LogFile:
         )
 
     def settled(self, now: float) -> bool:
-        """The last turn is over: all have confirmed, or had time enough, and all is read."""
+        """Return whether the last turn is over.
+
+        That is: every worker has confirmed or has used up its time, and the old file is read
+        to its end.
+        """
         return self._over(now) and (self._old is None or not self._old.pending())
 
     def rotate(self, now: float) -> Switch:
         """Rename PATH to PATH.1, that to PATH.2, ..., and go on in a new file.
 
         Args:
-            now: as :meth:`due` has it.
+            now: as for :meth:`due`.
+
+        Returns:
+            The order to send to the workers.
 
         Raises:
             BlockingIOError: the last turn is not over.
@@ -176,14 +189,14 @@ class LogFile:
         """
         self._demand_settled(now, "rotate")
         coming = Path(f"{self.path}.next")
-        with suppress(FileNotFoundError):  # of a supervisor that died
+        with suppress(FileNotFoundError):  # left by a supervisor that died
             coming.unlink()
         # Made before anything is renamed: a full or read-only disk shows here.
         with _closed_on_error(self._open(coming, os.O_EXCL)) as (fd, reader):
             for number in range(self._keep - 1, 0, -1):
                 with suppress(FileNotFoundError):
                     os.rename(f"{self.path}.{number}", f"{self.path}.{number + 1}")
-            with suppress(FileNotFoundError):  # somebody else has moved it
+            with suppress(FileNotFoundError):  # moved away by another program
                 os.rename(self.path, f"{self.path}.1")
             os.rename(coming, self.path)
             return self._take_turn(fd, reader, now)
@@ -192,11 +205,11 @@ class LogFile:
         """Go on in the file that PATH means now, after logrotate(8) has moved ours.
 
         Returns:
-            None if it is ours still.
+            The order to send to the workers; None if PATH is still our file.
 
         Raises:
             BlockingIOError: the last turn is not over.
-            OSError: it cannot be opened or made; ours is still in use.
+            OSError: the file cannot be opened or made; ours is still in use.
         """
         self._demand_settled(now, "reopen")
         with _closed_on_error(self._open(self.path, 0)) as (fd, reader):
@@ -208,26 +221,26 @@ class LogFile:
             return self._take_turn(fd, reader, now)
 
     def pending_switch(self) -> Switch:
-        """The present turn for those who are behind: to send again what could not be sent."""
+        """Return the order of the present turn for the workers that are behind."""
         return self._switch(self.behind())
 
     def read(self, budget: int, now: float) -> list[bytes]:
-        """Whole lines written since the last call, without newlines.
+        """Read the whole lines written since the last call, without their newlines.
 
-        To be called at intervals: a watch by inotify(7) would wake the loop for each write
-        of each worker.
+        Call it at intervals: a watch by inotify(7) would wake the loop for each write of each
+        worker.
 
         Args:
             budget: about how many bytes at most; the rest is for the next call.
-            now: as :meth:`due` has it.
+            now: as for :meth:`due`.
 
         Raises:
-            OSError: read(2) says so.
+            OSError: pread(2) or fstat(2) failed.
         """
         if self._old is None:
             return self._new.lines(self._new.size(), budget)
-        # The end of the new file is taken first: what a worker wrote to the old one before
-        # it changed to the new is in there by the time its first new record is seen.
+        # The end of the new file is taken first: what a worker wrote to the old file before
+        # it changed over is in there by the time its first new record is seen.
         over, end = self._over(now), self._new.size()
         before = self._old.at
         lines = self._old.lines(self._old.size(), budget)
@@ -235,13 +248,13 @@ class LogFile:
             return lines
         budget -= self._old.at - before
         if over:
-            # Nobody has it any more, so that a rest without a newline is a torn record.
+            # No worker has it any more: a rest without a newline is a torn record.
             self._old.close()
             self._old = None
         return lines + self._new.lines(end, budget)
 
     def close(self) -> None:
-        """Close what is open here.  Workers that have the description write on."""
+        """Close all descriptors.  Workers that have the description write on."""
         self._fd.close()
         self._new.close()
         if self._old is not None:
@@ -249,10 +262,10 @@ class LogFile:
             self._old = None
 
     def _open(self, path: Path, flags: int) -> tuple[Fd, Reader]:
-        """For writing and, apart from that, for reading, which is not for the workers."""
+        """Open a file for writing and, on a description of our own, for reading."""
         with suppress(FileNotFoundError):
             if not stat.S_ISREG(os.stat(path).st_mode):  # a FIFO's open would wait
-                raise OSError(errno.EINVAL, "a log is a regular file, which this is not", str(path))
+                raise OSError(errno.EINVAL, "not a regular file, as a log must be", str(path))
         while True:
             fd = Fd(os.open(path, self._flags | flags, self._mode))
             try:
@@ -262,13 +275,13 @@ class LogFile:
                 raise
             if os.path.sameopenfile(fd.fileno(), reader.fileno()):
                 return fd, reader
-            fd.close()  # moved by somebody between the two
+            fd.close()  # moved by another program between the two
             reader.close()
 
-    def _demand_settled(self, now: float, what: str) -> None:
+    def _demand_settled(self, now: float, operation: str) -> None:
         if not self.settled(now):
             raise BlockingIOError(
-                f"{what} {self.path}: the turn before is not over: workers "
+                f"{operation} {self.path}: the turn before is not over: workers "
                 f"{self.behind()} write to the old file, or it is not read to its end"
             )
 
@@ -284,8 +297,7 @@ class LogFile:
         return self._switch(tuple(self._turns))
 
     def _switch(self, workers: tuple[int, ...]) -> Switch:
-        message = {"order": "log", "turn": self.turn}
-        return Switch(message=message, fd=self.fileno(), workers=workers)
+        return Switch(turn=self.turn, fd=self.fileno(), workers=workers)
 
     def _over(self, now: float) -> bool:
         return not self.behind() or now - self._began >= self._patience

@@ -1,4 +1,4 @@
-"""All of a supervisor's logs: what comes from where, and goes where."""
+"""The routes of log entries: from the file and captured output to the file and the sinks."""
 
 from __future__ import annotations
 
@@ -10,77 +10,85 @@ from ._log_file import LogFile, Switch
 from ._records import Entry, Origin, decode, encode, time_text
 from ._sinks import RingTail
 
-_NOBODY = Origin(component="-")
-_US = Origin(component="supervisor")
-_AGAIN = 30.0  # seconds until another try of a rotation that failed
+_UNKNOWN = Origin(component="-")
+_SUPERVISOR = Origin(component="supervisor")
+_RETRY = 30.0  # seconds until another try of a rotation that failed
 
 
 class Sink(Protocol):
-    """Takes entries without waiting: StreamSink, LokiSink."""
+    """A destination of entries that never waits: StreamSink, LokiSink."""
 
     def add(self, entry: Entry) -> None:
-        """Take one."""
+        """Take an entry."""
 
 
 class Logs:
-    """The file, the memory of the last entries, and other sinks, for the loop.
+    """The log file, the memory of the last entries, and other sinks, for the loop.
 
-    A worker's record is in the file when it comes here, since the file is read for it; a
-    captured line and an event of the supervisor's is not, and is written to it as well as
-    given to the sinks, so that a full disk keeps nothing from them.
+    A worker's record is read from the file, and goes to the sinks.  A captured line and a
+    record of the supervisor are written to the file and go to the sinks as well, so that a
+    full disk withholds nothing from them.
 
     Args:
-        file: used, not owned; None: workers write to pipes, ``Capture(stream="log")``.
-        tail: used.
-        sinks: used.
+        file: borrowed; None: workers write to pipes, ``Capture(stream="log")``.
+        tail: borrowed.
+        sinks: borrowed.
+        pid: of the supervisor, for its records.
 
     Attributes:
-        strange: lines of the file that are no records: torn, or of other programs.
+        malformed: count of the lines of the file that are not records: torn, or written by
+            another program.
     """
 
     def __init__(
         self, file: LogFile | None, tail: RingTail, sinks: Iterable[Sink] = (), *, pid: int
     ) -> None:
         self.file, self.tail, self.sinks = file, tail, list(sinks)
-        self.strange = 0
+        self.malformed = 0
         self._pid = pid
         self._not_before = 0.0
         self._reopening = False
 
     def add(self, entry: Entry) -> None:
-        """One that is in no file yet: of a Capture."""
+        """Write an entry that is in no file yet, such as a captured line, and publish it."""
         if self.file is not None:
             self.file.write(entry.line)
         self._publish(entry)
 
-    def say(self, level: str, message: str, **fields: object) -> None:
-        """A record of the supervisor's own."""
+    def record(self, level: str, message: str, **fields: object) -> None:
+        """Add a record of the supervisor.
+
+        Args:
+            level: its name.
+            message: any text.
+            fields: further fields of the record.
+        """
         ns = time.time_ns()
-        head = {"time": time_text(ns), "level": level, **_US.fields(), "pid": self._pid}
-        # Marked as what is published already.
+        head = {"time": time_text(ns), "level": level, **_SUPERVISOR.fields(), "pid": self._pid}
+        # Marks a record that is published already, for poll().
         head["stream"] = "supervisor"
         line = encode(head, message, extra=fields)[:-1]
-        self.add(Entry(time=ns, origin=_US, stream="supervisor", level=level, line=line))
+        self.add(Entry(time=ns, origin=_SUPERVISOR, stream="supervisor", level=level, line=line))
 
     def reopen(self) -> None:
-        """Somebody has moved the file: :meth:`poll` is to change over when it can."""
+        """Request the change to the file that the path means now: :meth:`poll` performs it."""
         self._reopening = True
 
     def poll(self, now: float, budget: int = 1 << 16) -> Switch | None:
-        """Publish what workers have written since, rotate where it is due.
+        """Publish what workers have written, and rotate the file where that is due.
 
-        To be called every 200 ms or so; while it has published its budget, sooner.
+        Call it every 200 ms or so.
 
         Args:
             now: time.monotonic().
-            budget: bytes of records; at about 10 microseconds for each.
+            budget: bytes of records, at about 10 microseconds for each record.
 
         Returns:
-            What is to be sent to the workers, if there is a new file.
+            The order to send to the workers, if there is a new file.
 
         Raises:
-            OSError: the file cannot be read.  One that cannot be rotated is an ERROR in the
-                log, and tried again later.
+            OSError: the file cannot be read.  A rotation that fails is an ERROR in the log,
+                and tried again later.
         """
         if self.file is None:
             return None
@@ -89,12 +97,12 @@ class Logs:
             if entry is None:
                 if not line:
                     continue  # the end of a torn line
-                self.strange += 1
+                self.malformed += 1
                 ns = time.time_ns()
                 text = line.decode("utf-8", "backslashreplace")
-                head = {"time": time_text(ns), **_NOBODY.fields()}
+                head = {"time": time_text(ns), **_UNKNOWN.fields()}
                 entry = Entry(
-                    time=ns, origin=_NOBODY, stream="log", level="", line=encode(head, text)[:-1]
+                    time=ns, origin=_UNKNOWN, stream="log", level="", line=encode(head, text)[:-1]
                 )
             if entry.stream == "log":
                 self._publish(entry)
@@ -107,8 +115,8 @@ class Logs:
                 return switch
             return self.file.rotate(now) if self.file.due(now) else None
         except OSError as error:
-            self._not_before = now + _AGAIN
-            self.say("ERROR", f"cannot rotate or reopen {self.file.path}: {error}")
+            self._not_before = now + _RETRY
+            self.record("ERROR", f"cannot rotate or reopen {self.file.path}: {error}")
             return None
 
     def _publish(self, entry: Entry) -> None:

@@ -1,4 +1,4 @@
-"""A log record as one line of JSON: made, cut to a bound, read again.  Pure."""
+"""A log record as one line of JSON: encoding, cutting to a bound, decoding.  Pure."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _encode = json.JSONEncoder(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Who writes: the fields that all records of a worker have.
+    """The worker that writes: the fields that all its records have.
 
     Attributes:
         component: the worker's component.
-        worker: its number, never used again.
-        generation: the generation it is of.
+        worker: the worker's id, never used again.
+        generation: the worker's generation.
     """
 
     component: str
@@ -37,7 +37,7 @@ class Origin:
     generation: int | None = None
 
     def fields(self) -> dict[str, Any]:
-        """As they are in a record; what is not known is not there."""
+        """Return the fields as a record has them, without those that are not known."""
         known = {"worker": self.worker, "generation": self.generation}
         return {"component": self.component} | {k: v for k, v in known.items() if v is not None}
 
@@ -47,8 +47,8 @@ class Entry:
     """A record on its way through the supervisor.
 
     Attributes:
-        time: nanoseconds since 1970, UTC, taken where it was written.
-        origin: who wrote it.
+        time: nanoseconds since 1970, UTC, taken where the record was written.
+        origin: the worker that wrote it.
         stream: "log" for a record, "stdout" or "stderr" for a captured line.
         level: name of the level, empty for a captured line.
         line: the record as JSON in UTF-8, without its newline.
@@ -62,19 +62,23 @@ class Entry:
 
 
 def time_text(ns: int) -> str:
-    """Nanoseconds since 1970 as UTC, RFC 3339: all nine digits, so that text sorts as time."""
+    """Return a time as UTC, RFC 3339, with all nine digits, so that text sorts as time.
+
+    Args:
+        ns: nanoseconds since 1970.
+    """
     seconds, rest = divmod(ns, 1_000_000_000)
     return f"{_second_text(seconds)}.{rest:09}Z"
 
 
 def time_ns(text: str) -> int:
-    """The inverse of :func:`time_text`.
+    """Return the nanoseconds since 1970 of a text that :func:`time_text` made.
 
     Raises:
-        ValueError: it is not of that form.
+        ValueError: the text is not of that form.
     """
     if len(text) != 30 or text[19] != "." or text[29] != "Z" or not text[20:29].isdigit():
-        raise ValueError(f"{text!r} is not a time as records have it")
+        raise ValueError(f"{text!r} is not a time such as 2026-11-25T20:54:23.123456789Z")
     return _seconds(text[:19]) * 1_000_000_000 + int(text[20:29])
 
 
@@ -96,19 +100,18 @@ def encode(
     extra: Mapping[Any, Any] | None = None,
     limit: int = MAX_LINE,
 ) -> bytes:
-    """One record as one line, newline included, of at most ``limit`` bytes.
+    """Encode a record as one line, newline included, of at most ``limit`` bytes.
 
-    A longer one loses its extra fields, then the end of its message and the beginning of
-    its traceback, and says in ``"cut"`` how long it was.  It is never split: half a record
-    is of use to nobody, and two lines of one record could be told apart from two records
-    by nobody.
+    A longer record loses its extra fields, then the end of its message and the beginning of
+    its traceback, and ``"cut"`` has its full length.  It is never split: half a record is of
+    no use, and two lines of one record could not be distinguished from two records.
 
     Args:
         head: time, seq, level and the fields of the origin; plain values.
         message: any text; newlines and lone surrogates are escaped as JSON has it.
         exception: a traceback.
-        extra: fields of the application's.  What JSON cannot hold is there as its repr();
-            a name of ours gets a ``_`` behind it.
+        extra: fields of the application.  A value that JSON cannot hold is replaced by its
+            repr(); a reserved name gets a ``_`` behind it.
         limit: bytes; at least 1024.
     """
     body: dict[str, Any] = {**head, "message": message}
@@ -121,17 +124,17 @@ def encode(
         return line + b"\n"
     short = {k: v[:_MAX_NAME] if isinstance(v, str) else v for k, v in head.items()}
     short["cut"] = len(line) + 1
-    room = limit - len(_dump(short)) - len(b',"message":"","exception":""\n')
-    half = room // 2 if exception else 0
-    short["message"] = _cut(message, room - half)
+    space = limit - len(_dump(short)) - len(b',"message":"","exception":""\n')
+    half = space // 2 if exception else 0
+    short["message"] = _cut(message, space - half)
     if exception:
-        # The last lines say what was raised, and where.
+        # The last lines have the exception that was raised, and its place.
         short["exception"] = _cut(exception[::-1], half)[::-1]
     return _dump(short) + b"\n"
 
 
 def decode(line: bytes) -> Entry | None:
-    """An :class:`Entry` of a line without its newline; None if it is no record of ours."""
+    """Decode a line without its newline; None if it is not a record."""
     try:
         body = json.loads(line)
         origin = Origin(
@@ -151,14 +154,14 @@ def decode(line: bytes) -> Entry | None:
 
 
 def captured(origin: Origin, stream: str, ns: int, text: bytes, *, cut: int = 0) -> Entry:
-    r"""A line of a foreign program's output as an entry.
+    r"""Make an entry of a captured line.
 
     Args:
-        origin: whose output it is.
+        origin: the worker.
         stream: "stdout" or "stderr".
-        ns: when it was read.
-        text: the line; bytes that are not UTF-8 are there as ``\xNN``.
-        cut: how many bytes the line had, if it had more than these.
+        ns: the time at which the line was read.
+        text: the line; bytes that are not UTF-8 become ``\xNN``.
+        cut: length of the whole line in bytes, if it had more than these.
     """
     head = {"time": time_text(ns), **origin.fields(), "stream": stream}
     if cut:
@@ -176,7 +179,7 @@ def _dump(body: Mapping[Any, Any]) -> bytes:
         text = _encode(body)
     except (ValueError, TypeError, RecursionError):  # NaN, a loop, a key that is a tuple
         text = _encode({k: v if _is_plain(v) else repr(v) for k, v in body.items()})
-    # What UTF-8 cannot hold is a lone surrogate, and its backslash form is JSON's own.
+    # Only a lone surrogate has no UTF-8, and its backslash form is JSON's own.
     return text.encode("utf-8", "backslashreplace")
 
 
@@ -184,9 +187,9 @@ def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, str | int)
 
 
-def _cut(text: str, room: int) -> str:
-    """The longest beginning, or nearly, that takes no more than ``room`` bytes in JSON."""
-    kept = text[: max(room, 0)]
-    while kept and (size := len(_dump({"": kept})) - len(b'{"":""}')) > room:
-        kept = kept[: min(len(kept) - 1, len(kept) * room // size)]
-    return kept
+def _cut(text: str, space: int) -> str:
+    """Return the longest beginning, or nearly, that takes at most ``space`` bytes in JSON."""
+    head = text[: max(space, 0)]
+    while head and (size := len(_dump({"": head})) - len(b'{"":""}')) > space:
+        head = head[: min(len(head) - 1, len(head) * space // size)]
+    return head

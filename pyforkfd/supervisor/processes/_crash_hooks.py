@@ -19,12 +19,10 @@ log = logging.getLogger("pyforkfd.supervisor")
 _PATIENCE = 30.0  # seconds
 _MOST_AT_ONCE = 16  # a component in a crash loop is not to fill the machine with them
 _CODE = """
-import importlib, os, sys
-module, _, name = sys.argv[1].partition(":")
+import os, sys
+from pyforkfd._entry_points import resolve
 keys = ("component", "worker", "cause", "detail")
-getattr(importlib.import_module(module), name)(
-    {key: os.environ["FORKFD_CRASH_" + key.upper()] for key in keys}
-)
+resolve(sys.argv[1])({key: os.environ["FORKFD_CRASH_" + key.upper()] for key in keys})
 """
 
 

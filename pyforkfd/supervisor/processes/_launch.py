@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -22,6 +21,9 @@ from pyforkfd.supervisor.logs._records import Origin
 from pyforkfd.supervisor.spec._privileges import environment, spawn_options
 from pyforkfd.supervisor.spec._spec import Component, Service, Stream
 from pyforkfd.supervisor.state._model import Worker
+from pyforkfd.supervisor.worker._identity import VARIABLE, Identity
+from pyforkfd.supervisor.worker._messages import Listeners, OrderMessage
+from pyforkfd.supervisor.worker._protocol import encode_order
 from pyforkfd.zygote import Zygote
 
 from ._resources import Resources, leaf_name
@@ -29,7 +31,6 @@ from ._resources import Resources, leaf_name
 log = logging.getLogger("pyforkfd.supervisor")
 
 FIRST = 3  # SD_LISTEN_FDS_START
-VARIABLE = "FORKFD_WORKER"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +73,7 @@ class Launch(Closing):
             process = self._spawn()
             if self.spec.give == "channel":
                 # The queue is empty: it is the first message.
-                tell(self.channel, "listeners", self.listeners)
+                send_order(self.channel, Listeners(), self.listeners)
             self.on_failure.pop_all()
         return process, self.channel
 
@@ -232,43 +233,40 @@ def _environment(
     env.setdefault("PYTHONFAULTHANDLER", "1")
     env["WATCHDOG_USEC"] = str(int(spec.heartbeat.stale_after * 1_000_000))
     env["NOTIFY_SOCKET"] = notify_path
-    about: dict[str, object] = {
-        "component": spec.name,
-        "worker": worker.id,
-        "position": worker.position,
-        "generation": worker.generation,
-        **numbers,
-    }
-    if spec.give == "channel":
-        about["listen"] = "channel"
-    elif spec.give == "numbers" and spec.numbers:
-        about["listen"] = ",".join(f"{name}:{spec.numbers[name]}" for name in listeners)
-    if slot is not None:
-        about["slot"] = slot
-    env[VARIABLE] = " ".join(f"{name}={value}" for name, value in about.items())
+    own_numbers = spec.numbers or {}
+    env[VARIABLE] = Identity(
+        component=spec.name,
+        worker_id=worker.id,
+        position=worker.position,
+        generation=worker.generation,
+        channel=numbers.get("channel"),
+        page=numbers.get("page"),
+        slot=slot,
+        log=numbers.get("log"),
+        listen={name: own_numbers[name] for name in listeners} if spec.give == "numbers" else {},
+        by_channel=spec.give == "channel",
+    ).encode()
     return env
 
 
-def tell(
-    channel: ff.FdChannel,
-    order: str,
-    fds: Mapping[str, ff.HasFileno] = {},
-    about: Mapping[str, Any] = {},
+def send_order(
+    channel: ff.FdChannel, order: OrderMessage, fds: Mapping[str, ff.HasFileno] = {}
 ) -> bool:
-    """Send an order; never waits.
+    """Send an order to a worker; never wait.
 
     Args:
         channel: to the worker.
-        order: its name.
+        order: the order.
         fds: name -> descriptor that goes with it; borrowed.
-        about: what else the order says.
 
     Returns:
-        False if it cannot be delivered: the worker does not read, or has closed its end.
+        False if it was not sent: the channel is full, or its other end is closed.
+
+    Raises:
+        ValueError: the order is no JSON or too long.
     """
-    body = {**about, "order": order, **({"fds": list(fds)} if fds else {})}
     try:
-        channel.send(json.dumps(body).encode(), list(fds.values()), timeout=0)
-    except (TimeoutError, OSError):
+        channel.send(encode_order(order, tuple(fds)), list(fds.values()), timeout=0)
+    except OSError:  # TimeoutError is one
         return False
     return True

@@ -16,7 +16,7 @@ from pyforkfd.supervisor._reactor import Reactor
 from pyforkfd.supervisor.cgroups._delegation import OWN_LEAF
 from pyforkfd.supervisor.cgroups._file import CgroupError
 from pyforkfd.supervisor.cgroups._leaf import Leaf
-from pyforkfd.supervisor.cgroups._pressure_watch import Lacks, lacking
+from pyforkfd.supervisor.cgroups._pressure_watch import PressureWatch, unavailable
 from pyforkfd.supervisor.cgroups._tree import Policy, Tree, open_tree
 from pyforkfd.supervisor.health._watch import Watch
 from pyforkfd.supervisor.logs._output import Output, forwarded
@@ -53,7 +53,7 @@ class Resources:
         output: the log, and the pipes of captured output.
         watch: the shared page and the counters.
         cgroups: the supervisor's own cgroup; None: it has none.
-        lacks: the pressure triggers on workers' cgroups.
+        pressure: the pressure triggers on workers' cgroups.
     """
 
     reactor: Reactor
@@ -65,7 +65,7 @@ class Resources:
     output: Output
     watch: Watch
     cgroups: Tree | None
-    lacks: Lacks
+    pressure: PressureWatch
 
 
 def open_resources(
@@ -96,7 +96,7 @@ def open_resources(
     notify = enter(NotifySocket(f"{succession.directory}/notify", succession.notify_socket()))
     succession.put_notify(notify)
     zygotes = enter(Zygotes())
-    lacks = enter(Lacks(reactor, watch.lacks, _pressure_resources(service, cgroups)))
+    pressure = enter(PressureWatch(reactor, watch.pressure, _pressure_resources(service, cgroups)))
     return Resources(
         reactor=reactor,
         running=running,
@@ -107,7 +107,7 @@ def open_resources(
         output=output,
         watch=watch,
         cgroups=cgroups,
-        lacks=lacks,
+        pressure=pressure,
     )
 
 
@@ -146,7 +146,7 @@ def _pressure_resources(service: Service, tree: Tree | None) -> frozenset[Resour
         return frozenset()
     components = service.components.values()
     wanted = {resource for spec in components for resource in spec.pressure.wanted()}
-    missing = lacking(tree.path / OWN_LEAF, sorted(wanted))
+    missing = unavailable(tree.path / OWN_LEAF, sorted(wanted))
     for resource, error in missing.items():
         if any(s.cgroup == "require" and resource in s.pressure.wanted() for s in components):
             raise error

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field
 
 import pyforkfd as ff
 from pyforkfd.supervisor.cgroups._file import CgroupError
 from pyforkfd.supervisor.cgroups._leaf import Leaf
 from pyforkfd.supervisor.health._resident_memory import resident_memory
 from pyforkfd.supervisor.state._model import Worker
+from pyforkfd.supervisor.worker._receiving import Refusals
+
+log = logging.getLogger("pyforkfd.supervisor")
 
 
 @dataclass(slots=True)
@@ -21,7 +25,8 @@ class Running:
         channel: our end; owned.
         listeners: inodes of its listening sockets.
         leaf: its cgroup; owned.
-        status: the last STATUS= that it reported.
+        status: the last status line that it reported.
+        refusals: messages of its channel that were refused, counted and logged.
     """
 
     worker: Worker
@@ -30,6 +35,14 @@ class Running:
     listeners: frozenset[int]
     leaf: Leaf | None = None
     status: str = ""
+    refusals: Refusals = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.refusals = Refusals(self._report_refusal)
+
+    def _report_refusal(self, text: str) -> None:
+        component, worker_id = self.worker.component, self.worker.id
+        log.warning("%s: worker %d: message refused: %s", component, worker_id, text)
 
 
 class RunningWorkers(dict[int, Running]):

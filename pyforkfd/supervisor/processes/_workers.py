@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -13,21 +12,36 @@ from typing import Any
 import pyforkfd as ff
 from pyforkfd.supervisor.cgroups._file import CgroupError
 from pyforkfd.supervisor.cgroups._leaf import Leaf
+from pyforkfd.supervisor.control._status import WorkerDetails
 from pyforkfd.supervisor.logs._log_file import Switch
 from pyforkfd.supervisor.spec._spec import Service
 from pyforkfd.supervisor.state._events import (
     BecameReady,
     Ended,
     Event,
+    Leaving,
     Spawned,
     SpawnFailed,
     WentStale,
 )
 from pyforkfd.supervisor.state._model import Phase, Worker
+from pyforkfd.supervisor.worker._messages import (
+    Accept,
+    LogSwitched,
+    Message,
+    OrderMessage,
+    Ready,
+    Return,
+    Status,
+    Stopping,
+    SwitchLog,
+)
+from pyforkfd.supervisor.worker._protocol import ProtocolError, decode_event, order_name
+from pyforkfd.supervisor.worker._receiving import receive
 from pyforkfd.zygote import Zygote, ZygoteError
 
 from ._cause_of_death import cause
-from ._launch import prepare, tell
+from ._launch import prepare, send_order
 from ._notify_socket import worker_of
 from ._orphans import reap_orphans
 from ._readiness import accepts, inodes
@@ -126,7 +140,7 @@ class Workers:
         if not channel.closed:
             reactor.add(channel.fileno(), lambda _: self._on_channel(worker_id))
         if leaf is not None:
-            self.resources.lacks.watch(worker, leaf)
+            self.resources.pressure.watch(worker, leaf)
 
     # Life
 
@@ -150,19 +164,20 @@ class Workers:
             self.waiting.discard(worker_id)
             self.post(SpawnFailed(worker_id, "it was given up while its zygote started"))
 
-    def tell(
-        self,
-        worker_id: int,
-        order: str,
-        fds: Mapping[str, ff.HasFileno] = {},
-        about: Mapping[str, Any] = {},
+    def send(
+        self, worker_id: int, order: OrderMessage, fds: Mapping[str, ff.HasFileno] = {}
     ) -> None:
-        """Give an order over its channel; never waits."""
+        """Send an order over a worker's channel; never wait."""
         running = self._running.get(worker_id)
         if running is None:
             return
-        if running.channel.closed or not tell(running.channel, order, fds, about):
-            log.warning("worker %d does not take the order %s", worker_id, order)
+        if running.channel.closed or not send_order(running.channel, order, fds):
+            log.warning(
+                "%s: worker %d: order %s: not sent: its channel is full or closed",
+                running.worker.component,
+                worker_id,
+                order_name(order),
+            )
 
     def move_shards(self, worker: Worker, service: Service, position: int, *, back: bool) -> None:
         """Lend another position's shards to a worker, or take them back."""
@@ -171,7 +186,18 @@ class Workers:
             for name in worker.spec.listen
             if service.listeners[name].shards
         }
-        self.tell(worker.id, "return" if back else "accept", shards)
+        self.send(worker.id, Return() if back else Accept(), shards)
+
+    def measure(self, now: float) -> dict[int, WorkerDetails]:
+        """Measure the workers that have a process: id -> heartbeat, memory, reported status."""
+        return {
+            worker_id: WorkerDetails(
+                text=running.status,
+                beat_age=self.resources.watch.beat_age(worker_id, now),
+                memory=self._running.memory(worker_id),
+            )
+            for worker_id, running in self._running.items()
+        }
 
     def send_log_file(self, switch: Switch | None) -> None:
         """Send the new log file to the workers that have an older one; None: there is none."""
@@ -179,51 +205,61 @@ class Workers:
         if switch is None or file is None:
             return
         for worker_id in switch.workers:
-            self.tell(worker_id, "log", {"log": file}, {"turn": switch.message["turn"]})
+            self.send(worker_id, SwitchLog(switch.turn), {"log": file})
 
-    def hear(self) -> None:
-        """Read what was sent to NOTIFY_SOCKET."""
-        pids = {running.process.pid: number for number, running in self._running.items()}
-        for pid, said in self.resources.notify.read():
-            if (worker := worker_of(pid, pids)) is not None:
-                self._take(worker, said)
+    def read_notify(self) -> None:
+        """Read the messages of NOTIFY_SOCKET, sd_notify(3)."""
+        pids = {running.process.pid: worker_id for worker_id, running in self._running.items()}
+        for pid, fields in self.resources.notify.read():
+            if (worker_id := worker_of(pid, pids)) is not None:
+                self._on_notify(worker_id, fields)
 
-    def _take(self, worker_id: int, said: Mapping[str, str]) -> None:
-        if "STATUS" in said:
-            self._running[worker_id].status = said["STATUS"]
-        if said.get("READY") == "1":
+    def _on_notify(self, worker_id: int, fields: Mapping[str, str]) -> None:
+        if "STATUS" in fields:
+            self._running[worker_id].status = fields["STATUS"]
+        if fields.get("READY") == "1":
             self.post(BecameReady(worker_id))
-        if said.get("WATCHDOG") == "1":
+        if fields.get("STOPPING") == "1":
+            self.post(Leaving(worker_id))
+        if fields.get("WATCHDOG") == "1":
             self.resources.watch.beat(worker_id)
-        if said.get("WATCHDOG") == "trigger":
-            self.post(WentStale(worker_id, "it says of itself that it is not well"))
+        if fields.get("WATCHDOG") == "trigger":
+            self.post(WentStale(worker_id, "the worker reported WATCHDOG=trigger"))
 
     def _on_channel(self, worker_id: int) -> None:
         running = self._running[worker_id]
         try:
-            message = running.channel.recv(timeout=0)
+            received = receive(running.channel, 0)
+            if received is None:
+                self._close_channel(running)
+                return
+            with received:
+                event = decode_event(received)
         except TimeoutError:
             return
-        except (EOFError, OSError):  # it has closed its end: nothing more will come
+        except ProtocolError as error:
+            running.refusals.add(str(error), time.monotonic())
+            return
+        except OSError as error:
+            log.error("%s: worker %d: channel: %s", running.worker.component, worker_id, error)
             self._close_channel(running)
             return
-        with message:
-            try:
-                said = json.loads(message.data)
-            except (ValueError, RecursionError):
-                said = None
-            if not isinstance(said, dict):
-                log.warning("worker %d: not a message: %r", worker_id, message.data[:80])
-                return
-            match said.get("event"):
-                case "ready":
-                    self.post(BecameReady(worker_id, speaks=True))
-                case "status":
-                    running.status = str(said.get("text", ""))
-                case "log" if self.resources.output.file is not None:
-                    self.resources.output.file.confirm(worker_id, said.get("turn"))
-                case "message" if self.on_message is not None:
-                    self.on_message(running.worker.component, worker_id, said.get("data"))
+        match event:
+            case Ready():
+                self.post(BecameReady(worker_id, speaks=True))
+            case Stopping():
+                self.post(Leaving(worker_id))
+            case Status(text):
+                running.status = text
+            case LogSwitched(turn) if self.resources.output.file is not None:
+                self.resources.output.file.confirm(worker_id, turn)
+            case Message(data) if self.on_message is not None:
+                self.on_message(running.worker.component, worker_id, data)
+
+    def report_refusals(self, now: float) -> None:
+        """Report how many messages were refused since, where that is due."""
+        for running in self:
+            running.refusals.flush(now)
 
     def poll_readiness(self, workers: Iterable[Worker]) -> None:
         """Poll /proc for those of the workers that do not report their readiness."""
@@ -255,11 +291,12 @@ class Workers:
         self._close_channel(running)
         self.resources.output.worker_gone(worker_id, time.monotonic())
         if running.leaf is not None:
-            self.resources.lacks.forget(worker_id)
+            self.resources.pressure.forget(worker_id)
             self._emptying.append(running.leaf)
             self.sweep()
 
     def _close_channel(self, running: Running) -> None:
+        running.refusals.flush(time.monotonic(), end=True)
         if not running.channel.closed:
             self.resources.reactor.remove(running.channel.fileno())
             self.resources.succession.drop_channel(running.worker.id)

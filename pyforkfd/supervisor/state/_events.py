@@ -75,6 +75,13 @@ class WentStale:
 
 
 @dataclass(frozen=True, slots=True)
+class Leaving:
+    """A worker has announced that it leaves by itself."""
+
+    worker_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class Retire:
     """A worker is to be replaced and then to leave."""
 
@@ -130,6 +137,7 @@ Event: TypeAlias = (
     | BecameReady
     | Ended
     | WentStale
+    | Leaving
     | Retire
     | Reload
     | RollBack

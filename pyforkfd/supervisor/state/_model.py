@@ -19,7 +19,7 @@ class Phase(enum.Enum):
     BOOTING = "booting"
     READY = "ready"
     PAUSED = "paused"
-    DRAINING = "draining"  # sent the order to finish what it has begun
+    DRAINING = "draining"  # finishes what it has begun
     STOPPING = "stopping"  # sent stop_signal
     DUMPING = "dumping"  # sent dump_signal
     KILLED = "killed"
@@ -44,6 +44,7 @@ class Worker:
         pid: None until it has become its program.
         speaks: whether it reads orders from its channel.
         retiring: whether it leaves as soon as another is ready in its position.
+        leaving: whether it has announced that it leaves by itself.
         condemned: why it is ended, where the reason is its own fault.
         deadline: when its phase has lasted too long; None: it may last.
     """
@@ -58,6 +59,7 @@ class Worker:
     pid: int | None = None
     speaks: bool = False
     retiring: bool = False
+    leaving: bool = False
     condemned: Cause | None = None
     deadline: float | None = None
 
@@ -223,8 +225,9 @@ def missing(state: Staffed) -> dict[str, int]:
 def due(state: State) -> float | None:
     """Return when the next step is due even if no event comes; None: never."""
     times = [worker.deadline for worker in state.workers.values() if worker.deadline is not None]
-    for crew in state.crews.values():
-        times.extend(crew.not_before.values())
+    if not state.stopping:  # or nothing is started any more
+        for crew in state.crews.values():
+            times.extend(crew.not_before.values())
     if state.previous is not None:
         times.append(state.previous.until)
     return min(times, default=None)

@@ -120,7 +120,8 @@ def _fill(draft: Draft, crew: Crew) -> Crew:
     """Start the workers that a crew is short of, and dismiss those that were replaced."""
     serving = draft.members(crew, *SERVING)
     replacing = False
-    started = set()
+    # A back-off that has passed is as good as absent, and would be due for ever.
+    not_before = {p: when for p, when in crew.not_before.items() if when > draft.now}
     for position in range(crew.count):
         here = [worker for worker in serving if worker.position == position]
         fresh = [worker for worker in here if not worker.retiring]
@@ -134,17 +135,15 @@ def _fill(draft: Draft, crew: Crew) -> Crew:
             continue
         if crew.fatal or position in crew.finished:
             continue
-        if crew.not_before.get(position, draft.now) > draft.now:
+        if position in not_before:
             continue
         if here:  # retiring: one after the other, and a reload replaces them anyway
             if replacing or draft.pending is not None:
                 continue
             replacing = True
-        started.add(position)
         _spawn(draft, crew, position)
-    if started.isdisjoint(crew.not_before):
+    if not_before == crew.not_before:
         return crew
-    not_before = {p: when for p, when in crew.not_before.items() if p not in started}
     return replace(crew, not_before=not_before)
 
 

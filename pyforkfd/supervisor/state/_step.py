@@ -20,6 +20,7 @@ from ._events import (
     Ended,
     Event,
     Forget,
+    Leaving,
     Reload,
     Reloaded,
     Retire,
@@ -70,6 +71,8 @@ def take(draft: Draft, event: Event) -> None:
             worker = draft.workers.get(worker_id)
             if worker is not None and worker.phase in (Phase.READY, Phase.PAUSED):
                 condemn(draft, worker, "stale", why)
+        case Leaving(worker_id):
+            _leave(draft, worker_id)
         case Retire(worker_id, why):
             retire(draft, worker_id, why)
         case Reload():
@@ -91,7 +94,8 @@ def _end(draft: Draft, worker_id: int, cause: Cause, detail: str) -> None:
     if worker.condemned is not None:
         cause = worker.condemned
     dismissed = worker.phase not in STAYING and worker.condemned is None
-    if dismissed and cause not in ("core", "oom"):
+    failed = worker.leaving and worker.phase is Phase.DRAINING and cause != "done"
+    if dismissed and not failed and cause not in ("core", "oom"):
         draft.note(worker, "info", f"has left: {detail}")
         return
     at_peace = cause == "done" and worker.phase is not Phase.BOOTING
@@ -101,13 +105,32 @@ def _end(draft: Draft, worker_id: int, cause: Cause, detail: str) -> None:
         draft.note(worker, "info", f"has ended by itself: {detail}")
     else:
         draft.actions.append(Crashed(worker_id, worker.component, cause, detail, worker.position))
-    if dismissed:
+    if not dismissed or failed:
+        _count_end(draft, worker, cause, detail, at_peace)
+
+
+def _leave(draft: Draft, worker_id: int) -> None:
+    """Note that a worker leaves by itself: it is not ready any more, and is replaced at once.
+
+    Of one that boots, and of one that is to leave anyway, only the end counts.
+    """
+    worker = draft.workers.get(worker_id)
+    if worker is None or worker.phase not in (Phase.READY, Phase.PAUSED):
         return
+    draft.note(worker, "info", "leaves by itself")
+    draft.enter(replace(worker, leaving=True), Phase.DRAINING, worker.spec.drain_timeout)
+    _count_end(draft, worker, "done", "it leaves by itself", at_peace=True)
+
+
+def _count_end(draft: Draft, worker: Worker, cause: Cause, detail: str, at_peace: bool) -> None:
+    """Decide whether and when a worker that was not dismissed is replaced."""
     if (pending := draft.pending) is not None and worker.generation == pending.generation:
         _end_in_pending(draft, pending, worker, cause, detail)
         return
     crew = draft.crews.get(worker.component)
     if crew is not None and crew.generation == worker.generation:
+        if worker.leaving:  # it was counted as done when it announced its end
+            crew = replace(crew, finished=crew.finished - {worker.position})
         draft.put_crew(worker.component, _after_end(draft, crew, worker, cause, at_peace))
 
 

@@ -1,4 +1,4 @@
-"""The doctor asked by a program: the kernel's features, a process, one descriptor."""
+"""The doctor called by a program: the kernel's features, a process, one descriptor."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def problems(examination: doctor.Examination) -> dict[int | None, set[str]]:
     return found
 
 
-def told(number: int, name: str, examination: doctor.Examination | None = None) -> str:
+def problem_text(number: int, name: str, examination: doctor.Examination | None = None) -> str:
     """The text of a problem; of ourselves, if nobody else was examined."""
     (text,) = (
         problem.text
@@ -150,7 +150,7 @@ def test_nothing_else_is_missing() -> None:
     assert seen["kcmp(2)"] == (False, errno.ENOSYS, "ENOSYS: Function not implemented")
 
 
-def test_settings_are_what_proc_says() -> None:
+def test_settings_are_those_of_proc() -> None:
     settings = {setting.name: setting.value for setting in doctor.settings()}
     assert settings["kernel.pid_max"] == Path("/proc/sys/kernel/pid_max").read_text().strip()
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -175,13 +175,13 @@ def test_a_listener_that_another_program_inherited() -> None:
         number = listener.fileno()
         assert "inherited-listener" not in problems(doctor.examine()).get(number, set())
         with cat({7: listener}) as child:
-            assert f"cat (child {child.pid}: 7)" in told(number, "inherited-listener")
+            assert f"cat (child {child.pid}: 7)" in problem_text(number, "inherited-listener")
             theirs = doctor.examine(child.pid)
         # Seen from the heir it is a manager's: no problem but the mark.
         assert problems(theirs) == {7: {"no-close-on-exec"}}
         (holder,) = theirs.holders[7]
         assert (holder.pid, holder.relation) == (os.getpid(), "parent")
-        assert "listening, 0 of" in told(7, "no-close-on-exec", theirs)
+        assert "listening, 0 of" in problem_text(7, "no-close-on-exec", theirs)
 
 
 def test_how_the_holders_are_related() -> None:
@@ -220,7 +220,7 @@ def test_a_listener_of_an_unrelated_program() -> None:
         ) as shell:
             assert shell.wait().success
             pid = int(os.pread(out.fileno(), 20, 0))
-            text = told(listener.fileno(), "inherited-listener")
+            text = problem_text(listener.fileno(), "inherited-listener")
             assert f" {pid}: 7" in text and "child" not in text.split(":")[0]
             pidfd = os.pidfd_open(pid)
         with ff.Fd(pidfd):  # the end of the pipe has ended it
@@ -233,7 +233,7 @@ def test_a_file_without_a_name(tmp_path: Path) -> None:
     with open(path) as file:
         assert file.fileno() not in problems(doctor.examine())
         path.unlink()
-        text = told(file.fileno(), "deleted")
+        text = problem_text(file.fileno(), "deleted")
     assert "5 bytes" in text and "log\\x1b[31m\\n (deleted)" in text
 
 
@@ -250,11 +250,11 @@ def test_an_epoll_whose_descriptor_is_closed() -> None:
         assert epoll.fileno() not in problems(doctor.examine())
         with holding() as child, ff.Fd(os.dup(reader)) as copy, ff.Fd(writer):
             os.close(reader)
-            text = told(epoll.fileno(), "stale-epoll-entry")
+            text = problem_text(epoll.fileno(), "stale-epoll-entry")
             assert f"watches descriptor {reader}, which is closed" in text
             assert f"descriptor {copy.fileno()}" in text and f"(child {child}: {reader}, " in text
             os.dup2(0, reader)
-            text = told(epoll.fileno(), "stale-epoll-entry")
+            text = problem_text(epoll.fileno(), "stale-epoll-entry")
             assert "another file now" in text
             os.close(reader)
 
@@ -265,7 +265,7 @@ def test_an_epoll_that_watches_what_only_another_has() -> None:
         number = made.fileno()
         with holding() as child:
             made.close()
-            assert f"(child {child}: {number})" in told(epoll.fileno(), "stale-epoll-entry")
+            assert f"(child {child}: {number})" in problem_text(epoll.fileno(), "stale-epoll-entry")
         assert epoll.fileno() not in problems(doctor.examine())
 
 
@@ -277,7 +277,7 @@ def test_a_queue_that_nobody_serves() -> None:
             client = stack.enter_context(socket.socket())
             client.connect(listener.getsockname())
             assert not served
-        assert "2 connections waiting of 1" in told(listener.fileno(), "full-queue")
+        assert "2 connections waiting of 1" in problem_text(listener.fileno(), "full-queue")
 
 
 def test_a_stream_that_is_closed() -> None:
@@ -287,7 +287,7 @@ def test_a_stream_that_is_closed() -> None:
         assert child.stdout is not None and child.stdout.read(1) == b"x"
         found = doctor.examine(child.pid)
     assert problems(found) == {0: {"closed-stream"}, 5: {"no-close-on-exec"}}
-    assert "standard input" in told(0, "closed-stream", found)
+    assert "standard input" in problem_text(0, "closed-stream", found)
 
 
 def test_a_process_near_its_limit(other_fd: int) -> None:
@@ -312,7 +312,7 @@ def test_processes_that_are_not_there() -> None:
 
 
 @needs_root
-def test_processes_that_may_not_be_looked_at_are_counted() -> None:
+def test_processes_that_may_not_be_examined_are_counted() -> None:
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -335,7 +335,7 @@ def test_processes_that_may_not_be_looked_at_are_counted() -> None:
 # One descriptor
 
 
-def test_what_it_foretells_is_so(other_fd: int) -> None:
+def test_the_prediction_is_true(other_fd: int) -> None:
     for marked in (True, False):
         ff.set_cloexec(other_fd, marked)
         answer = doctor.why(other_fd, ["cat"])
@@ -454,9 +454,9 @@ def test_socket_activation(monkeypatch: pytest.MonkeyPatch) -> None:
         count = str(number - 2)
         assert notes(number, LISTEN_FDS=count, LISTEN_PID=ours) == ""
         assert "LISTEN_PID=1 is not" in notes(number, LISTEN_FDS=count, LISTEN_PID="1")
-        said = notes(number, LISTEN_FDS=str(number - 3), LISTEN_PID=ours)
-        assert f"announces 3 to {number - 1}, not {number}" in said or number == 3
-        assert "no number" in notes(number, LISTEN_FDS="many", LISTEN_PID=ours)
+        found_notes = notes(number, LISTEN_FDS=str(number - 3), LISTEN_PID=ours)
+        assert f"announces 3 to {number - 1}, not {number}" in found_notes or number == 3
+        assert "not a number" in notes(number, LISTEN_FDS="many", LISTEN_PID=ours)
     assert "which is not open" in notes(number, LISTEN_FDS=count, LISTEN_PID=ours)
 
 

@@ -13,16 +13,16 @@ from collections.abc import Callable
 import pytest
 
 from pyforkfd import doctor
-from pyforkfd.doctor import _handing, _marks, _sharing
-from pyforkfd.doctor._experiments import Experiment, Impossible, Look, Sight
+from pyforkfd.doctor import _marks, _passing, _sharing
+from pyforkfd.doctor._experiments import Experiment, Impossible, Observation, Trial
 from pyforkfd.doctor._registry import EXPERIMENTS
 
 BY_NAME = {experiment.name: experiment for experiment in EXPERIMENTS}
 each = pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda e: e.name)
 
 
-def run(experiment: Experiment, look: Look) -> doctor.Outcome:
-    return dataclasses.replace(experiment, look=look).run()
+def run(experiment: Experiment, trial: Trial) -> doctor.Outcome:
+    return dataclasses.replace(experiment, trial=trial).run()
 
 
 @each
@@ -38,8 +38,8 @@ def test_it_is_so(experiment: Experiment) -> None:
 
 @each
 def test_it_can_fail(experiment: Experiment) -> None:
-    """Where the statement does not hold, the same look contradicts it."""
-    outcome = run(experiment, lambda _: experiment.look(True))
+    """Where the statement does not hold, the same trial contradicts it."""
+    outcome = run(experiment, lambda _: experiment.trial(True))
     if outcome.verdict == "impossible":
         assert experiment.name == "marks-timerfd" and sys.version_info < (3, 13), outcome
         pytest.skip(outcome.seen)
@@ -48,20 +48,20 @@ def test_it_can_fail(experiment: Experiment) -> None:
 
 
 @each
-def test_a_control_that_is_not_told_apart_proves_nothing(experiment: Experiment) -> None:
-    outcome = run(experiment, lambda _: experiment.look(False))
+def test_a_control_that_is_not_distinguished_proves_nothing(experiment: Experiment) -> None:
+    outcome = run(experiment, lambda _: experiment.trial(False))
     if outcome.verdict == "impossible":
         assert experiment.name == "marks-timerfd" and sys.version_info < (3, 13), outcome
         pytest.skip(outcome.seen)
     assert outcome.verdict == "unproven" and not outcome.ok, outcome
 
 
-def test_they_are_told_apart_by_name_and_say_what_they_are() -> None:
+def test_each_has_a_name_and_all_texts() -> None:
     assert len(BY_NAME) == len(EXPERIMENTS) > 60
     assert len({experiment.statement for experiment in EXPERIMENTS}) == len(EXPERIMENTS)
     for experiment in EXPERIMENTS:
-        said = experiment.statement, experiment.belief, experiment.control, experiment.section
-        assert all(said) and not any("|" in text or "\n" in text for text in said)
+        texts = experiment.statement, experiment.belief, experiment.control, experiment.section
+        assert all(texts) and not any("|" in text or "\n" in text for text in texts)
 
 
 # Worlds that are otherwise: what the experiments call does something else.
@@ -90,7 +90,7 @@ def test_an_open_that_does_not_mark_is_found(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_mark_that_stays_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (_handing, _marks, _sharing):
+    for module in (_passing, _marks, _sharing):
         monkeypatch.setattr(module, "set_cloexec", lambda fd, on: None)
     for name in ("listener-by-exec", "exec-closes-the-marked", "exec-keeps-the-offset"):
         assert BY_NAME[name].run().verdict == "contradicted", name
@@ -116,13 +116,13 @@ def test_a_fork_that_shares_nothing_is_found(monkeypatch: pytest.MonkeyPatch) ->
 # What becomes of errors.
 
 
-def raising(error: Exception, *, control: bool) -> Look:
-    def look(is_control: bool) -> Sight:
+def raising(error: Exception, *, control: bool) -> Trial:
+    def trial(is_control: bool) -> Observation:
         if is_control is control:
             raise error
-        return Sight(not is_control, "as it should be")
+        return Observation(not is_control, "as it should be")
 
-    return look
+    return trial
 
 
 def test_errors_are_never_a_confirmation() -> None:

@@ -20,6 +20,7 @@ import pyforkfd as ff
 from pyforkfd import CloneFlag
 
 def child_of(body, flags=0, **options):
+    sys.stdout.flush()  # or the child prints it too
     child = ff.clone(flags, **options)
     if child is None:
         try:

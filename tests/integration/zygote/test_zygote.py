@@ -1,4 +1,4 @@
-"""A zygote's workers: our own children, with everything that was asked for."""
+"""A zygote's workers: our own children, with every option of the request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from children import identity, needs_root
 import pyforkfd as ff
 from pyforkfd.zygote import Zygote, ZygoteError
 
-TELL = 50  # the descriptor on which jobs tell what they see
+REPORT_FD = 50  # the descriptor on which jobs report
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +38,11 @@ def zygote(request: pytest.FixtureRequest, cold: Zygote) -> Iterator[Zygote]:
         yield zygote
 
 
-def told(zygote: Zygote, job: str, *args: object, **options: Any) -> Any:
-    """What a job tells; it must succeed."""
-    options["fds"] = {**(options.get("fds") or {}), TELL: ff.PIPE}
-    with zygote.spawn(f"zygote_jobs:{job}", args=(TELL, *args), **options) as worker:
-        text = worker.pipes[TELL].read()
+def report(zygote: Zygote, job: str, *args: object, **options: Any) -> Any:
+    """Run a job that must succeed, and return its report."""
+    options["fds"] = {**(options.get("fds") or {}), REPORT_FD: ff.PIPE}
+    with zygote.spawn(f"zygote_jobs:{job}", args=(REPORT_FD, *args), **options) as worker:
+        text = worker.pipes[REPORT_FD].read()
     assert worker.status is not None and worker.status.success, worker.status
     return json.loads(text)
 
@@ -58,7 +58,7 @@ def printed(zygote: Zygote, job: str, *args: object, **options: Any) -> tuple[st
 
 
 def test_a_worker_is_our_own_child(zygote: Zygote) -> None:
-    seen = told(zygote, "facts")
+    seen = report(zygote, "facts")
     assert seen["ppid"] == os.getpid()
     assert seen["imported_in"] == zygote.pid != seen["pid"]
     assert seen["threads"] == 1
@@ -105,19 +105,19 @@ def test_at_the_end(zygote: Zygote, tmp_path: Path) -> None:
 
 
 def test_a_worker_is_a_whole_python(zygote: Zygote) -> None:
-    assert told(zygote, "whole") == ["signal", 0, 3]
+    assert report(zygote, "whole") == ["signal", 0, 3]
 
 
 def test_descriptors(zygote: Zygote, other_fd: int) -> None:
     null = os.open("/dev/null", os.O_RDWR)
     with ff.Fd(null):
         fds = {0: null, 1: ff.DEVNULL, 2: ff.CLOSED, 3: null, 4: other_fd, 7: ff.SameAs(4)}
-        seen = told(zygote, "facts", fds={**fds, 5: ff.Open("/etc/hostname")})["fds"]
+        seen = report(zygote, "facts", fds={**fds, 5: ff.Open("/etc/hostname")})["fds"]
     hostname = os.stat("/etc/hostname")
     place = {number: tuple(row[:2]) for number, row in seen.items()}
     expected = {"0": null, "1": null, "3": null, "4": other_fd, "7": other_fd}
     device = os.stat("/dev/null").st_dev, os.stat("/dev/null").st_ino
-    del place[str(TELL)]
+    del place[str(REPORT_FD)]
     assert place == {
         number: identity(other_fd) if fd == other_fd else device for number, fd in expected.items()
     } | {"5": (hostname.st_dev, hostname.st_ino)}
@@ -130,7 +130,7 @@ def test_descriptors_change_places(zygote: Zygote) -> None:
     files = [os.memfd_create(f"file {n}") for n in range(3)]
     a, b, c = files
     try:
-        seen = told(zygote, "facts", fds={a: b, b: c, c: a})["fds"]
+        seen = report(zygote, "facts", fds={a: b, b: c, c: a})["fds"]
         assert [tuple(seen[str(n)][:2]) for n in files] == [identity(n) for n in (b, c, a)]
     finally:
         for fd in files:
@@ -140,13 +140,13 @@ def test_descriptors_change_places(zygote: Zygote) -> None:
 def test_nothing_of_other_workers(zygote: Zygote) -> None:
     pipes = dict.fromkeys(range(3, 30), ff.PIPE)
     with zygote.spawn("zygote_jobs:wait", fds={**pipes, 0: ff.PIPE}) as first:
-        assert told(zygote, "facts")["fds"].keys() == {"0", "1", "2", str(TELL)}
+        assert report(zygote, "facts")["fds"].keys() == {"0", "1", "2", str(REPORT_FD)}
         first.kill()
 
 
 def test_many_descriptors(zygote: Zygote, other_fd: int) -> None:
     targets = range(100, 800)
-    seen = told(zygote, "facts", fds=dict.fromkeys(targets, other_fd))["fds"]
+    seen = report(zygote, "facts", fds=dict.fromkeys(targets, other_fd))["fds"]
     assert all(tuple(seen[str(n)][:2]) == identity(other_fd) for n in targets)
 
 
@@ -166,7 +166,7 @@ def test_large_arguments(zygote: Zygote) -> None:
 
 def test_listeners(zygote: Zygote) -> None:
     with socket.create_server(("127.0.0.1", 0)) as a, socket.create_server(("127.0.0.1", 0)) as b:
-        assert told(zygote, "listeners", listen={"web": a, "admin": b}) == [
+        assert report(zygote, "listeners", listen={"web": a, "admin": b}) == [
             [3, "web"],
             [4, "admin"],
         ]
@@ -175,35 +175,35 @@ def test_listeners(zygote: Zygote) -> None:
 def test_environment_directory_and_streams_are_ours_at_the_call(
     zygote: Zygote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert told(zygote, "facts")["cwd"] == os.getcwd()
+    assert report(zygote, "facts")["cwd"] == os.getcwd()
     monkeypatch.setenv("LATER", "yes")
     monkeypatch.delenv("PATH")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "below").mkdir()
-    seen = told(zygote, "facts")
+    seen = report(zygote, "facts")
     assert seen["env"]["LATER"] == "yes" and "PATH" not in seen["env"]
     assert seen["cwd"] == str(tmp_path)
-    assert told(zygote, "facts", cwd="below")["cwd"] == str(tmp_path / "below")
+    assert report(zygote, "facts", cwd="below")["cwd"] == str(tmp_path / "below")
     with ff.Fd(os.open("below", os.O_RDONLY)) as below:
-        assert told(zygote, "facts", cwd=below)["cwd"] == str(tmp_path / "below")
-    assert told(zygote, "facts", env={"ONLY": "this"})["env"] == {"ONLY": "this"}
+        assert report(zygote, "facts", cwd=below)["cwd"] == str(tmp_path / "below")
+    assert report(zygote, "facts", env={"ONLY": "this"})["env"] == {"ONLY": "this"}
 
 
 def test_the_environment_of_the_zygote(monkeypatch: pytest.MonkeyPatch) -> None:
     with Zygote(preload=["zygote_jobs"], env={"OF": "the zygote"}) as zygote:
         zygote.start()
         monkeypatch.setenv("LATER", "yes")
-        env = told(zygote, "facts")["env"]
+        env = report(zygote, "facts")["env"]
         assert env["OF"] == "the zygote" and not {"LATER", "PATH"} & env.keys()
 
 
 def test_the_signal_mask_is_the_calling_threads(zygote: Zygote) -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
     try:
-        assert told(zygote, "facts")["blocked"] == 1 << signal.SIGUSR2 - 1
+        assert report(zygote, "facts")["blocked"] == 1 << signal.SIGUSR2 - 1
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    seen = told(
+    seen = report(
         zygote,
         "facts",
         signal_mask=[signal.SIGHUP],
@@ -213,7 +213,7 @@ def test_the_signal_mask_is_the_calling_threads(zygote: Zygote) -> None:
     assert seen["blocked"] == 1 << signal.SIGHUP - 1
     assert seen["ignored"] & 1 << signal.SIGUSR1 - 1
     assert not seen["ignored"] & 1 << signal.SIGPIPE - 1
-    assert told(zygote, "facts")["ignored"] & 1 << signal.SIGPIPE - 1  # a Python's own
+    assert report(zygote, "facts")["ignored"] & 1 << signal.SIGPIPE - 1  # a Python's own
 
 
 def test_ctrl_c_interrupts_a_worker_and_not_the_zygote(zygote: Zygote) -> None:
@@ -229,7 +229,7 @@ def test_ctrl_c_interrupts_a_worker_and_not_the_zygote(zygote: Zygote) -> None:
 
 def test_resources(zygote: Zygote) -> None:
     cpu = min(os.sched_getaffinity(0))
-    seen = told(
+    seen = report(
         zygote,
         "facts",
         umask=0o027,
@@ -245,19 +245,19 @@ def test_resources(zygote: Zygote) -> None:
     assert seen["files"] == [100, 200]
     assert seen["sid"] == seen["pid"]
     assert seen["no_new_privs"] == 1
-    assert told(zygote, "facts", process_group=0)["pgid"] != os.getpgid(0)
+    assert report(zygote, "facts", process_group=0)["pgid"] != os.getpgid(0)
 
 
 ALLOW_ALL = b"\x06\x00\x00\x00\x00\x00\xff\x7f"  # ret SECCOMP_RET_ALLOW
 
 
 def test_a_filter(zygote: Zygote) -> None:
-    assert told(zygote, "facts", seccomp=ALLOW_ALL, no_new_privs=True)["seccomp"] == 2
+    assert report(zygote, "facts", seccomp=ALLOW_ALL, no_new_privs=True)["seccomp"] == 2
 
 
 @needs_root
 def test_credentials(zygote: Zygote) -> None:
-    seen = told(
+    seen = report(
         zygote,
         "facts",
         user=4321,
@@ -272,15 +272,15 @@ def test_credentials(zygote: Zygote) -> None:
 
 @needs_root
 def test_namespaces(zygote: Zygote) -> None:
-    seen = told(zygote, "facts", namespaces=["pid", "uts"], parent_death_signal=signal.SIGKILL)
+    seen = report(zygote, "facts", namespaces=["pid", "uts"], parent_death_signal=signal.SIGKILL)
     assert seen["pid"] == 1 and seen["ppid"] == 0
 
 
 @needs_root
 def test_a_cgroup(zygote: Zygote, cgroup: Path) -> None:
-    assert told(zygote, "facts", cgroup=cgroup)["cgroup"].strip().endswith(cgroup.name)
+    assert report(zygote, "facts", cgroup=cgroup)["cgroup"].strip().endswith(cgroup.name)
     with ff.Fd(os.open(cgroup, os.O_RDONLY)) as fd:
-        assert told(zygote, "facts", cgroup=fd)["cgroup"].strip().endswith(cgroup.name)
+        assert report(zygote, "facts", cgroup=fd)["cgroup"].strip().endswith(cgroup.name)
 
 
 @needs_root
@@ -290,19 +290,19 @@ def test_a_new_root(zygote: Zygote, tmp_path: Path) -> None:
 
 def test_no_two_workers_draw_the_same() -> None:
     with Zygote(preload=["zygote_jobs", "random", "ssl"]) as zygote:
-        drawn = [told(zygote, "draw") for _ in range(2)]
+        drawn = [report(zygote, "draw") for _ in range(2)]
     for one, other in zip(*drawn, strict=True):
         assert one != other
 
 
 def test_hooks_run_in_the_worker() -> None:
     with Zygote(preload=["zygote_jobs"], setup="zygote_jobs:count_hooks") as zygote:
-        assert told(zygote, "tell_hooks") == ["child"]
+        assert report(zygote, "report_hooks") == ["child"]
 
 
 def test_what_the_preloaded_code_has_open_stays_open() -> None:
     with Zygote(preload=["zygote_jobs"], setup="zygote_jobs:open_files") as zygote:
-        text, number = told(zygote, "read_kept", fds={3: ff.DEVNULL})
+        text, number = report(zygote, "read_retained", fds={3: ff.DEVNULL})
         assert text == Path("/etc/hostname").read_text()
         assert number >= 64
         with pytest.raises(ValueError, match=f"{number} is /etc/hostname, which the zygote's"):
@@ -337,12 +337,12 @@ def test_refork_takes_new_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         module.write_text("version = 'two'\n")
         zygote.refork()
         assert zygote.generation == 2
-        assert told(zygote, "tell_module", "fresh_code") == "two"
+        assert report(zygote, "report_module", "fresh_code") == "two"
         assert old.poll() is None
         module.write_text("no python")
         with pytest.raises(ZygoteError, match="could not import fresh_code"):
             zygote.refork()
-        assert told(zygote, "tell_module", "fresh_code") == "two"  # the old one serves on
+        assert report(zygote, "report_module", "fresh_code") == "two"  # the old one serves on
     old.kill()
     assert old.wait().signal == signal.SIGKILL
 

@@ -19,6 +19,7 @@ import pytest
 from children import needs_root
 from leaks import gone
 from places import HELPERS
+from processes import alive
 
 import pyforkfd as ff
 from pyforkfd import _core
@@ -79,7 +80,7 @@ def test_another_version_of_the_protocol(tmp_path: Path, monkeypatch: pytest.Mon
     messages = tmp_path / "pyforkfd/zygote/_messages.py"
     messages.write_text(messages.read_text().replace("\nVERSION = 1\n", "\nVERSION = 77\n"))
     monkeypatch.setattr("pyforkfd.zygote._link._ROOT", str(tmp_path))
-    with pytest.raises(ZygoteError, match="version 77 of the messages is spoken there, 1 here"):
+    with pytest.raises(ZygoteError, match="its protocol has version 77, ours 1"):
         jobs().start()
 
 
@@ -105,11 +106,13 @@ def zygote(request: pytest.FixtureRequest, cold: Zygote) -> Iterator[Zygote]:
 
 
 def test_a_function_that_is_not_there(zygote: Zygote) -> None:
-    with pytest.raises(ZygoteError, match="could not find zygote_jobs:no_such") as error:
+    with pytest.raises(ZygoteError, match="could not find zygote_jobs:no_such: Attri") as error:
         zygote.spawn("zygote_jobs:no_such", fds={1: ff.PIPE})
     assert "AttributeError" in error.value.traceback
-    with pytest.raises(ZygoteError, match="ModuleNotFoundError"):
+    with pytest.raises(ZygoteError, match="ModuleNotFoundError: there is no module 'no_such_m"):
         zygote.spawn("no_such_module:function")
+    with pytest.raises(ZygoteError, match="TypeError: 'zygote_jobs:retained' is of type 'list'"):
+        zygote.spawn("zygote_jobs:retained")
 
 
 class OnlyHere:
@@ -120,10 +123,10 @@ class OnlyHere:
 
 
 def test_arguments_that_cannot_be_unpickled(zygote: Zygote) -> None:
-    with pytest.raises(ZygoteError, match="could not unpickle the arguments of zygote_jobs:say"):
-        zygote.spawn("zygote_jobs:say", args=(OnlyHere(),))
+    with pytest.raises(ZygoteError, match="could not unpickle the arguments of zygote_jobs:write"):
+        zygote.spawn("zygote_jobs:write", args=(OnlyHere(),))
     with pytest.raises((TypeError, AttributeError), match="pickle"):
-        zygote.spawn("zygote_jobs:say", args=(threading.Lock(),), fds={1: ff.PIPE})
+        zygote.spawn("zygote_jobs:write", args=(threading.Lock(),), fds={1: ff.PIPE})
 
 
 def test_a_descriptor_that_is_not_open(zygote: Zygote) -> None:
@@ -220,7 +223,7 @@ def test_a_worker_that_dies_while_it_is_born(warm: int) -> None:
 
 @both
 def test_a_zygote_that_dies_just_after_a_birth(warm: int) -> None:
-    """Nobody told us the pid but the kernel, and the worker is ours all the same."""
+    """Only the kernel has written the pid, and the worker is ours all the same."""
     with jobs("die_after_birth", warm) as zygote:
         for code in range(3):
             try:
@@ -283,10 +286,11 @@ def test_a_spawn_that_is_interrupted(tmp_path: Path) -> None:
 def test_a_full_socket(zygote: Zygote) -> None:
     """Of a zygote that is stopped: callers wait, and all are served when it goes on."""
     assert zygote.pid is not None
+    text = "x" * 30_000
     os.kill(zygote.pid, signal.SIGSTOP)
     with ThreadPoolExecutor(40) as pool:
         waiting = [
-            pool.submit(zygote.spawn, "zygote_jobs:say", args=("x" * 30_000,), fds={1: ff.DEVNULL})
+            pool.submit(zygote.spawn, "zygote_jobs:write", args=(text,), fds={1: ff.DEVNULL})
             for _ in range(40)
         ]
         assert not any(future.done() for future in waiting)
@@ -336,14 +340,6 @@ while True:
     workers.append(zygote.spawn("zygote_jobs:wait", parent_death_signal=9))
     workers.pop(0).kill()
 """
-
-
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state not in "ZX"
 
 
 def descendants_of(session: int) -> list[int]:
@@ -424,7 +420,7 @@ def kill_the_zygote(zygote: Zygote, rounds: int, rng: random.Random) -> None:
 
 
 def test_a_parent_that_is_another_already() -> None:
-    """The kernel gives a child its next parent before the pidfd of the last one tells."""
+    """The kernel gives a child its next parent before the last one's pidfd is readable."""
     reader, writer = os.pipe()
     with ff.Fd(reader), ff.Fd(writer), ff.Fd(os.pidfd_open(os.getpid())) as alive_still:
         if (pid := os.fork()) == 0:

@@ -16,7 +16,7 @@ from places import HELPERS
 import pyforkfd as ff
 from pyforkfd.zygote import Zygote
 
-TELL = 50  # the descriptor on which jobs tell what they see
+REPORT_FD = 50  # the descriptor on which jobs report
 NOWHERE = "none"  # where a pipe is
 
 
@@ -27,12 +27,12 @@ def zygote(request: pytest.FixtureRequest) -> Iterator[Zygote]:
         yield zygote
 
 
-def told(zygote: Zygote, fds: dict[int, Any]) -> list[Any]:
-    fds = {TELL: ff.PIPE, **fds}
-    with zygote.spawn("zygote_jobs:streams", args=(TELL,), fds=fds) as worker:
-        seen: list[Any] = json.loads(worker.pipes[TELL].read())
+def report(zygote: Zygote, fds: dict[int, Any]) -> list[Any]:
+    fds = {REPORT_FD: ff.PIPE, **fds}
+    with zygote.spawn("zygote_jobs:streams", args=(REPORT_FD,), fds=fds) as worker:
+        seen: list[Any] = json.loads(worker.pipes[REPORT_FD].read())
         if worker.stdout is not None:
-            assert worker.stdout.read() == b"said\n"
+            assert worker.stdout.read() == b"written\n"
     assert worker.status is not None and worker.status.success, worker.status
     return seen
 
@@ -46,15 +46,15 @@ def test_files(zygote: Zygote, tmp_path: Path) -> None:
         with path.open("rb", buffering=0) as source, log.open("r+b", buffering=0) as sink:
             source.seek(begin)
             sink.seek(begin)
-            seen = told(zygote, {0: source, 1: sink, 2: sink})
+            seen = report(zygote, {0: source, 1: sink, 2: sink})
             assert seen == [
                 ["<stdin>", 10, False, False],
                 ["<stdout>", begin, False, False],
                 ["<stderr>", begin, True, False],
                 "0123456789",
             ]
-            assert sink.tell() == begin + len("said\n")
-        assert log.read_bytes()[begin:].startswith(b"said\n")
+            assert sink.tell() == begin + len("written\n")
+        assert log.read_bytes()[begin:].startswith(b"written\n")
 
 
 def test_pipes(zygote: Zygote) -> None:
@@ -62,7 +62,7 @@ def test_pipes(zygote: Zygote) -> None:
     with ff.Fd(reader) as source:
         os.write(writer, b"text")
         os.close(writer)
-        assert told(zygote, {0: source, 1: ff.PIPE}) == [
+        assert report(zygote, {0: source, 1: ff.PIPE}) == [
             ["<stdin>", NOWHERE, False, False],
             ["<stdout>", NOWHERE, False, False],
             seen_as_inherited(2),
@@ -71,7 +71,7 @@ def test_pipes(zygote: Zygote) -> None:
 
 
 def test_the_null_device(zygote: Zygote) -> None:
-    seen = told(zygote, {0: ff.DEVNULL, 1: ff.DEVNULL, 2: ff.DEVNULL})
+    seen = report(zygote, {0: ff.DEVNULL, 1: ff.DEVNULL, 2: ff.DEVNULL})
     assert [stream[0] for stream in seen[:3]] == ["<stdin>", "<stdout>", "<stderr>"]
     assert [stream[2] for stream in seen[:3]] == [False, False, True]
     assert seen[3] == ""
@@ -81,14 +81,14 @@ def test_a_terminal(zygote: Zygote) -> None:
     """Which is written to by lines."""
     master, slave = pty.openpty()
     with ff.Fd(master) as ours, ff.Fd(slave) as theirs:
-        seen = told(zygote, {0: ff.DEVNULL, 1: theirs})
+        seen = report(zygote, {0: ff.DEVNULL, 1: theirs})
         assert seen[1] == ["<stdout>", NOWHERE, True, False]
-        assert os.read(ours.fileno(), 100) == b"said\r\n"
+        assert os.read(ours.fileno(), 100) == b"written\r\n"
 
 
 def test_closed_ones(zygote: Zygote) -> None:
     """As the interpreter has it: None, and print() does nothing."""
-    seen = told(zygote, {0: ff.CLOSED, 1: ff.CLOSED})
+    seen = report(zygote, {0: ff.CLOSED, 1: ff.CLOSED})
     assert seen[:2] == [None, None] and seen[3] is None
 
 
@@ -109,7 +109,7 @@ os.close(1)
 from pyforkfd.zygote import Zygote
 with Zygote(preload=["zygote_jobs"]) as zygote:
     for _ in range(2):
-        assert zygote.spawn("zygote_jobs:say", args=("lost",)).wait().success
+        assert zygote.spawn("zygote_jobs:write", args=("lost",)).wait().success
 """
 
 

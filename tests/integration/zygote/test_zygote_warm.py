@@ -103,13 +103,13 @@ def test_they_are_replaced_when_the_worker_has_started() -> None:
         pool = Pool(zygote)
         zygote.start()
         pool.idle()
-        asked = time.monotonic_ns()
+        requested = time.monotonic_ns()
         assert zygote.spawn("zygote_jobs:nothing").wait().success
         pool.idle()
         for _ in range(WARM):  # the last of them is the new one
-            with zygote.spawn("zygote_jobs:tell_hooks", args=(9,), fds={9: ff.PIPE}) as worker:
+            with zygote.spawn("zygote_jobs:report_hooks", args=(9,), fds={9: ff.PIPE}) as worker:
                 born = json.loads(worker.pipes[9].read())[-1]
-        assert born - asked > 4e6
+        assert born - requested > 4e6
 
 
 def test_who_finds_none_born_does_not_wait_for_one(pool: Pool) -> None:

@@ -15,7 +15,6 @@ import pytest
 from leaks import Holdings
 from services import free_port
 
-from pyforkfd.supervisor.processes import _launch
 from pyforkfd.supervisor.processes._launch import prepare
 from pyforkfd.supervisor.processes._resources import Resources, open_resources
 from pyforkfd.supervisor.processes._workers import Workers
@@ -23,6 +22,7 @@ from pyforkfd.supervisor.spec._spec import Component, Listener, Log, Privileges,
 from pyforkfd.supervisor.state._events import Event, Spawned, SpawnFailed
 from pyforkfd.supervisor.state._model import Phase, Worker
 from pyforkfd.supervisor.succession._succession import Succession
+from pyforkfd.supervisor.worker._identity import VARIABLE, identify
 
 WEB = Component(
     name="web",
@@ -88,7 +88,8 @@ def test_a_start_hands_over_the_process_and_its_channel(
             resources.reactor.run_once(1.0)
             resources.output.poll(time.monotonic())
         assert "http" in text
-        assert "component=web worker=7 position=0 generation=1 channel=4 page=5 log=6" in text
+        assert "component=web worker=7 position=0 generation=1" in text
+        assert "channel=4 page=5 log=6 slot=0" in text
         launch.close()  # nothing of it is left there
         assert not channel.closed and process.poll() is None
         process.kill()
@@ -173,5 +174,5 @@ def test_a_start_frees_all_of_it_at_whatever_descriptor_it_fails(
 def test_listeners_that_are_sent_are_not_in_listen_fds(plan: Service, resources: Resources) -> None:
     launch = prepare(worker(give="channel"), plan, resources, None)
     assert "listen" not in launch.options
-    assert launch.options["env"][_launch.VARIABLE].endswith("listen=channel")
+    assert identify(launch.options["env"][VARIABLE]).by_channel
     launch.close()

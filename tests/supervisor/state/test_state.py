@@ -23,6 +23,7 @@ from pyforkfd.supervisor.state._events import (
     Exit,
     Forget,
     Kill,
+    Leaving,
     Lend,
     Reload,
     Reloaded,
@@ -225,6 +226,111 @@ def test_one_that_cannot_be_replaced_stays() -> None:
     assert driver.phases() == {3: "ready"}
 
 
+def test_one_that_leaves_by_itself_is_not_ready_and_is_replaced_at_once() -> None:
+    driver = started(service(component(workers=2, drain_timeout=5.0)))
+    actions = driver.feed(Leaving(1), after=2.0)
+    assert only(actions, Spawn) == [Spawn(3)]
+    assert only(actions, SendOrder) == [], "it knows"
+    assert missing(driver.state) == {"web": 1}
+    assert driver.feed(Leaving(1)) == []  # over both ways
+    actions = driver.feed(Ended(1, "done", "exit code 0"), after=1.0)
+    assert only(actions, Crashed) == []
+    assert driver.state.crews["web"].crashes == ()
+    driver.ready(3)
+    assert missing(driver.state) == {}
+
+
+def test_one_that_leaves_by_itself_has_as_long_as_one_that_drains() -> None:
+    driver = started(service(component(drain_timeout=5.0, stop_timeout=2.0)))
+    driver.feed(Leaving(1), after=2.0)
+    assert Signal(1, 15) in driver.feed(Tick(), after=5.0)
+    assert Kill(1) in driver.feed(Tick(), after=2.0)
+    actions = driver.feed(Ended(1, "signal", "killed by SIGKILL"))
+    assert only(actions, Crashed) == []
+
+
+@pytest.mark.parametrize("cause", ["exit", "signal", "oom"])
+def test_one_that_fails_while_it_leaves_by_itself_has_crashed(cause: str) -> None:
+    driver = started(service(component()))
+    driver.feed(Leaving(1), after=2.0)
+    actions = driver.feed(Ended(1, cause, "..."), after=1.0)  # type: ignore[arg-type]
+    assert only(actions, Crashed) == [Crashed(1, "web", cause, "...")]  # type: ignore[arg-type]
+    assert len(driver.state.crews["web"].crashes) == 1
+    driver.settle()
+    assert driver.phases() == {2: "ready"}
+
+
+@pytest.mark.parametrize(
+    ("policy", "cause", "again"),
+    [("on-failure", "done", False), ("on-failure", "exit", True), ("never", "exit", False)],
+)
+def test_the_restart_policy_holds_for_one_that_leaves_by_itself(
+    policy: str, cause: str, again: bool
+) -> None:
+    driver = started(service(component(restart=Restart(policy=policy))))  # type: ignore[arg-type]
+    assert only(driver.feed(Leaving(1), after=5.0), Spawn) == []
+    assert missing(driver.state) == {}
+    actions = driver.feed(Ended(1, cause, "..."))  # type: ignore[arg-type]
+    assert bool(only(actions, Spawn)) == again
+
+
+def test_workers_that_leave_as_soon_as_they_are_ready_are_started_later_and_later() -> None:
+    restart = Restart(backoff=0.5, backoff_cap=3.0, max_restarts=4)
+    driver = started(service(component(restart=restart)))
+    pauses = []
+    for number in range(1, 5):
+        actions = driver.feed(Leaving(number), after=0.01)
+        begun = driver.now
+        driver.feed(Ended(number, "done", "exit code 0"))
+        while not only(actions, Spawn):
+            when = due(driver.state)
+            assert when is not None
+            actions = driver.feed(Tick(), after=when - driver.now)
+        pauses.append(round(driver.now - begun, 3))
+        driver.ready(number + 1)
+    assert pauses == [0.0, 0.5, 1.0, 2.0]
+    driver.feed(Leaving(5), after=0.01)
+    assert driver.state.crews["web"].fatal
+
+
+def test_a_new_generation_of_which_one_leaves_by_itself_is_given_up() -> None:
+    driver = started(service(component(workers=2)))
+    driver.feed(Reload())
+    driver.ready(3)
+    (outcome,) = only(driver.feed(Leaving(3)), Reloaded)
+    assert outcome == Reloaded(2, "web: worker 3: done: it leaves by itself")
+    driver.settle()
+    assert driver.phases() == {1: "ready", 2: "ready"}
+
+
+def test_of_one_that_boots_or_is_to_leave_the_end_says_enough() -> None:
+    driver = Driver(service(component()))
+    driver.feed(Tick())
+    driver.feed(Spawned(1, 101))
+    assert driver.feed(Leaving(1)) == []
+    driver.ready(1)
+    driver.feed(Stop())
+    assert driver.feed(Leaving(1)) == []
+
+
+def test_a_roll_back_starts_what_has_left_by_itself_meanwhile() -> None:
+    driver = started(service(component(workers=1), rollback=30.0))
+    driver.feed(Reload())
+    driver.ready(2)
+    assert only(driver.feed(Leaving(1)), Spawn) == []
+    assert only(driver.feed(RollBack()), Spawn) == [Spawn(3)]
+
+
+def test_a_back_off_that_has_passed_is_not_due_for_ever() -> None:
+    driver = started(service(component(workers=2, restart=Restart(backoff=5.0))))
+    driver.feed(Ended(2, "signal", "killed by SIGSEGV"))
+    driver.ready(3)
+    driver.feed(Ended(3, "signal", "killed by SIGSEGV"))
+    driver.feed(Scale("web", 1))  # nobody is started in its position any more
+    driver.feed(Tick(), after=60.0)
+    assert due(driver.state) is None
+
+
 def test_draining_has_an_end() -> None:
     driver = started(service(component(drain_timeout=5.0, stop_timeout=2.0)))
     assert driver.feed(Stop()) == [Announce("stopping"), SendOrder(1, "drain")]
@@ -382,7 +488,7 @@ class Supervision(RuleBasedStateMachine):
             return  # nobody listens any more
         driver = self.driver
         before = driver.state
-        if isinstance(event, (Spawned, BecameReady, WentStale, Retire)):
+        if isinstance(event, (Spawned, BecameReady, WentStale, Leaving, Retire)):
             assert event.worker_id in before.workers
         for action in driver.feed(event, after=after):
             self.check(action)
@@ -426,7 +532,7 @@ class Supervision(RuleBasedStateMachine):
         after = self.driver.state
         if after.stopping:
             return
-        lost = event.worker_id if isinstance(event, (Ended, WentStale)) else None
+        lost = event.worker_id if isinstance(event, (Ended, WentStale, Leaving)) else None
         for name in before.crews.keys() & after.crews.keys():
             ready = len(ready_workers(before, name) - {lost})
             promised = min(ready, before.crews[name].count, after.crews[name].count)
@@ -468,6 +574,13 @@ class Supervision(RuleBasedStateMachine):
         worker_id = self.pick(data, sorted(self.processes))
         if worker_id is not None:
             self.take(WentStale(worker_id, "..."))
+
+    @rule(data=st.data())
+    def a_worker_leaves_by_itself(self, data: st.DataObject) -> None:
+        number = self.pick(data, sorted(self.processes))
+        if number is not None:
+            self.take(Leaving(number))
+            assert self.exited or number not in self.workers(Phase.READY, Phase.PAUSED)
 
     @rule(data=st.data())
     def a_worker_is_to_be_replaced(self, data: st.DataObject) -> None:
@@ -545,6 +658,12 @@ class Supervision(RuleBasedStateMachine):
         for worker in self.driver.state.workers.values():
             if worker.phase in (Phase.BOOTING, Phase.DRAINING, Phase.STOPPING, Phase.DUMPING):
                 assert worker.deadline is not None
+
+    @invariant()
+    def nothing_is_due_for_ever(self) -> None:
+        """Or the loop would run in circles."""
+        if hasattr(self, "driver") and (when := due(self.driver.state)) is not None:
+            assert when > self.driver.now
 
     def teardown(self) -> None:
         """From wherever it was, it stops in bounded time."""

@@ -1,4 +1,4 @@
-"""What is written for a successor is what it reads, whenever the writer is killed."""
+"""A successor reads the record as it was written, whenever the writer is killed."""
 
 from __future__ import annotations
 
@@ -150,12 +150,12 @@ def test_a_field_that_only_a_newer_program_has_is_left_out() -> None:
         ({"tuple": [], "list": []}, "2 kinds"),
     ],
 )
-def test_what_cannot_be_read_is_named(written: Any, why: str) -> None:
+def test_an_unknown_value_is_named(written: Any, why: str) -> None:
     with pytest.raises(CodecError, match=why):
         decode(written)
 
 
-def test_what_cannot_be_pickled_is_named() -> None:
+def test_a_value_that_cannot_be_pickled_is_named() -> None:
     with pytest.raises(CodecError, match="lambda"):
         encode(lambda: None)
 
@@ -168,18 +168,18 @@ def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b'{"version": 2}', b"\xff", b"null"])
-def test_what_is_damaged_is_refused(data: bytes) -> None:
+def test_a_damaged_record_is_refused(data: bytes) -> None:
     with pytest.raises(HandoverError):
         load(data)
 
 
-def test_what_was_done_is_not_done_again_and_nothing_is_forgotten() -> None:
+def test_no_action_is_performed_twice_and_none_is_lost() -> None:
     state, todo = step(initial(service()), Tick(), 1000.0)
     assert todo == [Spawn(1), Spawn(2), Spawn(3)]
     state, _ = step(state, Spawned(1, 10), 1000.0)
     later: list[Action] = [Spawn(1), SendOrder(1, "drain"), Reloaded(2), Reloaded(3)]
     past = handover(state, later)
-    # Two and three were to be started and nothing is known of them; one is there.
+    # Workers two and three were to be started and have no pid; one has.
     assert past.remaining(0) == [
         SendOrder(1, "drain"),
         Reloaded(2),

@@ -1,4 +1,4 @@
-"""Experiments: a listener handed on by fork, exec and SCM_RIGHTS; and SCM_RIGHTS itself."""
+"""Experiments: a listener passed on by fork, exec and SCM_RIGHTS; and SCM_RIGHTS itself."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from pyforkfd._fd import Fd, same_open_file, set_cloexec
 from pyforkfd._sections import inheriting
 
 from ._children import errno_name, holding, in_exec, in_fork, receive
-from ._experiments import Impossible, Section, Sight
+from ._experiments import Impossible, Observation, Section
 
-LISTENERS = Section("Listeners that were handed on")
+LISTENERS = Section("Listeners that are passed on")
 PASSING = Section("Passing descriptors by SCM_RIGHTS")
 
 _DEAD = "a listener is dead in the child"
 _UNLISTENED = "listen(2) was never called on it"
-_ACCEPT = "tell(lambda: accept(socket.socket(fileno=int(sys.argv[1]))))"
-_RECEIVE = "tell(lambda: accept(socket.socket(fileno=receive(int(sys.argv[1])))))"
+_ACCEPT = "report(lambda: accept(socket.socket(fileno=int(sys.argv[1]))))"
+_RECEIVE = "report(lambda: accept(socket.socket(fileno=receive(int(sys.argv[1])))))"
 
 
 @contextmanager
 def _listener(dead: bool = False) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A listener and a client whose connection waits in its queue.  Dead: bound, no more."""
+    """Open a listener and a client whose connection waits in its queue; dead: only bind it."""
     with _bound() as listener, socket.socket(listener.family) as client:
         client.settimeout(10)
         if not dead:
@@ -36,22 +36,22 @@ def _listener(dead: bool = False) -> Iterator[tuple[socket.socket, socket.socket
 
 
 def _bound(*, tcp: bool = False) -> socket.socket:
-    """TCP on the loopback interface; where that is down, an abstract UNIX name."""
-    made = socket.socket()
+    """Bind a TCP socket on the loopback interface; where that is down, one to an abstract name."""
+    bound = socket.socket()
     try:
-        made.bind(("127.0.0.1", 0))
-        return made
+        bound.bind(("127.0.0.1", 0))
+        return bound
     except OSError as error:
-        made.close()
+        bound.close()
         if tcp:
             raise Impossible(f"no loopback interface: {error.strerror}") from None
-    made = socket.socket(socket.AF_UNIX)
-    made.bind("")
-    return made
+    bound = socket.socket(socket.AF_UNIX)
+    bound.bind("")
+    return bound
 
 
 def _accept(listener: socket.socket) -> str:
-    """As in _children: whoever has the listener serves one connection."""
+    """Serve one connection, like the function of this name in _children."""
     connection, _ = listener.accept()
     with connection:
         connection.sendall(b"hello")
@@ -63,10 +63,10 @@ def _adopt(fd: int) -> str:
         return _accept(listener)
 
 
-def _served(client: socket.socket, said: str) -> Sight:
-    if said != "accepted":
-        return Sight(False, f"accept: {said}")
-    return Sight(client.recv(5) == b"hello", "accepted, and the client was answered")
+def _served(client: socket.socket, result: str) -> Observation:
+    if result != "accepted":
+        return Observation(False, f"accept: {result}")
+    return Observation(client.recv(5) == b"hello", "accepted, and the client was answered")
 
 
 @contextmanager
@@ -83,47 +83,47 @@ def _send(channel: socket.socket, sent: socket.socket) -> None:
 
 
 @LISTENERS.experiment(
-    statement="inherited by fork, it accepts",
+    statement="a listener inherited by fork accepts",
     belief=_DEAD,
     control=_UNLISTENED,
 )
-def listener_by_fork(control: bool) -> Sight:
+def listener_by_fork(control: bool) -> Observation:
     with _listener(control) as (listener, client):
         return _served(client, in_fork(lambda: _accept(listener)))
 
 
 @LISTENERS.experiment(
-    statement="inherited by exec, it accepts: clearing FD_CLOEXEC is enough",
+    statement="a listener inherited by exec accepts: clearing FD_CLOEXEC is enough",
     belief="it must be duplicated, or listened on once more",
-    control="the mark is left",
+    control="the mark is left set",
 )
-def listener_by_exec(control: bool) -> Sight:
+def listener_by_exec(control: bool) -> Observation:
     with _listener() as (listener, client):
         set_cloexec(listener.fileno(), control)
         return _served(client, in_exec(_ACCEPT, listener.fileno()))
 
 
 @LISTENERS.experiment(
-    statement="a duplicate or heir listens already (SO_ACCEPTCONN): no second listen(2)",
+    statement="a duplicated or inherited listener listens (SO_ACCEPTCONN): no second listen(2)",
     belief="listen(2) must be called in the child",
     control=_UNLISTENED,
 )
-def no_second_listen(control: bool) -> Sight:
+def no_second_listen(control: bool) -> Observation:
     code = """
 with socket.socket(fileno=int(sys.argv[1])) as listener:
     print(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN), end="")
 """
     with _listener(control) as (listener, _), listener.dup() as copy, inheriting(copy):
-        said = in_exec(code, copy.fileno())
-    return Sight(said == "1", f"SO_ACCEPTCONN of a duplicate, after exec: {said}")
+        result = in_exec(code, copy.fileno())
+    return Observation(result == "1", f"SO_ACCEPTCONN of a duplicate, after exec: {result}")
 
 
 @LISTENERS.experiment(
-    statement="it lives on when the parent closes its own",
+    statement="a listener lives on when the parent closes its own descriptor",
     belief="it dies with the process that made it",
     control="the parent shuts it down first",
 )
-def listener_outlives_the_parents(control: bool) -> Sight:
+def listener_outlives_the_parents(control: bool) -> Observation:
     with _listener() as (listener, client), _channel() as (here, there):
 
         def child() -> str:
@@ -136,16 +136,16 @@ def listener_outlives_the_parents(control: bool) -> Sight:
             listener.close()
             here.send(b"x")
 
-        said = in_fork(child, meanwhile=meanwhile)
-        return _served(client, said)
+        result = in_fork(child, meanwhile=meanwhile)
+        return _served(client, result)
 
 
 @LISTENERS.experiment(
-    statement="connections that waited before the child was there wait for it too: one queue",
+    statement="the child accepts connections that came before its start: there is one queue",
     belief="each process has a queue of its own",
-    control="a second listener by SO_REUSEPORT, which has",
+    control="a second listener by SO_REUSEPORT, which has a queue of its own",
 )
-def one_queue(control: bool) -> Sight:
+def one_queue(control: bool) -> Observation:
     with _bound(tcp=True) as like, socket.socket() as first, socket.socket() as client:
         first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         first.bind((like.getsockname()[0], 0))
@@ -163,10 +163,10 @@ def one_queue(control: bool) -> Sight:
 
 @LISTENERS.experiment(
     statement="the address stays taken while any process holds the listener",
-    belief="it is free when its server has closed it",
+    belief="it is free when the server has closed its descriptor",
     control="no other process holds it",
 )
-def address_stays_taken(control: bool) -> Sight:
+def address_stays_taken(control: bool) -> Observation:
     with ExitStack() as stack:
         listener = stack.enter_context(_bound(tcp=True))
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -179,58 +179,58 @@ def address_stays_taken(control: bool) -> Sight:
             successor.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 successor.bind(address)
-                said = "bound again"
+                result = "bound again"
             except OSError as error:
-                said = errno_name(error)
-    return Sight(said == "EADDRINUSE", f"closed here, held by a child: {said}")
+                result = errno_name(error)
+    return Observation(result == "EADDRINUSE", f"closed here, held by a child: {result}")
 
 
 @LISTENERS.experiment(
-    statement="accepted connections take TCP_NODELAY over from the listener",
+    statement="accepted connections inherit TCP_NODELAY from the listener",
     belief="it must be set on each connection",
     control="it is not set on the listener",
 )
-def accepted_inherit_nodelay(control: bool) -> Sight:
+def accepted_inherit_nodelay(control: bool) -> Observation:
     with _bound(tcp=True) as listener, socket.socket() as client:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, not control)
         listener.listen()
         client.connect(listener.getsockname())
         with listener.accept()[0] as accepted:
             on = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-    return Sight(bool(on), f"TCP_NODELAY of the accepted socket: {on}")
+    return Observation(bool(on), f"TCP_NODELAY of the accepted socket: {on}")
 
 
 # By SCM_RIGHTS
 
 
 @LISTENERS.experiment(
-    statement="sent by SCM_RIGHTS to a forked child, it accepts",
+    statement="a listener sent by SCM_RIGHTS to a forked child accepts",
     belief=_DEAD,
     control=_UNLISTENED,
 )
-def listener_to_a_forked_child(control: bool) -> Sight:
+def listener_to_a_forked_child(control: bool) -> Observation:
     with _listener(control) as (listener, client), _channel() as (here, there):
         _send(here, listener)
         return _served(client, in_fork(lambda: _adopt(receive(there))))
 
 
 @LISTENERS.experiment(
-    statement="sent by SCM_RIGHTS to an executed program, it accepts",
+    statement="a listener sent by SCM_RIGHTS to an executed program accepts",
     belief="only a child that inherited it can use it",
     control=_UNLISTENED,
 )
-def listener_to_a_program(control: bool) -> Sight:
+def listener_to_a_program(control: bool) -> Observation:
     with _listener(control) as (listener, client), _channel() as (here, there), inheriting(there):
         _send(here, listener)
         return _served(client, in_exec(_RECEIVE, there.fileno()))
 
 
 @LISTENERS.experiment(
-    statement="received before an exec, it accepts after it, if it was not marked on arrival",
-    belief="exec loses what was received",
+    statement="a listener received before an exec accepts after it, if not marked on arrival",
+    belief="exec loses received descriptors",
     control="received with MSG_CMSG_CLOEXEC",
 )
-def listener_received_before_exec(control: bool) -> Sight:
+def listener_received_before_exec(control: bool) -> Observation:
     flags = socket.MSG_CMSG_CLOEXEC if control else 0
     with _listener() as (listener, client), _channel() as (here, there):
         _send(here, listener)
@@ -238,11 +238,11 @@ def listener_received_before_exec(control: bool) -> Sight:
 
 
 @LISTENERS.experiment(
-    statement="made by a forked child and sent to its parent, it accepts there, the child gone",
+    statement="a listener that a forked child made and sent to its parent outlives the child",
     belief="it belongs to the child",
     control=_UNLISTENED,
 )
-def listener_from_a_forked_child(control: bool) -> Sight:
+def listener_from_a_forked_child(control: bool) -> Observation:
     with _channel() as (here, there):
 
         def child() -> None:
@@ -256,11 +256,11 @@ def listener_from_a_forked_child(control: bool) -> Sight:
 
 
 @LISTENERS.experiment(
-    statement="made by an executed program and sent to its parent, it accepts there",
-    belief="exec cuts the tie",
+    statement="a listener that an executed program made and sent to its parent accepts there",
+    belief="after exec, descriptors cannot be passed back",
     control=_UNLISTENED,
 )
-def listener_from_a_program(control: bool) -> Sight:
+def listener_from_a_program(control: bool) -> Observation:
     code = """
 made = socket.socket(int(sys.argv[2]))
 made.bind(("127.0.0.1", 0) if made.family == socket.AF_INET else "")
@@ -273,23 +273,23 @@ socket.send_fds(socket.socket(fileno=int(sys.argv[1])), [b"x"], [made.fileno()])
         return _accepts_here(receive(here))
 
 
-def _accepts_here(received: int) -> Sight:
+def _accepts_here(received: int) -> Observation:
     with socket.socket(fileno=received) as listener, socket.socket(listener.family) as client:
         listener.setblocking(False)
         client.settimeout(10)
         try:
             client.connect(listener.getsockname())
         except ConnectionRefusedError:
-            return Sight(False, "connect: ECONNREFUSED")
+            return Observation(False, "connect: ECONNREFUSED")
         return _served(client, _accept(listener))
 
 
 @PASSING.experiment(
     statement="SCM_RIGHTS needs no SO_PASSCRED",
     belief="SO_PASSCRED must be set for ancillary data to arrive",
-    control="SCM_CREDENTIALS, which do need it",
+    control="SCM_CREDENTIALS, which needs it",
 )
-def rights_need_no_passcred(control: bool) -> Sight:
+def rights_need_no_passcred(control: bool) -> Observation:
     ours = struct.pack("iII", os.getpid(), os.getuid(), os.getgid())
     with _channel() as (here, there):
         if control:
@@ -301,7 +301,9 @@ def rights_need_no_passcred(control: bool) -> Sight:
         for _, kind, data in ancillary:
             if kind == socket.SCM_RIGHTS:
                 os.close(struct.unpack("i", data[:4])[0])
-    return Sight(bool(ancillary), f"SO_PASSCRED is off; {len(ancillary)} control messages came")
+    return Observation(
+        bool(ancillary), f"SO_PASSCRED is off; {len(ancillary)} control messages came"
+    )
 
 
 @PASSING.experiment(
@@ -309,7 +311,7 @@ def rights_need_no_passcred(control: bool) -> Sight:
     belief="a copy of the file, or the same number",
     control="a second open(2) of the file is sent",
 )
-def rights_pass_the_open_file(control: bool) -> Sight:
+def rights_pass_the_open_file(control: bool) -> Observation:
     number = os.open(os.devnull, os.O_RDONLY)
     with Fd(number), _channel() as (here, there):
         sent = os.open(os.devnull, os.O_RDONLY) if control else os.dup(number)
@@ -317,15 +319,15 @@ def rights_pass_the_open_file(control: bool) -> Sight:
             socket.send_fds(here, [b"x"], [sent])
         with Fd(receive(there)) as received:
             same = same_open_file(received, number)
-    return Sight(same, "the same open file" if same else "another open file")
+    return Observation(same, "the same open file" if same else "another open file")
 
 
 @PASSING.experiment(
-    statement="what is on its way is open: the sender may close it, or exit, at once",
+    statement="a descriptor in flight is open: the sender may close it, or exit, at once",
     belief="the sender must wait until it has arrived",
     control="it is not sent",
 )
-def rights_in_flight_are_open(control: bool) -> Sight:
+def rights_in_flight_are_open(control: bool) -> Observation:
     reader, writer = os.pipe()
     with Fd(writer), _channel() as (here, _there):
         with Fd(reader):
@@ -333,18 +335,18 @@ def rights_in_flight_are_open(control: bool) -> Sight:
                 socket.send_fds(here, [b"x"], [reader])
         try:
             os.write(writer, b"x")
-            said = "the pipe has a reader"
+            result = "the pipe has a reader"
         except BrokenPipeError:
-            said = "the pipe has no reader"
-    return Sight(said == "the pipe has a reader", f"closed by its sender; {said}")
+            result = "the pipe has no reader"
+    return Observation(result == "the pipe has a reader", f"closed by its sender; {result}")
 
 
 @PASSING.experiment(
-    statement="`socket.recv_fds` with room for fewer loses the others; MSG_CTRUNC alone says so",
-    belief="it raises, or they stay for the next call",
-    control="room for all",
+    statement="`socket.recv_fds` with too small a maxfds loses the rest; only MSG_CTRUNC shows it",
+    belief="it raises, or the rest stays for the next call",
+    control="a maxfds for all",
 )
-def rights_are_truncated(control: bool) -> Sight:
+def rights_are_truncated(control: bool) -> Observation:
     with _channel() as (here, there):
         socket.send_fds(here, [b"x"], [here.fileno()] * 3)
         found = socket.recv_fds(there, 1, 3 if control else 1)
@@ -352,11 +354,11 @@ def rights_are_truncated(control: bool) -> Sight:
 
 
 @PASSING.experiment(
-    statement="a receiver at its RLIMIT_NOFILE loses them; MSG_CTRUNC alone says so",
+    statement="a receiver at its RLIMIT_NOFILE loses descriptors; only MSG_CTRUNC shows it",
     belief="it raises EMFILE",
-    control="the limit is left",
+    control="the limit is not lowered",
 )
-def rights_are_lost_at_the_limit(control: bool) -> Sight:
+def rights_are_lost_at_the_limit(control: bool) -> Observation:
     with _channel() as (here, there):
         socket.send_fds(here, [b"x"], [here.fileno()])
 
@@ -367,16 +369,16 @@ def rights_are_lost_at_the_limit(control: bool) -> Sight:
             _, fds, flags, _ = socket.recv_fds(there, 1, 1)
             return f"{len(fds)} of 1 came, MSG_CTRUNC is {bool(flags & socket.MSG_CTRUNC)}"
 
-        said = in_fork(child)
-    return Sight(said == "0 of 1 came, MSG_CTRUNC is True", said)
+        result = in_fork(child)
+    return Observation(result == "0 of 1 came, MSG_CTRUNC is True", result)
 
 
-def _truncated(found: tuple[bytes, list[int], int, object], sent: int) -> Sight:
+def _truncated(found: tuple[bytes, list[int], int, object], sent: int) -> Observation:
     _, fds, flags, _ = found
     for fd in fds:
         os.close(fd)
-    said = f"{len(fds)} of {sent} came, MSG_CTRUNC is {bool(flags & socket.MSG_CTRUNC)}"
-    return Sight(len(fds) < sent and bool(flags & socket.MSG_CTRUNC), said)
+    result = f"{len(fds)} of {sent} came, MSG_CTRUNC is {bool(flags & socket.MSG_CTRUNC)}"
+    return Observation(len(fds) < sent and bool(flags & socket.MSG_CTRUNC), result)
 
 
 @PASSING.experiment(
@@ -384,12 +386,12 @@ def _truncated(found: tuple[bytes, list[int], int, object], sent: int) -> Sight:
     belief="as many as may be open",
     control="253 are sent",
 )
-def rights_have_a_limit(control: bool) -> Sight:
+def rights_have_a_limit(control: bool) -> Observation:
     with _channel() as (here, _there):
         count = 253 if control else 254
         try:
             socket.send_fds(here, [b"x"], [here.fileno()] * count)
-            said = "sent"
+            result = "sent"
         except OSError as error:
-            said = errno_name(error)
-    return Sight(said == "EINVAL", f"{count} descriptors: {said}")
+            result = errno_name(error)
+    return Observation(result == "EINVAL", f"{count} descriptors: {result}")
