@@ -71,7 +71,7 @@ def test_a_key_is_replaced_while_it_serves(keys: Running, tmp_path: Path) -> Non
         pass  # the signal is sent when the web workers are new
     assert second[0] not in ("local", first[0])
     assert "keys: worker" not in keys.log.text().partition("got SIGHUP")[2]  # it was not replaced
-    assert counted["new"]["failed"] == counted["kept"]["failed"] == {}
+    assert counted["new"]["failed"] == counted["keep_alive"]["failed"] == {}
 
 
 def test_who_has_lost_the_key_signs_by_itself_until_it_is_back(
@@ -112,7 +112,7 @@ def test_the_go_worker_loses_no_request(program: Path, tmp_path: Path) -> None:
         with load(running.port) as counted:
             running.reload()
             assert until_last(client) == {b"go"}
-        assert counted["new"]["failed"] == counted["kept"]["failed"] == {}
+        assert counted["new"]["failed"] == counted["keep_alive"]["failed"] == {}
         for worker in (1, 2):
             running.log.wait_for(f"worker {worker}: has left: exit code 0")
 

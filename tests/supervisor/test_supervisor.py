@@ -255,7 +255,7 @@ def test_messages_that_make_no_sense_end_nobody(tmp_path: Path) -> None:
 
 def test_an_unmodified_server_is_ready_when_it_accepts(tmp_path: Path) -> None:
     port = free_port()
-    with Supervised(tmp_path, toml(port, how=["mute"], more='readiness = "accept"')) as service:
+    with Supervised(tmp_path, toml(port, how=["silent"], more='readiness = "accept"')) as service:
         service.until(f"^ready: {WEB}")
         assert ask(("127.0.0.1", port)).startswith("one")
 

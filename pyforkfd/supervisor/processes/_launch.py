@@ -10,10 +10,10 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import pyforkfd as ff
 from pyforkfd._closing import Closing
+from pyforkfd._options import WorkerOptions
 from pyforkfd.supervisor.cgroups._file import CgroupError
 from pyforkfd.supervisor.cgroups._leaf import Leaf
 from pyforkfd.supervisor.logs._output import Output
@@ -53,7 +53,7 @@ class Launch(Closing):
     spec: Component
     listeners: Mapping[str, socket.socket]
     zygote: Zygote | None
-    options: Mapping[str, Any]
+    options: WorkerOptions
     channel: ff.FdChannel
     leaf: Leaf | None
     worker_ends: ExitStack
@@ -130,7 +130,7 @@ def prepare(
         }
         numbers = _map_descriptors(spec, listeners, private, fds)
         slot = resources.watch.slot_of(worker.id)
-        options: dict[str, Any] = {
+        options: WorkerOptions = {
             **spawn_options(spec),
             "fds": fds,
             "env": _environment(worker, resources.notify.path, listeners, slot, numbers),

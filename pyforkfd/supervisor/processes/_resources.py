@@ -92,7 +92,7 @@ def open_resources(
     if cgroups is not None:
         enter(cgroups)
         _end_leftovers(cgroups, succession.past)
-    watch = enter(_watch(succession, running))
+    watch = enter(_watch(succession, running, output))
     notify = enter(NotifySocket(f"{succession.directory}/notify", succession.notify_socket()))
     succession.put_notify(notify)
     zygotes = enter(Zygotes())
@@ -111,13 +111,14 @@ def open_resources(
     )
 
 
-def _watch(succession: Succession, running: RunningWorkers) -> Watch:
+def _watch(succession: Succession, running: RunningWorkers, output: Output) -> Watch:
     if (fd := succession.take("page")) is None:
         page = SharedPage.create(_SLOTS)
     else:
         page = SharedPage(fd.detach())
     succession.put("page", page)
-    return Watch(page, Metrics(page, memory=running.memory), running.memory)
+    metrics = Metrics(page, memory=running.memory, log_lost=output.lost)
+    return Watch(page, metrics, running.memory)
 
 
 def _cgroups(service: Service, keeper: Keeper | None) -> Tree | None:

@@ -88,8 +88,10 @@ def test_a_start_hands_over_the_process_and_its_channel(
             resources.reactor.run_once(1.0)
             resources.output.poll(time.monotonic())
         assert "http" in text
-        assert "component=web worker=7 position=0 generation=1" in text
-        assert "channel=4 page=5 log=6 slot=0" in text
+        assert (
+            "component=web worker=7 position=0 generation=1 version=1 channel=4 page=5 log=6"
+            in text
+        )
         launch.close()  # nothing of it is left there
         assert not channel.closed and process.poll() is None
         process.kill()
@@ -131,8 +133,8 @@ def test_a_start_that_fails_frees_all_of_it(
     file = resources.output.file
     assert file is not None
     (tmp_path / "log").rename(tmp_path / "moved")
-    switch = file.reopen(time.monotonic())
-    assert switch is not None and switch.workers == ()
+    now = time.monotonic()
+    assert file.reopen(now) and file.next_switch(now) is None
 
 
 def test_a_start_frees_all_of_it_at_whatever_descriptor_it_fails(
@@ -174,5 +176,6 @@ def test_a_start_frees_all_of_it_at_whatever_descriptor_it_fails(
 def test_listeners_that_are_sent_are_not_in_listen_fds(plan: Service, resources: Resources) -> None:
     launch = prepare(worker(give="channel"), plan, resources, None)
     assert "listen" not in launch.options
-    assert identify(launch.options["env"][VARIABLE]).by_channel
+    env = launch.options["env"]
+    assert env is not None and identify(env[VARIABLE]).by_channel
     launch.close()
