@@ -8,12 +8,12 @@ import os
 import re
 import socket
 import stat
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from . import _core
 from ._errors import DescriptorError, ListenerError
+from ._unix_listener import unix_listener
 
 _VARIABLES = ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES")
 _FIRST = 3  # SD_LISTEN_FDS_START
@@ -145,60 +145,6 @@ def _internet_socket(
         made.close()
         raise
     return made
-
-
-def unix_listener(
-    path: str,
-    mode: int | None,
-    backlog: int,
-    kind: socket.SocketKind = socket.SOCK_STREAM,
-) -> socket.socket:
-    """Make the socket of :func:`bind` for ``unix:/path``."""
-    made = socket.socket(socket.AF_UNIX, kind)
-    try:
-        if mode is not None:
-            os.fchmod(made.fileno(), mode)  # what bind(2) gives the path, less the umask
-        try:
-            made.bind(path)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            with _locked_directory(os.path.dirname(path) or "."):
-                if not _is_stale(path):
-                    raise
-                os.unlink(path)
-                made.bind(path)
-        if mode is not None:
-            os.chmod(path, mode)
-        if kind != socket.SOCK_DGRAM:
-            made.listen(backlog)
-    except BaseException:
-        made.close()
-        raise
-    return made
-
-
-@contextmanager
-def _locked_directory(directory: str) -> Iterator[None]:
-    """Lock a directory, so that one process at a time replaces a path: flock(2), no lock file."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _is_stale(path: str) -> bool:
-    """Return whether no socket is bound to a path any more.
-
-    Probed by a datagram socket: the kernel refuses it for its type (EPROTOTYPE), so that a
-    stream's listener never notices, unix(7).
-    """
-    if not stat.S_ISSOCK(os.lstat(path).st_mode):
-        return False
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-        return probe.connect_ex(path) == errno.ECONNREFUSED
 
 
 def describe_socket(found: socket.socket) -> str:

@@ -10,8 +10,9 @@ import time
 
 from . import _core
 from ._errors import ChannelError
-from ._listeners import borrowed_socket, describe_socket, unix_listener
+from ._listeners import borrowed_socket, describe_socket
 from ._types import StrPath
+from ._unix_listener import unix_listener
 
 
 def demand_connection(fd: int) -> None:

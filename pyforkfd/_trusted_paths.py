@@ -30,7 +30,7 @@ from ._trust import UntrustedPathError, is_privileged, is_trusted, other_writers
 
 _MOST_LINKS = 40  # as path_resolution(7)
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_CALM = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC  # a FIFO, a lease or a terminal delays nothing
+CALM = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC  # a FIFO, a lease or a terminal delays nothing
 
 
 @dataclass(slots=True)
@@ -80,7 +80,7 @@ class Directory:
             UntrustedPathError: they may.
         """
         if self.owner is None and self.writers and not self.sticky and is_privileged():
-            raise _refusal(
+            raise refusal(
                 self.path,
                 f"{self.writers} may write to this directory, and so replace {what}: "
                 "chmod go-w it, or name another",
@@ -98,7 +98,7 @@ class Directory:
         self.demand_lasting_names(what)
         if self.owner is not None:
             user = user_name(self.owner)
-            raise _refusal(
+            raise refusal(
                 self.path,
                 f"this directory is {user}'s, who could replace {what}: name one that only "
                 "root may write to, or chown root",
@@ -137,7 +137,7 @@ class Directory:
                     with walk(above) as directory:
                         return directory.open_file(last, flags, mode, links=links + 1)
                 # Only the kernel knows where this one leads.
-                fd = os.open(name, flags | _CALM, dir_fd=self.fileno())
+                fd = os.open(name, flags | CALM, dir_fd=self.fileno())
         except UntrustedPathError:
             raise
         except OSError as error:
@@ -158,7 +158,7 @@ class Directory:
 
     def _open(self, name: str, flags: int, mode: int) -> tuple[int, bool]:
         """Open a file; return its descriptor and whether it is new."""
-        flags |= os.O_NOFOLLOW | _CALM
+        flags |= os.O_NOFOLLOW | CALM
         create = flags & os.O_CREAT
         for _ in range(100):  # another user may create and remove it all the time
             if not flags & os.O_EXCL:
@@ -231,27 +231,27 @@ class Directory:
             return
         who = self.writers or user_name(self.owner or 0)
         if info.st_nlink > 1:
-            raise _refusal(
+            raise refusal(
                 path,
                 f"has {info.st_nlink} names, and {who} may have added this one to another's "
                 "file: remove it",
             )
         if self.owner is not None and info.st_uid != self.owner:
             owner = user_name(self.owner)
-            raise _refusal(
+            raise refusal(
                 path,
                 f"is {user_name(info.st_uid)}'s, in a directory of {owner}'s, who may "
                 f"have moved it there: chown it to {owner} or remove it",
             )
         if self.owner is None and is_privileged() and not is_trusted(info.st_uid):
-            raise _refusal(
+            raise refusal(
                 path,
                 f"is {user_name(info.st_uid)}'s, in a directory to which {who} may write: "
                 "remove it",
             )
 
 
-def _refusal(path: str, text: str) -> UntrustedPathError:
+def refusal(path: str, text: str) -> UntrustedPathError:
     return UntrustedPathError(errno.EPERM, text, path)
 
 
@@ -328,7 +328,7 @@ def _enter(above: Directory, name: str) -> Directory | str:
         if above.owner is not None:
             if info.st_uid != above.owner:
                 owner = user_name(above.owner)
-                raise _refusal(
+                raise refusal(
                     path,
                     f"is {user_name(info.st_uid)}'s, in a directory of {owner}'s, who "
                     f"may have moved it there: chown it to {owner}, or name another directory",
@@ -348,92 +348,3 @@ def _directory(path: str, fd: Fd, owner: int | None, *, inherited: bool) -> Dire
     writers = other_writers(fd.fileno(), info)
     sticky = bool(info.st_mode & stat.S_ISVTX)
     return Directory(path, fd, owner, inherited, writers, sticky, info.st_gid)
-
-
-def split(path: str) -> tuple[str, str]:
-    """Return directory and name of a file's path."""
-    directory, name = os.path.split(path)
-    return directory or ".", name
-
-
-def demand_socket_place(path: str, *, ours: bool = False) -> None:
-    """Refuse the path of a socket that another user could have bound elsewhere.
-
-    bind(2) has no descriptor of a directory to start from, so it must not matter where another
-    user lets the directories above lead.
-
-    Args:
-        path: of the socket.
-        ours: nobody may replace the socket either: root's own commands connect to it.
-
-    Raises:
-        UntrustedPathError: another user decides.
-        OSError: there is no such directory.
-    """
-    if not is_privileged():
-        return
-    directory, name = split(path)
-    with walk(directory) as found:
-        if ours:
-            found.demand_ours(name)
-        found.demand_lasting_names(name)
-        if found.inherited:
-            user = user_name(found.owner or 0)
-            raise _refusal(
-                directory,
-                f"a directory above it is {user}'s, who decides where it leads: name one in a "
-                "directory that only root may write to",
-            )
-
-
-def _open_trusted(path: str) -> int:
-    directory, name = split(path)
-    with walk(directory) as found:
-        found.demand_ours(name)
-        fd = found.open_file(name, os.O_RDONLY)
-    try:
-        info = os.fstat(fd)
-        if not is_trusted(info.st_uid):
-            raise _refusal(path, f"is {user_name(info.st_uid)}'s, who may write to it: chown root")
-        if who := other_writers(fd, info):
-            raise _refusal(path, f"{who} may write to it: chmod go-w")
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def demand_trusted_file(path: str) -> None:
-    """Refuse a file that another user may write or replace.
-
-    Raises:
-        UntrustedPathError: another user may.
-        OSError: there is no such file, or it is not regular.
-    """
-    os.close(_open_trusted(path))
-
-
-def read_file(path: str, most: int, *, trusted: bool = False) -> bytes:
-    """Read a regular file, and never wait for it.
-
-    Args:
-        path: of the file.
-        most: greatest size in bytes.
-        trusted: refuse a file that another user may write or replace, if we are privileged.
-
-    Raises:
-        UntrustedPathError: another user may.
-        OSError: the file cannot be read, is not regular, or is larger.
-    """
-    strict = trusted and is_privileged()
-    fd = _open_trusted(path) if strict else os.open(path, os.O_RDONLY | _CALM)
-    with open(fd, "rb", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", path)
-        parts, size = [], 0
-        while part := file.read(min(most + 1 - size, 1 << 20)):
-            parts.append(part)
-            size += len(part)
-            if size > most:
-                raise OSError(errno.EFBIG, f"larger than {most} bytes", path)
-        return b"".join(parts)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -102,7 +102,7 @@ class Link:
     def _configure(self, configuration: Configuration, fds: list[int]) -> None:
         body = {
             "pid": os.getpid(),
-            "path": sys.path,
+            "path": _import_path(),
             "argv": sys.argv,
             "main": _main_module() if "__main__" in configuration.preload else None,
             "preload": [name for name in configuration.preload if name != "__main__"],
@@ -268,10 +268,21 @@ def _environment() -> object:
     return dict(raw) if isinstance(raw, dict) else os.environ.copy()
 
 
+def _import_path() -> list[str]:
+    """Return our path for imports; the current directory is in it by its name, as of now."""
+    try:
+        here = [os.getcwd()]
+    except FileNotFoundError:
+        here = []
+    return [found for path in sys.path for found in ([path] if path else here)]
+
+
 def _start(channel: FdChannel, env: Mapping[str, str] | None, scope: Scope) -> Process:
     if not sys.executable:
         raise ZygoteError("there is no interpreter to start: sys.executable is empty")
-    flags: Sequence[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    if not sys.flags.safe_path:  # nothing in the current directory stands in for what it imports
+        flags.append("-P")
     # Workers are children of the thread that starts the zygote, and their parent-death signals
     # are sent when that thread ends: so it must be one that lives as long as we do.
     return spawn(

@@ -12,6 +12,7 @@ from contextlib import suppress
 
 import pyforkfd as ff
 from pyforkfd._closing import Closing
+from pyforkfd._trusted_files import demand_socket_place
 from pyforkfd.supervisor._reactor import READABLE, WRITABLE, Reactor
 from pyforkfd.supervisor.spec._spec import Control
 
@@ -165,6 +166,7 @@ class ControlSocket(Closing):
 
         Raises:
             OSError: the error of bind(2): EADDRINUSE where another supervisor listens.
+            UntrustedPathError: another user could replace the socket.
             KeyError: a user of ``allow_users`` does not exist.
         """
         assert spec.path is not None, "there is no path"
@@ -174,6 +176,8 @@ class ControlSocket(Closing):
         self._handle = handle
         self._clients: dict[int, Client] = {}  # by fd, the least recently used first
         mode = None if spec.path.startswith("@") else spec.mode
+        if mode is not None:
+            demand_socket_place(spec.path, ours=True)
         self._listener = ff.FdChannel.listen(spec.path, backlog=_MOST_CLIENTS, mode=mode)
         try:
             self._inode = None if mode is None else os.stat(self._path).st_ino

@@ -6,6 +6,7 @@ import logging
 
 import pyforkfd as ff
 from pyforkfd._closing import Closing
+from pyforkfd._trusted_files import demand_socket_place
 from pyforkfd.supervisor._reactor import Reactor
 from pyforkfd.supervisor.spec._spec import Metrics
 
@@ -45,6 +46,8 @@ class Endpoint(Closing):
             return
         self._exposition = Exposition(counters)
         if config.address is not None:
+            if config.address.startswith("unix:") and not config.address.startswith("unix:@"):
+                demand_socket_place(config.address.removeprefix("unix:"))
             server = ScrapeServer(
                 ff.bind(config.address), self._exposition.render, counters.degraded
             )

@@ -5,7 +5,6 @@ Requires prometheus_client, the extra ``metrics``, which is imported when it is 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,8 @@ from itertools import accumulate
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from pyforkfd._trusted_files import split
+from pyforkfd._trusted_paths import walk
 from pyforkfd._types import StrPath
 
 from ._counters import BOOT_BUCKETS, Histogram, Metrics, Samples
@@ -130,22 +131,21 @@ def write_textfile(path: StrPath, data: bytes) -> None:
 
     Raises:
         OSError: open(2), write(2) or rename(2) failed; the old file stays, and no other.
+        UntrustedPathError: another user decides where the path leads.
     """
-    target = os.fsdecode(path)
-    directory, name = os.path.split(target)
-    beside = os.path.join(directory, f".{name}.{os.getpid()}")
-    # A link that another user has put there is neither followed nor written to.
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(beside)
-    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with open(fd, "wb", buffering=0) as file:
-            left = memoryview(data)
-            while left:
-                left = left[file.write(left) :]
-            os.fchmod(fd, 0o644)
-        os.rename(beside, target)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(beside)
-        raise
+    above, name = split(os.fsdecode(path))
+    beside = f".{name}.{os.getpid()}"
+    with walk(above) as directory:
+        directory.unlink(beside)
+        # Made by us: what another user puts in its place is neither followed nor written to.
+        fd = directory.open_file(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with open(fd, "wb", buffering=0) as file:
+                left = memoryview(data)
+                while left:
+                    left = left[file.write(left) :]
+                os.fchmod(fd, 0o644)
+            directory.rename(beside, name)
+        except BaseException:
+            directory.unlink(beside)
+            raise

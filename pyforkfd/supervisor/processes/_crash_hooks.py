@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pyforkfd as ff
 from pyforkfd._closing import Closing
+from pyforkfd._trusted_files import demand_trusted_program
 from pyforkfd.supervisor._reactor import Reactor
 from pyforkfd.supervisor.state._events import Crashed
 
@@ -18,9 +20,14 @@ log = logging.getLogger("pyforkfd.supervisor")
 
 _PATIENCE = 30.0  # seconds
 _MOST_AT_ONCE = 16  # a component in a crash loop is not to fill the machine with them
+_ROOT = str(Path(__file__).parents[3])
+# What is ours is imported before the supervisor's path is set: nothing there can stand in for it.
 _CODE = """
-import os, sys
+import sys
+sys.path.insert(0, sys.argv[2])
+import json, os
 from pyforkfd._entry_points import resolve
+sys.path[:] = json.loads(sys.argv[3])
 keys = ("component", "worker", "cause", "detail")
 resolve(sys.argv[1])({key: os.environ["FORKFD_CRASH_" + key.upper()] for key in keys})
 """
@@ -58,13 +65,13 @@ class Hooks(Closing):
             self._start(hook, name, env)
 
     def _start(self, hook: str | tuple[str, ...], name: str, env: dict[str, str]) -> None:
-        command = (sys.executable, "-c", _CODE, hook) if isinstance(hook, str) else hook
-        if isinstance(hook, str):  # it imports from where the supervisor does
-            env = {
-                **env,
-                "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
-            }
+        command = hook
+        if isinstance(command, str):  # it imports from where the supervisor does
+            found = json.dumps([path for path in sys.path if path])
+            command = (sys.executable, "-P", "-c", _CODE, command, _ROOT, found)
         try:
+            if not isinstance(hook, str):
+                demand_trusted_program(hook[0], env.get("PATH"))
             process = ff.spawn(
                 command,
                 env=env,
@@ -73,7 +80,7 @@ class Hooks(Closing):
                 signal_mask=(),
             )
         except (OSError, ValueError) as error:
-            log.error("on_crash: %s", error)
+            log.error("on_crash: %s: not run: %s", name, error)
             return
         fd = process.fileno()
         self._running[fd] = (process, name, time.monotonic() + _PATIENCE)

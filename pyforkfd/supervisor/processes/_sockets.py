@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 
 import pyforkfd as ff
 from pyforkfd._closing import Closing
+from pyforkfd._trusted_files import demand_socket_place
 from pyforkfd.supervisor.spec._spec import Component, Listener, Service
 
 Key = tuple[str, bool, int]
@@ -55,6 +56,7 @@ class Sockets(Closing):
 
         Raises:
             OSError: it cannot be bound; the error names the address.
+            UntrustedPathError: another user decides where its path leads.
             ValueError: the address makes no sense, or the service manager passed no
                 descriptor of that name.
         """
@@ -85,6 +87,8 @@ class Sockets(Closing):
         address = listener.address
         if match := re.fullmatch("systemd:(.+)", address):
             return self._take(match[1])
+        if match := re.fullmatch("unix(?:gram|packet)?:([^@].*)", address, re.DOTALL):
+            demand_socket_place(match[1])
         if position > 0:
             address = self._with_port(listener)
         return ff.bind(

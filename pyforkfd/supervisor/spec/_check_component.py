@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import cast
 
 from pyforkfd._entry_points import is_entry_point
+from pyforkfd._trust import UntrustedPathError
+from pyforkfd._trusted_files import demand_trusted_program
 
 from ._address import parse_address
 from ._privileges import (
@@ -61,8 +63,14 @@ def check_component(
     for index, hook in enumerate(component.on_crash):
         if not hook:
             yield ("on_crash", index), "is empty; write a function or a command"
-        elif isinstance(hook, str) and (text := check_target(hook)):
-            yield ("on_crash", index), f"{text}; a command is an array"
+        elif isinstance(hook, str):
+            if text := check_target(hook):
+                yield ("on_crash", index), f"{text}; a command is an array"
+        else:
+            try:
+                demand_trusted_program(hook[0], os.environ.get("PATH"))
+            except UntrustedPathError as error:
+                yield ("on_crash", index), f"root would execute it: {error}"
 
 
 def check_target(text: str) -> str | None:

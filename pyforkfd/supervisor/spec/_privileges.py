@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pyforkfd import _core
 from pyforkfd._options import WorkerOptions
+from pyforkfd._trusted_files import read_file
 from pyforkfd._types import Capabilities
 
 from ._spec import Component, Privileges
@@ -172,11 +173,16 @@ def read_filter(path: str) -> bytes:
 
     Raises:
         OSError: the file cannot be read.
+        UntrustedPathError: another user could write or replace it.
         ValueError: the file is not an array of struct sock_filter.
     """
-    with open(path, "rb") as file:
-        program = file.read(_LARGEST_FILTER + 1)
-    if not program or len(program) % 8 or len(program) > _LARGEST_FILTER:
+    try:
+        program = read_file(path, _LARGEST_FILTER, trusted=True)
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+        program = b""
+    if not program or len(program) % 8:
         raise ValueError(
             f"{path}: not 1 to 4096 instructions of 8 bytes (struct sock_filter, seccomp(2))"
         )

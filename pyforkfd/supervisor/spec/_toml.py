@@ -8,11 +8,15 @@ import re
 import tomllib
 from typing import cast
 
+from pyforkfd._trusted_files import read_file
+
 from ._problems import Place
 from ._reader import WRONG, Reader
 from ._spec import Problem, Service, SpecError
 from ._toml_lines import line_of, locate
 from ._validate import validate
+
+_LARGEST = 16 << 20  # bytes; what is not a configuration is not read to its end
 
 
 def load(path: str | os.PathLike[str]) -> Service:
@@ -25,8 +29,7 @@ def load(path: str | os.PathLike[str]) -> Service:
         SpecError: the service is wrong; all problems, each with its line.
         OSError: the file cannot be read.
     """
-    with open(path, "rb") as file:
-        data = file.read()
+    data = read_file(os.fspath(path), _LARGEST)
     try:
         text = data.decode()
     except UnicodeDecodeError as error:

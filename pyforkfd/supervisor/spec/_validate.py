@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 from urllib.parse import urlsplit
+
+from pyforkfd._trust import UntrustedPathError
+from pyforkfd._trusted_files import demand_directory, demand_log_place, demand_socket_place
 
 from ._address import Address, parse_address
 from ._check_component import check_component, check_environment, check_target
@@ -137,11 +141,17 @@ def _check_listener(listener: Listener) -> Findings:
     ):
         yield ("ipv6_only",), f"{listener.address} is not IPv6; remove it"
     if address.is_path:
-        yield from _check_new_file(address.location, ("address",))
+        yield from _check_new_file(address.location, ("address",), demand_socket_place)
 
 
-def _check_new_file(path: str, place: Place) -> Findings:
-    """Find why a file cannot be created at a path, as far as can be seen."""
+def _check_new_file(path: str, place: Place, demand: Callable[[str], object]) -> Findings:
+    """Find why a file cannot be created at a path, as far as can be seen.
+
+    Args:
+        path: of the file.
+        place: of the path in the specification.
+        demand: raises UntrustedPathError where another user could have prepared the path.
+    """
     directory = os.path.dirname(path) or "."
     if os.path.isdir(path):
         yield place, f"{path} is a directory; write the path of a file"
@@ -149,6 +159,13 @@ def _check_new_file(path: str, place: Place) -> Findings:
         yield place, f"{directory} is not a directory; create it, or write another path"
     elif not os.access(directory, os.W_OK | os.X_OK):
         yield place, f"the supervisor may not write to {directory}"
+    else:
+        try:
+            demand(path)
+        except UntrustedPathError as error:
+            yield place, str(error)
+        except OSError:
+            pass  # it is missing yet, or the start reports it
 
 
 def _check_addresses(service: Service) -> Findings:
@@ -210,7 +227,8 @@ def _check_control(control: Control) -> Findings:
             yield ("path",), str(error)
         else:
             if not control.path.startswith("@"):
-                yield from _check_new_file(control.path, ("path",))
+                demand = functools.partial(demand_socket_place, ours=True)
+                yield from _check_new_file(control.path, ("path",), demand)
     elif control.allow_users:
         yield ("allow_users",), "needs a socket; set path as well"
     for index, user in enumerate(control.allow_users):
@@ -222,7 +240,7 @@ def _check_control(control: Control) -> Findings:
 
 def _check_log(log: Log, components: Mapping[str, Component]) -> Findings:
     if log.path is not None:
-        yield from _check_new_file(log.path, ("path",))
+        yield from _check_new_file(log.path, ("path",), demand_log_place)
     else:
         for name in ("max_bytes", "dsync"):
             if getattr(log, name):
@@ -275,14 +293,17 @@ def _check_loki(loki: Loki) -> Findings:
 def _check_metrics(metrics: Metrics) -> Findings:
     if metrics.address is not None:
         try:
-            scheme = parse_address(metrics.address).scheme
+            address = parse_address(metrics.address)
         except ValueError as error:
             yield ("address",), str(error)
         else:
+            scheme = address.scheme
             if scheme not in ("tcp", "unix"):
                 yield ("address",), f"{scheme} cannot serve metrics; write tcp or unix"
+            elif address.is_path:
+                yield from _check_new_file(address.location, ("address",), demand_socket_place)
     if metrics.textfile is not None:
-        yield from _check_new_file(metrics.textfile, ("textfile",))
+        yield from _check_new_file(metrics.textfile, ("textfile",), demand_directory)
         if not metrics.textfile.endswith(".prom"):
             yield (
                 ("textfile",),

@@ -19,6 +19,7 @@ from pyforkfd._process import Process, exit_status
 _REPORT = struct.Struct("=iii")  # struct report of csrc/keeper/link.c: pid, code, status
 _TIMEOUT = 1.0  # seconds; the keeper does nothing but read its socket
 _MOST_REPORTS = 1024
+_ROOT = Path(__file__).parents[3]
 
 
 def keeper_program() -> Path:
@@ -44,8 +45,18 @@ def execute_keeper(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def own_arguments() -> list[str]:
-    """Return the arguments that start this program again: the interpreter's path and options."""
-    return [sys.executable, *sys.orig_argv[1:]]
+    """Return the arguments that start this program again: the interpreter's path and options.
+
+    ``python -m pyforkfd`` imports from the current directory first, so that a module which
+    another user has put there in the meantime would run as us: with -P it does not.  The main
+    module of another program may be in that directory, which is then on its path as before.
+    """
+    words = sys.orig_argv[1:]
+    main = getattr(sys.modules["__main__"], "__spec__", None)
+    ours = main is not None and main.name == "pyforkfd.__main__"
+    if ours and not sys.flags.safe_path and os.path.realpath(_ROOT) != os.getcwd():
+        words = ["-P", *words]
+    return [sys.executable, *words]
 
 
 class Keeper:

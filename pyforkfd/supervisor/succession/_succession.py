@@ -24,6 +24,7 @@ import pyforkfd as ff
 from pyforkfd._closing import Closing
 from pyforkfd._fd import Fd
 from pyforkfd._process import Process
+from pyforkfd._trusted_paths import walk
 from pyforkfd.supervisor.spec._spec import Service
 
 from ._durable_text import Record
@@ -84,7 +85,7 @@ class Succession(Closing):
     def directory(self) -> str:
         """Path of a directory for sockets; removed at the end, but not by a crash."""
         if self._directory is None:
-            self._directory = tempfile.mkdtemp(prefix="pyforkfd-")
+            self._directory = tempfile.mkdtemp(prefix="pyforkfd-", dir=_temporary())
             os.chmod(self._directory, 0o711)  # nobody can list it, any worker use its names
         return self._directory
 
@@ -319,6 +320,15 @@ class Succession(Closing):
         if self.keeper is not None:
             self.keeper.close()
         self._record.close()
+
+
+def _temporary() -> str:
+    """Return the directory for temporary files, or one in which no other user can replace ours."""
+    for path in (tempfile.gettempdir(), "/run", "/tmp"):
+        with suppress(OSError), walk(path) as directory:
+            directory.demand_ours("our sockets")
+            return path
+    raise HandoverError("no directory for sockets: other users may write to TMPDIR, /run and /tmp")
 
 
 def inherited_service() -> Service | None:
