@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
+import time
 from typing import Any, Protocol
 
 from pyforkfd import _core
-from pyforkfd._errors import SpawnError, ThreadsError
+from pyforkfd._errors import PassingError, SpawnError, ThreadsError
 from pyforkfd._fd import Fd
+from pyforkfd._passing import pass_credentials
 from pyforkfd._process import Process, exit_status
 from pyforkfd._types import ExitStatus
 
 from ._errors import ZygoteError
-from ._messages import Kind, Received, Report, receive, send
+from ._messages import Kind, ProtocolError, Received, Report, receive, send
 from ._request import Request
 
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 0.2  # seconds until a worker is continued again
 _DISCARD_TIMEOUT = 10.0  # seconds for a birth that nobody waits for any more
 _END_TIMEOUT = 1.0  # seconds between a killed zygote's last descriptor and its end
 
@@ -57,6 +61,7 @@ class Birth:
         self._request = request
         self._serial = serial
         self._answers = answers
+        pass_credentials(answers)
         self._closed = False  # all other ends of the connection are
         self._started = False
         self._error: Exception | None = None
@@ -91,16 +96,36 @@ class Birth:
         except (BrokenPipeError, ConnectionResetError):
             raise RequestLost from None
 
-    def wait(self) -> None:
+    def wait(self, patience: float | None = None) -> None:
         """Wait until the worker has started.
+
+        A worker with its new user may be stopped by any process of that user, and is continued
+        as often as it is.
+
+        Args:
+            patience: seconds that it may take; None: without end.
 
         Raises:
             RequestLost, SpawnError, ThreadsError, ZygoteError: there is no worker, and why.
         """
+        deadline = None if patience is None else time.monotonic() + patience
+        pause = _SHORTEST_PAUSE
         while self._pidfd is None or not self._started:
-            self._step(None)
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise ZygoteError(f"the worker has not started within {patience:g} s")
+            if self._request is not None and self._request.changes_user:
+                left = pause if left is None else min(left, pause)
+            if not self._step(left):
+                self._continue()
+                pause = min(2 * pause, _LONGEST_PAUSE)
             if self._error is not None:
                 raise self._error
+
+    def _continue(self) -> None:
+        if self._pidfd is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd.fileno(), signal.SIGCONT)
 
     def take(self) -> tuple[int, int]:
         """Return pid and pidfd of a worker that has started; the caller owns them."""
@@ -156,13 +181,20 @@ class Birth:
 
     def _receive(self) -> None:
         try:
-            answer = receive(self._answers)
+            answer = receive(self._answers, upward=True)
+            self._accept(answer)
         except ConnectionResetError:  # unix(7): closed with a message of ours in it, unread
             self._error = RequestLost()
-            return
+        except (ProtocolError, PassingError, TypeError, ValueError, IndexError) as error:
+            self._error = ZygoteError(f"an answer that no worker of ours sends: {error}")
+
+    def _accept(self, answer: Received | Report | None) -> None:
         if answer is None:
             self._closed = True
         elif isinstance(answer, Received) and answer.kind is Kind.BORN:
+            # Zygote and worker share this end, and the worker may be another user's.
+            if answer.sender != self._maker.process.pid:
+                raise ProtocolError("a worker's pid from another than its zygote")
             self._pid = answer.body
             (self._pidfd,) = answer.fds
         elif self._request is None:  # the reason is raised by the next request
@@ -199,5 +231,5 @@ def _error(name: str, kind: str, detail: Any) -> Exception:
         stage, err, subject, text = detail
         return SpawnError(name, stage, err, subject, text)
     if kind == "threads":
-        return ThreadsError(detail)
+        return ThreadsError({int(thread): text for thread, text in detail.items()})
     return ZygoteError(*detail)

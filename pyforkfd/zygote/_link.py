@@ -122,7 +122,7 @@ class Link:
         if self.settled:
             return
         try:
-            answer = receive(self._channel)
+            answer = receive(self._channel, upward=True)
         except (BrokenPipeError, ConnectionResetError):
             answer = None
         except ProtocolError as error:
@@ -131,7 +131,7 @@ class Link:
             raise ZygoteError(f"the zygote ended before it was ready: {self.process.wait()}")
         if answer.kind is Kind.FAILED:
             raise ZygoteError(*answer.body)
-        self.held = answer.body["held"]
+        self.held = {int(number): target for number, target in answer.body["held"].items()}
         self.siblings = answer.body["why_not"] == ""
         if not self.siblings:
             _core.become_subreaper()
@@ -180,8 +180,12 @@ class Link:
         self.process.close()
         self._slot.close()
 
-    def birth(self, request: Request) -> tuple[int, int]:
+    def birth(self, request: Request, patience: float | None = None) -> tuple[int, int]:
         """Start one worker; return when all of the request is applied.
+
+        Args:
+            request: borrowed.
+            patience: seconds that the worker may take; None: without end.
 
         Returns:
             pid and pidfd, owned.
@@ -198,7 +202,7 @@ class Link:
                     if idle is not None:
                         idle.assign(request)
                     self._refill()
-                    birth.wait()
+                    birth.wait(patience)
                 except BaseException as error:
                     birth.discard()
                     if idle is not None and isinstance(error, RequestLost):

@@ -82,6 +82,7 @@ class Request:
         writable: the child's numbers of the ends that we write to.
         owned: descriptors of the message that are closed after it.
         born_for_it: whether the clone itself needs the request: for namespaces or a cgroup.
+        changes_user: whether the worker is another user's.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Request:
     writable: frozenset[int]
     owned: list[int]
     born_for_it: bool = False
+    changes_user: bool = False
 
     def __enter__(self) -> Request:
         return self
@@ -175,6 +177,7 @@ def request(
         elif (number := fields.pop("cgroup_fd", None)) is not None:
             others["cgroup_fd"] = len(wanted.fds)
             wanted.fds.append(number)
+        wanted.changes_user = "uid" in fields
         wanted.born_for_it = "cgroup_fd" in others or "namespaces" in fields
         body["cwd"] = None
         if directory(".") != home:  # relative paths are ours, and the directory itself

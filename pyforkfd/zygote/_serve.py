@@ -228,6 +228,9 @@ def _answer(place: Birthplace, message: Received, ahead: Iterable[tuple[float, R
         _send(reply, Kind.REFUSED, ("stage", stage))
     else:
         if pid == 0:
+            # A worker may become another user's, and must not write what the kernel does.
+            place.pid_slot.release()
+            place.slot.close()
             place.channel.close()  # or the zygote's end would not close it
             for _, other in ahead:
                 other.fds[0].close()

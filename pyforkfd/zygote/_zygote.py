@@ -43,6 +43,7 @@ class Zygote:
     """
 
     generation: int
+    _patience: float | None = None  # seconds for a birth; None: a slow import is no fault
 
     def __init__(
         self,
@@ -270,7 +271,7 @@ class Zygote:
             body["env"] = self._environment(link, env)
             with request(name, command, descriptors, link.held, link.home, body) as wanted:
                 try:
-                    pid, pidfd = link.birth(wanted)
+                    pid, pidfd = link.birth(wanted, self._patience)
                 except RequestLost:
                     continue  # a fresh zygote may serve
                 return Process(

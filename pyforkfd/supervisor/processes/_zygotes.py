@@ -12,6 +12,7 @@ from pyforkfd.supervisor.spec._spec import Component, Service, ZygoteSpec
 from pyforkfd.zygote import Zygote
 
 Key = tuple[str, int]
+_PATIENCE = 10.0  # seconds for a worker, whose module is imported already, to be born
 
 
 class Zygotes(Closing):
@@ -64,6 +65,7 @@ class Zygotes(Closing):
         zygote = Zygote(
             preload=spec.preload, setup=spec.setup, env=env, parent_death_scope="thread"
         )
+        zygote._patience = _PATIENCE
         self._starting[key] = zygote.begin()
         self._zygotes[key] = zygote
         self._epoll.register(self._starting[key], select.EPOLLIN)
