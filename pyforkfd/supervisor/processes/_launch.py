@@ -138,6 +138,10 @@ def prepare(
             "process_group": 0,
             "signal_mask": (),
         }
+        if options.get("user") is not None and _has_terminal():
+            # Another user's process must not put words into root's terminal: TIOCSTI, ioctl_tty(2).
+            del options["process_group"]
+            options["new_session"] = True  # with a group of its own
         if spec.give == "listen_fds" and listeners:
             options["listen"] = listeners
         if leaf is not None:
@@ -155,6 +159,15 @@ def prepare(
             worker_ends=worker_ends.pop_all(),
             on_failure=on_failure.pop_all(),
         )
+
+
+def _has_terminal() -> bool:
+    """Return whether the supervisor has a controlling terminal, tty(4)."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _leaf(worker: Worker, resources: Resources, on_failure: ExitStack) -> Leaf | None:
