@@ -368,9 +368,9 @@ TEST(a_loop_that_does_not_answer_is_seen) {
     settings.loop_stall = 50 * kMs;
     settings.interval = 5 * kMs;
     Watched watched(settings);
-    watched.monitor.loop_asked(2);
-    watched.monitor.loop_answered(2);
-    watched.monitor.loop_asked(3);
+    watched.monitor.loop_probed(2);
+    watched.monitor.loop_replied(2);
+    watched.monitor.loop_probed(3);
     const SysmonEvent event = watched.wait_for(Kind::loop_stalled);
     CHECK_EQ(event.index, 3);
     CHECK(event.ns >= settings.loop_stall);
