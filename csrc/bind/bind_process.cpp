@@ -11,9 +11,9 @@
 #include "bind/exit_tuple.h"
 #include "bind/process_type.h"
 #include "bind/waiting.h"
-#include "core/watch/features.h"
 #include "core/base/pidfd.h"
 #include "core/base/probe.h"
+#include "core/watch/features.h"
 
 namespace py = pybind11;
 

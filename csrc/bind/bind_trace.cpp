@@ -4,8 +4,8 @@
 #include <pybind11/stl.h>
 #include <string>
 
-#include "core/base/counters.h"
 #include "core/atfork/fork_trace.h"
+#include "core/base/counters.h"
 #include "core/base/trace.h"
 
 namespace py = pybind11;

@@ -13,9 +13,9 @@
 #include <ctime>
 #include <system_error>
 
-#include "core/fork/become.h"
-#include "core/descriptors/descriptor.h"
 #include "core/base/raw_syscall.h"
+#include "core/descriptors/descriptor.h"
+#include "core/fork/become.h"
 #include "core/fork/self_clone.h"
 #include "support.h"
 

@@ -9,9 +9,9 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "core/watch/features.h"
 #include "core/base/probe.h"
 #include "core/base/raw_syscall.h"
+#include "core/watch/features.h"
 #include "support.h"
 
 using namespace support;

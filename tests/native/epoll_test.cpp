@@ -14,10 +14,10 @@
 #include <system_error>
 #include <vector>
 
-#include "core/fork/child_actions.h"
 #include "core/epoll/epoll_rebuild.h"
 #include "core/epoll/epoll_set.h"
 #include "core/epoll/epoll_view.h"
+#include "core/fork/child_actions.h"
 #include "support.h"
 #include "threads.h"
 

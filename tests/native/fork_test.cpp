@@ -18,10 +18,10 @@
 
 #include "core/atfork/at_fork_list.h"
 #include "core/atfork/atfork.h"
-#include "core/fork/child_actions.h"
-#include "core/descriptors/descriptor.h"
 #include "core/atfork/fd_section.h"
 #include "core/atfork/fork_lock.h"
+#include "core/descriptors/descriptor.h"
+#include "core/fork/child_actions.h"
 #include "support.h"
 #include "threads.h"
 

@@ -12,13 +12,13 @@
 #include <mutex>
 #include <thread>
 
-#include "core/base/counters.h"
-#include "core/watch/dump.h"
 #include "core/atfork/fork_trace.h"
+#include "core/base/counters.h"
 #include "core/base/gauges.h"
 #include "core/base/raw_syscall.h"
-#include "core/watch/sysmon.h"
 #include "core/base/trace.h"
+#include "core/watch/dump.h"
+#include "core/watch/sysmon.h"
 #include "support.h"
 
 using namespace support;

@@ -6,8 +6,8 @@
 #include <string>
 
 #include "core/atfork/atfork.h"
-#include "core/descriptors/descriptor.h"
 #include "core/base/raw_syscall.h"
+#include "core/descriptors/descriptor.h"
 
 namespace forkfd {
 

@@ -11,11 +11,11 @@
 #include <system_error>
 #include <tuple>
 
-#include "core/descriptors/descriptor.h"
 #include "core/base/kernel_statx.h"
 #include "core/base/pidfd.h"
 #include "core/base/raw_syscall.h"
 #include "core/base/unique_fd.h"
+#include "core/descriptors/descriptor.h"
 
 namespace forkfd {
 

@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <cerrno>
 
-#include "core/epoll/epoll_rebuild.h"
 #include "core/base/gauges.h"
 #include "core/base/raw_syscall.h"
+#include "core/epoll/epoll_rebuild.h"
 
 namespace forkfd {
 

@@ -9,11 +9,11 @@
 #include <cerrno>
 #include <cstring>
 
-#include "core/descriptors/descriptor.h"
-#include "core/epoll/epoll_view.h"
 #include "core/base/kernel_statx.h"
 #include "core/base/raw_syscall.h"
 #include "core/base/trace.h"
+#include "core/descriptors/descriptor.h"
+#include "core/epoll/epoll_view.h"
 
 namespace forkfd {
 

@@ -8,10 +8,10 @@
 #include <system_error>
 #include <utility>
 
+#include "core/base/trace.h"
 #include "core/descriptors/descriptor.h"
 #include "core/epoll/epoll_view.h"
 #include "core/epoll/live_sets.h"
-#include "core/base/trace.h"
 
 namespace forkfd {
 

@@ -13,8 +13,8 @@
 #include <mutex>
 #include <vector>
 
-#include "core/epoll/epoll_drift.h"
 #include "core/base/unique_fd.h"
+#include "core/epoll/epoll_drift.h"
 
 namespace forkfd {
 

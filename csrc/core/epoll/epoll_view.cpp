@@ -8,10 +8,10 @@
 #include <cstdint>
 #include <cstring>
 
-#include "core/descriptors/descriptor.h"
 #include "core/base/kernel_flags.h"
 #include "core/base/raw_syscall.h"
 #include "core/base/unique_fd.h"
+#include "core/descriptors/descriptor.h"
 
 namespace forkfd {
 

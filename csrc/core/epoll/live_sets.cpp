@@ -5,9 +5,9 @@
 #include <utility>
 
 #include "core/atfork/atfork.h"
-#include "core/epoll/epoll_drift.h"
 #include "core/base/fork_page.h"
 #include "core/base/trace.h"
+#include "core/epoll/epoll_drift.h"
 
 namespace forkfd {
 

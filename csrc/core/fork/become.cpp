@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <cerrno>
 
-#include "core/spawn/child.h"
 #include "core/descriptors/descriptor.h"
+#include "core/spawn/child.h"
 
 namespace forkfd {
 

@@ -3,8 +3,8 @@
 #include <fcntl.h>
 
 #include "core/atfork/atfork.h"
-#include "core/descriptors/descriptor.h"
 #include "core/base/raw_syscall.h"
+#include "core/descriptors/descriptor.h"
 
 namespace forkfd {
 

@@ -6,9 +6,9 @@
 #include <utility>
 #include <vector>
 
-#include "core/epoll/epoll_rebuild.h"
 #include "core/base/timing.h"
 #include "core/base/unique_fd.h"
+#include "core/epoll/epoll_rebuild.h"
 
 namespace forkfd {
 

@@ -6,9 +6,9 @@
 #include <signal.h>
 #include <unistd.h>
 
-#include "core/descriptors/descriptor.h"
 #include "core/base/pidfd.h"
 #include "core/base/raw_syscall.h"
+#include "core/descriptors/descriptor.h"
 
 namespace forkfd {
 

@@ -14,15 +14,15 @@
 #include <ctime>
 #include <memory>
 
-#include "core/spawn/clone.h"
-#include "core/spawn/facilities.h"
-#include "core/descriptors/descriptor.h"
-#include "core/fork/forked.h"
-#include "core/base/pidfd.h"
 #include "core/base/kernel_flags.h"
+#include "core/base/pidfd.h"
 #include "core/base/probe.h"
 #include "core/base/raw_syscall.h"
 #include "core/base/signal_mask.h"
+#include "core/descriptors/descriptor.h"
+#include "core/fork/forked.h"
+#include "core/spawn/clone.h"
+#include "core/spawn/facilities.h"
 #include "core/spawn/spawner_thread.h"
 
 namespace forkfd {

@@ -10,8 +10,8 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "core/descriptors/descriptor.h"
 #include "core/base/raw_syscall.h"
+#include "core/descriptors/descriptor.h"
 #include "core/passing/transfer_marker.h"
 
 namespace forkfd {

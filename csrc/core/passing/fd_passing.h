@@ -17,8 +17,8 @@
 #include <system_error>
 #include <vector>
 
-#include "core/passing/control_message.h"
 #include "core/base/unique_fd.h"
+#include "core/passing/control_message.h"
 
 namespace forkfd {
 

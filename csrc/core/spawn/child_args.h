@@ -13,8 +13,8 @@
 #include <type_traits>
 
 #include "core/base/error.h"
-#include "core/spawn/fd_plan.h"
 #include "core/base/signal_mask.h"
+#include "core/spawn/fd_plan.h"
 
 namespace forkfd {
 

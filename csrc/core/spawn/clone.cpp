@@ -9,11 +9,11 @@
 #include <cstring>
 #include <memory>
 
-#include "core/spawn/child.h"
 #include "core/base/fault.h"
 #include "core/base/kernel_flags.h"
 #include "core/base/probe.h"
 #include "core/base/raw_syscall.h"
+#include "core/spawn/child.h"
 
 namespace forkfd {
 

@@ -5,11 +5,11 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
-#include "core/spawn/clone.h"
 #include "core/base/fault.h"
 #include "core/base/names.h"
 #include "core/base/pidfd.h"
 #include "core/base/probe.h"
+#include "core/spawn/clone.h"
 #include "core/spawn/spawn_args.h"
 
 namespace forkfd {

@@ -8,13 +8,13 @@
 #include <mutex>
 #include <shared_mutex>
 
+#include "core/atfork/fork_lock.h"
 #include "core/base/counters.h"
 #include "core/base/fault.h"
-#include "core/atfork/fork_lock.h"
-#include "core/spawn/id_maps.h"
 #include "core/base/pidfd.h"
-#include "core/spawn/prepared.h"
 #include "core/base/probe.h"
+#include "core/spawn/id_maps.h"
+#include "core/spawn/prepared.h"
 #include "core/spawn/spawn_attempt.h"
 #include "core/spawn/spawn_trace.h"
 #include "core/spawn/spawner_thread.h"

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "core/spawn/spawn_plan.h"
 #include "core/base/unique_fd.h"
+#include "core/spawn/spawn_plan.h"
 
 namespace forkfd {
 

@@ -4,9 +4,9 @@
 
 #include <string>
 
+#include "core/base/trace.h"
 #include "core/spawn/spawn.h"
 #include "core/spawn/spawn_attempt.h"
-#include "core/base/trace.h"
 
 namespace forkfd {
 

@@ -10,14 +10,14 @@
 #include <csignal>
 #include <cstdint>
 
-#include "core/spawn/clone.h"
-#include "core/descriptors/descriptor.h"
 #include "core/base/kernel_flags.h"
 #include "core/base/pidfd.h"
 #include "core/base/probe.h"
 #include "core/base/raw_syscall.h"
 #include "core/base/signal_mask.h"
 #include "core/base/unique_fd.h"
+#include "core/descriptors/descriptor.h"
+#include "core/spawn/clone.h"
 
 namespace forkfd {
 

@@ -11,10 +11,10 @@
 #include <system_error>
 
 #include "core/base/counters.h"
-#include "core/watch/dump.h"
 #include "core/base/raw_syscall.h"
 #include "core/base/signal_mask.h"
 #include "core/base/trace.h"
+#include "core/watch/dump.h"
 
 namespace forkfd {
 
