@@ -74,7 +74,7 @@ bool has(const std::string& line, const std::string& part) {
     return line.find(part) != std::string::npos;
 }
 
-// A lock that somebody else may hold, for the helper to want, and the helper.
+// A lock that another thread may hold, which the helper takes, and the helper.
 class Watched {
   public:
     explicit Watched(const SysmonSettings& settings) : monitor(settings) {
@@ -384,7 +384,7 @@ TEST(descriptors_that_are_gained_are_seen) {
     std::vector<UniqueFd> leaked;
     for (int i = 0; i < 300; ++i) leaked.emplace_back(::open("/dev/null", O_RDONLY | O_CLOEXEC));
     std::atomic<bool> seen{false};
-    std::thread more([&] {  // the first look may have been between: go on until it is seen
+    std::thread more([&] {  // the first poll may have come in between: repeat until it is seen
         while (!seen && leaked.size() < 900) {
             leaked.emplace_back(::open("/dev/null", O_RDONLY | O_CLOEXEC));
             std::this_thread::sleep_for(std::chrono::milliseconds(5));
