@@ -113,7 +113,7 @@ def test_max_message(files: list[int]) -> None:
             other.recv()
         one.send(b"x" * 11, files[:2])
         with pytest.raises(
-            ff.PassingError, match="a message of 11 bytes came, there was room for 10"
+            ff.PassingError, match="a message of 11 bytes came, the buffer has 10"
         ) as caught:
             other.recv()
         assert (caught.value.errno, caught.value.closed) == (errno.EMSGSIZE, 2)

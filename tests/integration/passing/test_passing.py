@@ -281,7 +281,7 @@ def test_a_message_that_is_too_long(kind: str, files: list[int]) -> None:
         for count in (1, 300):
             ff.send_fds(one, b"0123456789", files[:1] * count)
             with pytest.raises(
-                ff.PassingError, match="a message of 10 bytes came, there was room for 4"
+                ff.PassingError, match="a message of 10 bytes came, the buffer has 4"
             ) as caught:
                 ff.recv_fds(other, 4, 300)
             assert (caught.value.errno, caught.value.data) == (errno.EMSGSIZE, b"0123")
