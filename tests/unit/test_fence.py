@@ -25,14 +25,9 @@ PLAIN = {
     "sys/prctl.h",
 }
 
-<<<<<<< HEAD
-
 # Compiler -> Debian's package.
 PACKAGES = {"g++": "g++", "clang++": "clang"}
-# Topics of the core, lowest first; those of one line do not know each other.
-=======
 # Folders of the core, lowest first; those of one line do not include each other.
->>>>>>> core/core
 LAYERS = [
     {"base"},
     {"page", "descriptors"},
@@ -154,14 +149,9 @@ def test_every_function_of_the_fence_is_marked() -> None:
         assert re.search(r"FORKFD_CHILD|FORKFD_INLINE", head), head
 
 
-<<<<<<< HEAD
-# What the library for LD_PRELOAD calls: nothing that allocates, locks or prints.  dlsym is
+# Functions that the library for LD_PRELOAD calls: none allocates, locks or prints.  dlsym is
 # called when it is loaded, strtol, strtok_r and strcpy when it reads its settings.  memcmp, memcpy
 # and memset are calls that a compiler may put in the place of any comparison or assignment.
-=======
-# Functions that the library for LD_PRELOAD calls: none allocates, locks or prints.  dlsym is
-# called when it is loaded, strtol, strtok_r and strcpy when it reads its settings.
->>>>>>> core/core
 PRELOAD_CALLS = set(
     """__errno_location access atoi dlsym environ fcntl fstat getenv getpid pthread_sigmask
     readlink sigaddset sigemptyset sigismember sigpending sigtimedwait strchr strcmp strcpy
