@@ -72,9 +72,9 @@ class Zygote:
                 executes another in its place, where all other threads end.
         """
         if warm < 0:
-            raise ValueError(f"warm: {warm} is no number of workers")
+            raise ValueError(f"warm: {warm} is negative: it is a number of workers")
         if isinstance(preload, str):
-            raise TypeError(f"preload: a sequence of names is wanted, not {preload!r}")
+            raise TypeError(f"preload: {preload!r} is a string, not a sequence of names")
         if setup is not None:
             check_entry_point(setup, "setup")
         self._configuration = Configuration(
@@ -365,7 +365,7 @@ class Zygote:
         return f"<Zygote {' '.join(self._configuration.preload)}: {state}>"
 
 
-# To describe a worker of whom nothing is said would cost as much as all else that is done here.
+# Cached: to make a Command without options costs as much as the rest of a spawn's preparation.
 _PLAIN = Command(("worker",), executable="/", default_signals=())
 _UNSAID: dict[str, Any] = Zygote.spawn.__kwdefaults__ or {}
 

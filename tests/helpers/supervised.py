@@ -37,7 +37,7 @@ class Manager:
         path.chmod(0o666)
 
     def until(self, pidfd: int, wanted: Callable[[dict[str, str]], object]) -> dict[str, str]:
-        """Receive messages until one is wanted, and return it.
+        """Receive messages until one matches, and return it.
 
         Raises:
             TimeoutError: it did not come in time, or the process has ended.

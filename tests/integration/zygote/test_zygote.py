@@ -29,7 +29,7 @@ def cold() -> Iterator[Zygote]:
 
 @pytest.fixture(params=["cold", "warm"])
 def zygote(request: pytest.FixtureRequest, cold: Zygote) -> Iterator[Zygote]:
-    """One for all tests; and one of each test's own, since idle workers come and go."""
+    """A zygote for all tests; or for each test its own, as idle workers are used up."""
     if request.param == "cold":
         yield cold
         return
@@ -48,7 +48,7 @@ def report(zygote: Zygote, job: str, *args: object, **options: Any) -> Any:
 
 
 def printed(zygote: Zygote, job: str, *args: object, **options: Any) -> tuple[str, str, int]:
-    """stdout, stderr and exit code."""
+    """Run a job, and return its stdout, stderr and exit code."""
     options["fds"] = {**(options.get("fds") or {}), 1: ff.PIPE, 2: ff.PIPE}
     with zygote.spawn(f"zygote_jobs:{job}", args=args, **options) as worker:
         assert worker.stdout is not None and worker.stderr is not None
@@ -352,7 +352,7 @@ def test_values_that_make_no_sense(zygote: Zygote) -> None:
         zygote.spawn("zygote_jobs")
     with pytest.raises(ValueError, match="setup"):
         Zygote(setup="a b:c")
-    with pytest.raises(TypeError, match="a sequence of names"):
+    with pytest.raises(TypeError, match="^preload: .* not a sequence of names"):
         Zygote(preload="json")
     with pytest.raises(ValueError, match="nice"):
         zygote.spawn("zygote_jobs:nothing", nice=40)

@@ -75,7 +75,7 @@ def test_threads_are_named(warm: int) -> None:
 
 
 def test_another_version_of_the_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody has upgraded us on disk while the application runs."""
+    """The package is upgraded on disk while the application runs."""
     shutil.copytree(Path(ff.__file__).parent, tmp_path / "pyforkfd")
     messages = tmp_path / "pyforkfd/zygote/_messages.py"
     messages.write_text(messages.read_text().replace("\nVERSION = 1\n", "\nVERSION = 77\n"))
@@ -96,7 +96,7 @@ def cold() -> Iterator[Zygote]:
 
 @pytest.fixture(params=["cold", "warm"])
 def zygote(request: pytest.FixtureRequest, cold: Zygote) -> Iterator[Zygote]:
-    """One for all tests; and one of each test's own, since idle workers come and go."""
+    """A zygote for all tests; or for each test its own, as idle workers are used up."""
     if request.param == "cold":
         yield cold
         return
