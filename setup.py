@@ -50,6 +50,7 @@ CORE = {
         "clone",
         "environment",
         "exec_watch",
+        "facilities",
         "fd_plan",
         "id_maps",
         "prepared",
@@ -62,6 +63,7 @@ CORE = {
     "epoll": [
         "epoll_drift",
         "epoll_rebuild",
+        "epoll_renew",
         "epoll_set",
         "epoll_view",
         "live_sets",
@@ -98,9 +100,13 @@ BIND = [
     "bind_sysmon",
     "bind_trace",
     "errors",
+    "exit_tuple",
+    "fork_exec_arguments",
+    "fork_function",
     "module",
     "passed_values",
     "passing_arguments",
+    "plan_state",
     "process_type",
     "slot_snapshot",
     "slot_type",
@@ -118,7 +124,7 @@ PRELOAD = [
     "wrap_spawn",
     "wrap_vfork",
 ]
-KEEPER = ["keeper", "link"]
+KEEPER = ["keeper", "link", "report"]
 
 # -MMD: the compiler lists the headers of each object, so that only what they change is built.
 flags = ["-Wall", "-Wextra", "-fvisibility=hidden", "-MMD"]
@@ -190,6 +196,7 @@ setup(
             depends=glob.glob("csrc/**/*.h", recursive=True),
             include_dirs=["csrc"],
             cxx_std=17,
+            libraries=["dl"],  # dlsym, where libc is older than 2.34
             extra_compile_args=flags + module,
             extra_link_args=link + module_link,
         ),
@@ -197,7 +204,7 @@ setup(
             "pyforkfd.libforkfd_preload",
             [f"csrc/preload/{name}.c" for name in PRELOAD],
             depends=["csrc/preload/preload.h"],
-            libraries=["dl"],  # dlsym, where libc is older than 2.34
+            libraries=["dl"],
             extra_compile_args=plain,
             # Nothing is left to be looked up in a child; all that is called is libc's.
             extra_link_args=["-Wl,-z,now,-z,defs,--as-needed"],

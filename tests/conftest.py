@@ -17,8 +17,9 @@ import pytest
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / "helpers"), str(HERE.parent / "benchmarks")]  # clients.py is of both
 
-from cgroups import cgroup_given, cgroup_home, cgroup_limited, cgroup_tree  # noqa: E402, F401
+from cgroups import cgroup_delegated, cgroup_home, cgroup_limited, cgroup_tree  # noqa: E402, F401
 from children import BACKENDS, Children, build  # noqa: E402
+from hangs import guard_against_hangs as pytest_configure  # noqa: E402, F401
 from leaks import Holdings  # noqa: E402
 from tools import tool  # noqa: E402
 

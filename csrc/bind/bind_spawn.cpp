@@ -1,4 +1,5 @@
 #include "bind/bindings.h"
+#include "bind/spawning.h"
 
 #include <cerrno>
 #include <pybind11/stl.h>
@@ -6,7 +7,6 @@
 
 #include "core/base/names.h"
 #include "core/base/probe.h"
-#include "core/spawn/spawn.h"
 #include "core/spawn/spawn_attempt.h"
 
 namespace py = pybind11;
@@ -22,21 +22,27 @@ std::optional<forkfd::Backend> backend_named(const std::string& name) {
 }
 
 py::tuple spawn(const SpawnPlan& plan, const std::vector<int>& sources) {
-    // Read with the GIL held: os.environ changes the C environment under it.
-    forkfd::Environment env =
-        plan.env ? forkfd::Environment(*plan.env) : forkfd::Environment::current();
-    std::optional<forkfd::SpawnResult> child;
-    {
-        const py::gil_scoped_release release;
-        child.emplace(forkfd::spawn(plan, std::move(env), sources));
-    }
-    py::dict pipes;
-    for (forkfd::PipeEnd& end : child->pipes) pipes[py::int_(end.target)] = end.fd.release();
-    return py::make_tuple(child->pid, child->pidfd.release(),
-                          forkfd::backend_name(child->backend), pipes);
+    forkfd::SpawnResult child = spawn_unlocked(plan, sources);
+    const py::dict pipes = released_pipes(child);
+    return py::make_tuple(child.pid, child.pidfd.release(), forkfd::backend_name(child.backend),
+                          pipes);
 }
 
 }  // namespace
+
+forkfd::SpawnResult spawn_unlocked(const SpawnPlan& plan, const std::vector<int>& sources) {
+    // Read with the GIL held: os.environ changes the C environment under it.
+    forkfd::Environment env =
+        plan.env ? forkfd::Environment(*plan.env) : forkfd::Environment::current();
+    const py::gil_scoped_release release;
+    return forkfd::spawn(plan, std::move(env), sources);
+}
+
+py::dict released_pipes(forkfd::SpawnResult& child) {
+    py::dict pipes;
+    for (forkfd::PipeEnd& end : child.pipes) pipes[py::int_(end.target)] = end.fd.release();
+    return pipes;
+}
 
 void bind_spawn(py::module_& m) {
     m.def("spawn", &spawn, py::arg("plan"), py::arg("sources"),
@@ -49,13 +55,13 @@ void bind_spawn(py::module_& m) {
         const forkfd::Refusals& r = forkfd::refusals();
         py::dict seen;
         const auto add = [&seen](const char* name, int err) { seen[name] = err; };
-        add("clone3", r.clone3);
-        add("clear_sighand", r.clear_sighand);
-        add("into_cgroup", r.into_cgroup);
-        add("clone_files", r.clone_files);
-        add("clone_pidfd", r.clone_pidfd);
-        add("unshare", r.unshare);
-        add("shared_memory", r.shared_memory);
+        add("clone3", r.clone3.err());
+        add("clear_sighand", r.clear_sighand.err());
+        add("into_cgroup", r.into_cgroup.err());
+        add("clone_files", r.clone_files.err());
+        add("clone_pidfd", r.clone_pidfd.err());
+        add("unshare", r.unshare.err());
+        add("shared_memory", r.shared_memory.err());
         return seen;
     }, "errno with which the kernel refused each feature so far; 0: not refused.");
 }

@@ -1,4 +1,4 @@
-/* Whether the next program is told a descriptor's number: it is passed, not leaked. */
+/* Whether the next program is given a descriptor's number: then it is passed, not leaked. */
 #include "preload.h"
 
 #include <string.h>
@@ -6,7 +6,7 @@
 
 static bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
-/* Reads the digits at *text and steps over them; a number too long is none of ours. */
+/* Read the digits at *text and step over them; a number that is too long is NUMBERS. */
 static int take_number(const char **text) {
     int number = 0;
     for (; is_digit(**text); ++*text)
@@ -39,8 +39,8 @@ static const char *value_of(char *const *envp, const char *name) {
     return NULL;
 }
 
-/* sd_listen_fds(3).  Without LISTEN_PID somebody will still set it; a process that does not
- * exist yet cannot be the one it names. */
+/* sd_listen_fds(3).  Without LISTEN_PID, a program in between will still set it.  A process
+ * that does not exist yet cannot be the one that LISTEN_PID names. */
 static bool is_listener(int number, const struct Program *program) {
     const char *count = value_of(program->envp, "LISTEN_FDS");
     const char *pid = value_of(program->envp, "LISTEN_PID");
@@ -68,7 +68,7 @@ static bool is_jobserver(int number, const char *flags) {
 }
 
 bool is_announced(int number, const struct Program *program) {
-    /* Their whole value is a list of numbers. */
+    /* The whole value of each is a list of numbers. */
     static const char *const variables[] = {"NGINX", "GUNICORN_FD", "NODE_CHANNEL_FD",
                                             "WAYLAND_SOCKET"};
     if (number == program->executed || is_listener(number, program)) return true;

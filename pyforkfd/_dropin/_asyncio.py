@@ -15,7 +15,7 @@ from ._popen import File, Popen, StartOptions
 
 
 class _Transport(BaseSubprocessTransport):
-    """asyncio's own, but for how the child is started, signalled and seen to end."""
+    """A transport of asyncio's that starts, signals and awaits the child by our engine."""
 
     _loop: asyncio.AbstractEventLoop
     _proc: Any
@@ -35,7 +35,7 @@ class _Transport(BaseSubprocessTransport):
             args, shell=shell, stdin=stdin, stdout=stdout, stderr=stderr, bufsize=bufsize, **kwargs
         )
         self._proc = child
-        # A number of its own: Popen closes the pidfd when somebody polls it to the end.
+        # A number of its own: Popen closes the pidfd when the child is reaped.
         self._ended = Fd(os.dup(child.pidfd))
         self._loop.add_reader(self._ended.fileno(), self._child_ended)
 
@@ -61,27 +61,26 @@ async def create_subprocess_exec(
     limit: int = 2**16,
     **options: Unpack[StartOptions],
 ) -> Process:
-    """:func:`asyncio.create_subprocess_exec` on our engine, with our options.
+    """Start a child as :func:`asyncio.create_subprocess_exec` does, on our engine.
 
-    The child's end is seen by its pidfd on the running loop, on every Python: where the
-    standard function has a thread for each child (3.11) or a child watcher, here is
-    neither.  Works on every loop that has ``add_reader``.
+    The running loop watches the child's pidfd, on every Python: there is neither a thread for
+    each child (3.11) nor a child watcher.  Works on every loop that has ``add_reader``.
 
     Args:
-        program: what is executed.
+        program: the program.
         args: its arguments.
         stdin: None, asyncio.subprocess.PIPE, DEVNULL, or borrowed: a descriptor or a file.
         stdout: the same.
         stderr: the same, or asyncio.subprocess.STDOUT.
-        limit: of the buffers of stdout and stderr, bytes.
-        options: as :class:`pyforkfd.subprocess.Popen`, but for text mode.  Pipes that
-            ``fds`` asks for are in ``process._transport.get_extra_info("subprocess").pipes``.
+        limit: size of the buffers of stdout and stderr, in bytes.
+        options: as :class:`pyforkfd.subprocess.Popen`, but for text mode.  Our ends of pipes
+            of ``fds`` are in ``process._transport.get_extra_info("subprocess").pipes``.
 
     Returns:
         asyncio's own Process.
 
     Raises:
-        OSError: as :class:`pyforkfd.subprocess.Popen`.
+        OSError: as in :class:`pyforkfd.subprocess.Popen`.
     """
     loop = asyncio.get_running_loop()
     protocol = SubprocessStreamProtocol(limit=limit, loop=loop)

@@ -7,11 +7,12 @@ As a function that a zygote calls, or as a program:
 
     command = ["python3", "-m", "pyforkfd.supervisor.asgi", "shop:app", "--log-level=warning"]
 
-uvicorn gives up listeners and idle connections at once; here the accepting is ours, so that it
-can be paused, and so that nobody's connection is closed while a request is on its way.  Of
-uvicorn's own, these are used: ``Config`` with ``http_protocol_class``, ``ws_protocol_class``,
-``encoded_headers``, ``ssl`` and ``get_loop_factory``; ``Server`` with ``startup``, ``on_tick``,
-``lifespan`` and ``server_state``.  None has an underscore; uvicorn calls none of them stable.
+uvicorn closes listeners and idle connections at once when it ends.  This module accepts by
+itself, so that accepting can be paused and no connection is closed while a request is on its
+way.  These parts of uvicorn are used: ``Config`` with ``http_protocol_class``,
+``ws_protocol_class``, ``encoded_headers``, ``ssl`` and ``get_loop_factory``; ``Server`` with
+``startup``, ``on_tick``, ``lifespan`` and ``server_state``.  None has an underscore; uvicorn
+calls none of them stable.
 """
 
 from __future__ import annotations
@@ -37,24 +38,24 @@ log = logging.getLogger("pyforkfd.supervisor.asgi")
 
 Application: TypeAlias = str | Callable[..., Any]
 
-_AT_ONCE = 8  # accepted in a turn: the rest is left to the other workers
+_AT_ONCE = 8  # connections accepted in a turn: the rest is left to the other workers
 _OUT_OF_DESCRIPTORS = 0.5  # seconds until the next try
-_OURS = {"app", "host", "port", "uds", "fd", "workers", "reload", "limit_max_requests"}
+_RESERVED = {"app", "host", "port", "uds", "fd", "workers", "reload", "limit_max_requests"}
 _CLOSE = (b"connection", b"close")
 
 
 def serve(app: Application, **options: Any) -> None:
-    """Serve until the supervisor, or SIGTERM, says that it is enough.
+    """Serve until the supervisor orders a drain, or SIGTERM comes.
 
     Args:
         app: ``"package.module:attribute"``, or the application itself.
-        options: uvicorn's, see uvicorn.Config, but for where to listen and for workers.
+        options: options of uvicorn.Config, without those for listeners and workers.
 
     Raises:
-        ValueError: an option that the supervisor decides; or there is no listener.
-        SystemExit: the application could not be imported or started; it has said why.
+        ValueError: an option belongs to the supervisor, or there is no listener.
+        SystemExit: the application could not be imported or started; uvicorn has logged why.
     """
-    if taken := sorted(_OURS & options.keys()):
+    if taken := sorted(_RESERVED & options.keys()):
         raise ValueError(f"serve: {', '.join(taken)}: the supervisor decides that")
     worker = current()
     listeners = worker.listeners() if worker else _systemd_listeners()
@@ -73,42 +74,42 @@ def _systemd_listeners() -> dict[str, socket.socket]:
 
 
 class _Server(uvicorn.Server):  # type: ignore[misc]  # the same answer without uvicorn's types
-    """Accepts by itself, and leaves in the order that loses nothing."""
+    """A server that accepts by itself and drains without losing a request."""
 
     def __init__(
         self, config: uvicorn.Config, worker: Worker | None, listeners: dict[str, socket.socket]
     ) -> None:
         super().__init__(config)
         self._worker = worker
-        self._given = listeners
+        self._listeners = listeners
         self._acceptors: dict[str, _Acceptor] = {}
-        self._connecting: set[asyncio.Task[None]] = set()  # accepted, not uvicorn's yet
+        self._connecting: set[asyncio.Task[None]] = set()  # accepted, not yet handed to uvicorn
         self._counted = 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets=[])  # the application's own start; it binds nothing
-        for name, sock in self._given.items():
+        await super().startup(sockets=[])  # starts the application, binds nothing
+        for name, sock in self._listeners.items():
             self._accept_from(name, sock)
         worker = self._worker
         if worker is None:
             ff.notify(ready=True)
             return
         for order in ("pause", "resume", "stop_accepting", "resume_accepting"):
-            worker.on(order, lambda _: self._follow())
+            worker.on(order, lambda _: self._apply_accepting())
         worker.on("accept", self._borrow)
         worker.on("return", self._give_back)
         worker.on("drain", lambda _: self._drain())
         worker.on("orphaned", lambda _: self._drain())
         worker.attach()
-        self._follow()
+        self._apply_accepting()
         worker.ready()
 
     def _accept_from(self, name: str, sock: socket.socket) -> None:
         sock.setblocking(False)
-        acceptor = self._acceptors[name] = _Acceptor(sock, self._greet)
+        acceptor = self._acceptors[name] = _Acceptor(sock, self._connect_soon)
         acceptor.start()
 
-    def _greet(self, sock: socket.socket) -> None:
+    def _connect_soon(self, sock: socket.socket) -> None:
         task = asyncio.get_running_loop().create_task(self._connect(sock))
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
@@ -117,8 +118,8 @@ class _Server(uvicorn.Server):  # type: ignore[misc]  # the same answer without 
         loop = asyncio.get_running_loop()
         try:
             await loop.connect_accepted_socket(self._protocol, sock, ssl=self.config.ssl)
-        except OSError as error:  # the client has gone; ssl.SSLError is one as well
-            log.debug("a connection came to nothing: %s", error)
+        except OSError as error:  # the client is gone; ssl.SSLError is an OSError too
+            log.debug("connection: not established: %s", error)
             sock.close()
 
     def _protocol(self) -> asyncio.Protocol:
@@ -127,17 +128,17 @@ class _Server(uvicorn.Server):  # type: ignore[misc]  # the same answer without 
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
 
-    def _follow(self) -> None:
+    def _apply_accepting(self) -> None:
         accepting = self._worker is None or self._worker.accepting
         for acceptor in self._acceptors.values():
             acceptor.start() if accepting else acceptor.stop()
 
     def _borrow(self, order: Order) -> None:
-        """Shards of a sibling that is not there."""
+        """Accept from the shards of an absent sibling too."""
         for name, fd in order.fds.items():
             if name not in self._acceptors:
                 self._accept_from(name, socket.socket(fileno=fd.detach()))
-        self._follow()
+        self._apply_accepting()
 
     def _give_back(self, order: Order) -> None:
         for name in order.fds:
@@ -149,21 +150,21 @@ class _Server(uvicorn.Server):  # type: ignore[misc]  # the same answer without 
         return self._worker is not None and (self._worker.draining or self._worker.orphaned)
 
     def _drain(self) -> None:
-        """Whoever is connected gets one more answer, which says that it was the last.
+        """Answer each connection once more, with ``Connection: close``.
 
-        No connection is closed for being idle, or for never having said anything: its request
-        may be on its way.  Those that stay silent are cut by stop_signal, when the
-        supervisor's patience ends.
+        No connection is closed for being idle, or for never having sent anything: its request
+        may be on its way.  Those that stay silent are closed by stop_signal, when
+        drain_timeout has passed.
         """
         for acceptor in self._acceptors.values():
             acceptor.close()
         if _CLOSE not in self.config.encoded_headers:
-            # The list in use has it at once, those that each second brings from the other.
+            # Headers are made anew each second from the first list; the second is in use now.
             self.config.encoded_headers.append(_CLOSE)
             self.server_state.default_headers.append(_CLOSE)
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second."""
+        """Count requests and look for the end of a drain, ten times a second."""
         if self._worker is not None:
             total = self.server_state.total_requests
             self._worker.count(total - self._counted)
@@ -179,7 +180,7 @@ class _Server(uvicorn.Server):  # type: ignore[misc]  # the same answer without 
         kind = self.config.ws_protocol_class
         for connection in list(self.server_state.connections):
             if kind is not None and isinstance(connection, kind):
-                connection.shutdown()  # says 1012, service restart: the client comes again
+                connection.shutdown()  # closes with 1012, service restart: the client reconnects
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for acceptor in self._acceptors.values():
@@ -190,11 +191,11 @@ class _Server(uvicorn.Server):  # type: ignore[misc]  # the same answer without 
 
 
 class _Acceptor:
-    """Accepts from one socket while it is started."""
+    """A reader of one listener that accepts while it is started."""
 
-    def __init__(self, sock: socket.socket, greet: Callable[[socket.socket], None]) -> None:
+    def __init__(self, sock: socket.socket, on_accept: Callable[[socket.socket], None]) -> None:
         self._sock = sock
-        self._greet = greet
+        self._on_accept = on_accept
         self._loop = asyncio.get_running_loop()
         self._retry: asyncio.TimerHandle | None = None
         self._started = False
@@ -213,7 +214,7 @@ class _Acceptor:
             self._loop.remove_reader(self._sock.fileno())
 
     def close(self) -> None:
-        """Close this process's copy: connections that wait are for the others."""
+        """Close this process's copy; its siblings accept the connections that wait."""
         self.stop()
         self._sock.close()
 
@@ -223,22 +224,24 @@ class _Acceptor:
                 sock, _ = self._sock.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return
-            except OSError as error:  # no more descriptors, most likely: accept(2)
+            except OSError as error:  # RLIMIT_NOFILE, most likely: accept(2)
                 log.error("accept: %s", error)
                 self.stop()
                 self._retry = self._loop.call_later(_OUT_OF_DESCRIPTORS, self.start)
                 return
             sock.setblocking(False)
-            self._greet(sock)
+            self._on_accept(sock)
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Serve what the command line says; uvicorn's options by their names."""
+    """Serve the application that the command line names, with uvicorn's options."""
     parser = argparse.ArgumentParser(prog="python -m pyforkfd.supervisor.asgi")
     parser.add_argument("app", help="package.module:attribute")
-    parser.add_argument("--app-dir", default=".", help="where modules are looked for first")
+    parser.add_argument(
+        "--app-dir", default=".", help="the directory in which modules are searched first"
+    )
     for name, parameter in inspect.signature(uvicorn.Config).parameters.items():
-        if name not in _OURS:
+        if name not in _RESERVED:
             _add_option(parser, name, parameter.default)
     options = vars(parser.parse_args(args))
     sys.path.insert(0, options.pop("app_dir"))

@@ -1,4 +1,4 @@
-"""cgroups of our own for tests, and programs that run in them."""
+"""Cgroups for tests, and programs that run in them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pyforkfd.supervisor.spec._limits import Limits
 
 PACKAGES = Path(ff.__file__).parents[1]
 CONTROLLERS = ("cpu", "memory", "pids")
-# May read the interpreter wherever it is, and write only files of its own.
+# May read the interpreter wherever that is, and write only its own files.
 AS_NOBODY: dict[str, Any] = {
     "user": "nobody",
     "capabilities": ff.Capabilities(
@@ -32,7 +32,7 @@ AS_NOBODY: dict[str, Any] = {
 
 
 def mount() -> Path:
-    """Return where the v2 tree is mounted, or the v2 part of a hybrid one."""
+    """Return the mount point of the v2 tree, or of the v2 part of a hybrid one."""
     for line in Path("/proc/mounts").read_text().splitlines():
         if line.split()[2] == "cgroup2":
             return Path(line.split()[1])
@@ -41,7 +41,7 @@ def mount() -> Path:
 
 @contextmanager
 def fresh_cgroup(name: str) -> Iterator[Path]:
-    """Make a cgroup below the top of the tree; at the end kill its processes and remove it."""
+    """Make a cgroup below the top of the tree; its processes are killed at the end."""
     path = mount() / f"pyforkfd-{name}-{os.getpid()}"
     try:
         path.mkdir()
@@ -59,8 +59,8 @@ def fresh_cgroup(name: str) -> Iterator[Path]:
 
 
 def demand_controllers(path: Path) -> None:
-    available = (path / "cgroup.controllers").read_text().split()
-    if missing := set(CONTROLLERS) - set(available):
+    has = (path / "cgroup.controllers").read_text().split()
+    if missing := set(CONTROLLERS) - set(has):
         pytest.skip(
             f"no {', '.join(sorted(missing))} controller in this machine's cgroup v2 tree: "
             "test_vm.py runs this in one that has it"
@@ -69,13 +69,13 @@ def demand_controllers(path: Path) -> None:
 
 @pytest.fixture(name="home")
 def cgroup_home() -> Iterator[Path]:
-    """An empty cgroup, with the controllers of this machine."""
+    """An empty cgroup, with the controllers that this machine has."""
     with fresh_cgroup("test") as path:
         yield path
 
 
-@pytest.fixture(name="given")
-def cgroup_given(home: Path) -> Path:
+@pytest.fixture(name="delegated")
+def cgroup_delegated(home: Path) -> Path:
     """An empty cgroup with the controllers cpu, memory and pids."""
     demand_controllers(home)
     return home
@@ -83,7 +83,7 @@ def cgroup_given(home: Path) -> Path:
 
 @pytest.fixture(name="tree")
 def cgroup_tree(home: Path) -> Iterator[Tree]:
-    """A tree of which no controller is required."""
+    """A tree without required controllers."""
     opened, missing = open_tree("prefer", start=home)
     assert opened is not None
     with opened:
@@ -92,10 +92,10 @@ def cgroup_tree(home: Path) -> Iterator[Tree]:
 
 
 @pytest.fixture(name="limited")
-def cgroup_limited(given: Path) -> Iterator[Tree]:
-    """A tree whose leaves can have every limit."""
+def cgroup_limited(delegated: Path) -> Iterator[Tree]:
+    """A tree whose leafs can have every limit."""
     limits = Limits(memory_max=1, cpu_weight=1, pids_max=1)
-    opened, missing = open_tree("require", [limits], start=given)
+    opened, missing = open_tree("require", [limits], start=delegated)
     assert opened is not None
     with opened:
         assert not missing
@@ -105,7 +105,7 @@ def cgroup_limited(given: Path) -> Iterator[Tree]:
 
 @contextmanager
 def running(args: list[ff.StrPath], **options: Any) -> Iterator[ff.Process]:
-    """Run a child; kill it at the end, so that a failed test does not wait for it."""
+    """Run a child that is killed at the end, so that a failed test does not wait for it."""
     with ff.spawn(args, **options) as child:
         try:
             yield child
@@ -114,7 +114,7 @@ def running(args: list[ff.StrPath], **options: Any) -> Iterator[ff.Process]:
 
 
 def python(code: str, *args: str, **options: Any) -> AbstractContextManager[ff.Process]:
-    """Run code that needs only the standard library in a child."""
+    """Run a child with this code, which imports the standard library alone."""
     return running([sys.executable, "-I", "-S", "-c", code, *args], **options)
 
 
@@ -124,7 +124,10 @@ def sleeper(**options: Any) -> AbstractContextManager[ff.Process]:
 
 
 def reap_orphan(pid: int) -> None:
-    """Reap a process whose parent has ended, if it is ours: zygotes may make us a sub-reaper."""
+    """Reap a process whose parent has ended, if it is our child.
+
+    It is where a zygote has made this process a sub-reaper, which is permanent.
+    """
     try:
         os.waitpid(pid, 0)
     except ChildProcessError:
@@ -132,10 +135,10 @@ def reap_orphan(pid: int) -> None:
 
 
 def answer(code: str, *args: str, **options: Any) -> Any:
-    """Run code that must succeed in a child, and return the JSON that it prints."""
-    # Without site: on a machine that reads files slowly it takes as long as all else.
-    path = f"import sys; sys.path.append({str(PACKAGES)!r})\n"
-    command = [sys.executable, "-I", "-S", "-c", path + code, *args]
+    """Return what a child prints, decoded from JSON; the child must succeed."""
+    # No site: in a machine that is slow to read files it costs as much as all else.
+    found = f"import sys; sys.path.append({str(PACKAGES)!r})\n"
+    command = [sys.executable, "-I", "-S", "-c", found + code, *args]
     done = ff.run(command, capture=True, text=True, timeout=60, **options)
     assert done.status.success, f"{done.status}: {done.stderr}"
     return json.loads(done.stdout or "")
@@ -144,18 +147,18 @@ def answer(code: str, *args: str, **options: Any) -> Any:
 def line(child: ff.Process, timeout: float = 20) -> str:
     """Return the next line that a child prints."""
     assert child.stdout is not None
-    output = b""
-    while not output.endswith(b"\n"):  # byte by byte: select does not see what is buffered
+    text = b""
+    while not text.endswith(b"\n"):  # byte by byte: select() does not see buffered bytes
         ready, _, _ = select.select([child.stdout], [], [], timeout)
-        assert ready, f"{child} prints nothing after {output!r}"
+        assert ready, f"{child} prints nothing after {text!r}"
         byte = os.read(child.stdout.fileno(), 1)
-        assert byte, f"{child} has closed its output after {output!r}"
-        output += byte
-    return output.decode().strip()
+        assert byte, f"{child} has closed its output after {text!r}"
+        text += byte
+    return text.decode().strip()
 
 
 def usage(cgroup: Path) -> int:
-    """Return the processor time used, in microseconds."""
+    """Return the processor time of a cgroup in microseconds."""
     return stat(cgroup)["usage_usec"]
 
 

@@ -94,7 +94,7 @@ class Seen(TypedDict):
     cgroup: str
 
 
-def build(source: Path, program: Path) -> None:
+def build(source: Path, program: Path, *options: str) -> None:
     """Compile a program; statically, since some tests run it in an empty root directory."""
     command: list[str | Path] = [
         "cc",
@@ -103,6 +103,7 @@ def build(source: Path, program: Path) -> None:
         "-Werror",
         "-O1",
         "-static",
+        *options,
         "-o",
         program,
         source,

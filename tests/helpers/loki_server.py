@@ -1,4 +1,4 @@
-"""A server with Loki's push endpoint, which accepts and refuses the same requests as Loki."""
+"""A server with Loki's push endpoint, which takes and refuses the same requests as Loki."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")  # Prometheus: a label's name
 
 @dataclass
 class LokiServer:
-    """The requests that came, and the answers to send.
+    """The requests that arrived, and the answers to the next ones.
 
     Attributes:
         url: of the server.
-        script: status and headers of the first answers; later ones are 204.
-        requests: headers and body of each request, accepted or not.
-        streams: (labels, time, line) of the accepted ones.
-        hold: an event that requests wait for.
+        script: status and headers of the first answers; the status of the others is 204.
+        requests: headers and body of each request, taken or not.
+        streams: (labels, time, line) of the requests that were taken.
+        hold: set: requests are answered; clear: they wait.
     """
 
     url: str = ""
@@ -71,7 +71,11 @@ def problem(path: str, headers: Mapping[str, str], data: bytes) -> tuple[str, di
 
 @contextmanager
 def serving(tls: Path | None = None) -> Iterator[LokiServer]:
-    """Run a server on a port of its own; ``tls`` is a file of its key and certificate."""
+    """Serve on a free port.
+
+    Args:
+        tls: file with key and certificate, for https.
+    """
     loki = LokiServer()
     loki.hold.set()
 
@@ -98,7 +102,7 @@ def serving(tls: Path | None = None) -> Iterator[LokiServer]:
             self.wfile.write(text)
 
         def log_message(self, *_: object) -> None:
-            """Log nothing: requests are in the list."""
+            """Print nothing: the requests are in the list."""
 
     class Server(ThreadingHTTPServer):
         daemon_threads = False  # joined at the end

@@ -32,6 +32,21 @@ class Suite:
         return {name for name, outcome in self.outcomes.items() if outcome == "passed"}
 
 
+def demand_modules(names: list[str]) -> None:
+    """Skip where this Python has not all modules of its test package; Debian's has few."""
+    wanted = {".".join(name.split(".")[:2]) for name in names if name.startswith("test.")}
+    if any(not name.startswith(("test.", "+")) for name in names):
+        wanted.add("test._test_multiprocessing")  # which our own suites are made of
+    missing = sorted(name for name in wanted if importlib.util.find_spec(name) is None)
+    if not missing:
+        return
+    what = f"this Python has no {', '.join(missing)}"
+    package = "libpython{}.{}-testsuite".format(*sys.version_info)
+    if os.environ.get("CI"):
+        pytest.fail(f"{what}: .ci/install-python-tests installs it ({package})")
+    pytest.skip(f"{what} (Debian's {package})")
+
+
 def _start(names: list[str], adapter: Path | None, work: Path) -> subprocess.Popen[bytes]:
     work.mkdir()
     args = [sys.executable, RUNNER, work / "outcomes.json", adapter or "-", *names]
@@ -71,10 +86,7 @@ def run_both(
 
     Fails where a test that passed on stock did not pass on ours; the caller asserts the calls.
     """
-    if importlib.util.find_spec("test.support") is None:
-        if os.environ.get("CI"):
-            pytest.fail("this Python has no `test` package: .ci/install-servers installs it")
-        pytest.skip("this Python has no `test` package (Debian's libpython3-testsuite)")
+    demand_modules(names)
     works = tmp_path / "stock", tmp_path / "ours"
     stock_run = _start(names, None, works[0])
     ours_run = _start(names, adapter, works[1])

@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
+NATIVE_TOOLS = ".ci/install-native-tools"
+
 
 def tool(name: str, package: str, installer: str = ".ci/install-servers") -> str:
     """Return the path of a program, or skip; in CI, which runs the installer, fail instead."""

@@ -4,6 +4,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -143,6 +144,28 @@ TEST(the_child_starts_threads_allocates_and_spawns) {
                  if (support::exit_code(support::spawn(support::plan_of_true())) != 0) return 3;
                  return in_clone([] { return 5; }) == 5 ? 0 : 4;
              }), 0);
+}
+
+TEST(at_its_end_the_kernel_clears_the_word_that_libc_has_chosen) {
+    demand_clone();
+    const auto cleared = [] {
+        void* address = nullptr;
+        ::prctl(PR_GET_TID_ADDRESS, &address);
+        return address;
+    };
+    void* const ours = cleared();
+    CHECK(ours != nullptr);
+    CHECK_EQ(in_clone([&] { return cleared() == ours ? 0 : 1; }), 0);
+    CHECK_EQ(in_clone([] {
+                 static const pthread_t main_thread = ::pthread_self();
+                 pthread_t thread;
+                 const auto join = [](void*) -> void* {
+                     ::_exit(::pthread_join(main_thread, nullptr) == 0 ? 42 : 1);
+                 };
+                 if (::pthread_create(&thread, nullptr, join, nullptr) != 0) return 2;
+                 ::pthread_exit(nullptr);
+                 return 3;
+             }), 42);
 }
 
 TEST(a_sibling_is_our_parents_child) {

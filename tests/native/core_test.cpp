@@ -41,11 +41,11 @@ TEST(the_back_end_that_runs_is_the_best_there_is) {
     CHECK_EQ(exit_code(child), 0);
     CHECK_EQ(child.backend, expected(std::nullopt));
     std::printf("     back end: %s; clone3 refused with %d, shared memory with %d\n",
-                forkfd::backend_name(child.backend), forkfd::refusals().clone3.load(),
-                forkfd::refusals().shared_memory.load());
+                forkfd::backend_name(child.backend), forkfd::refusals().clone3.err(),
+                forkfd::refusals().shared_memory.err());
     if (!emulated()) return;
-    CHECK_EQ(forkfd::refusals().clone3.load(), ENOSYS);
-    CHECK(forkfd::refusals().shared_memory != 0);
+    CHECK_EQ(forkfd::refusals().clone3.err(), ENOSYS);
+    CHECK(forkfd::refusals().shared_memory);
     CHECK(!forkfd::memory_is_shared());
 }
 
@@ -58,7 +58,7 @@ TEST(each_back_end_runs_when_it_is_forced) {
 TEST(without_clone3_it_is_clone_unless_clone3_is_demanded) {
     const auto demand = [] {
         CHECK_EQ(exit_code(spawn(plan_of_true())), 0);
-        CHECK_EQ(forkfd::refusals().clone3.load(), ENOSYS);
+        CHECK_EQ(forkfd::refusals().clone3.err(), ENOSYS);
         CHECK_EQ(spawn_and_end(plan_of_true()), emulated() ? Backend::fork_like : Backend::clone);
         const Forced forced(Backend::clone3);
         const forkfd::SysError error = error_of(plan_of_true());
@@ -168,7 +168,7 @@ TEST(without_close_range_the_child_closes_what_it_finds_listed) {
             facts.fds.erase(1);
             CHECK(facts.fds == (std::map<int, std::string>{{300, identity(file.get())}}));
         });
-        CHECK_EQ(forkfd::refusals().unshare.load(), ENOSYS);
+        CHECK_EQ(forkfd::refusals().unshare.err(), ENOSYS);
     });
 }
 
@@ -344,7 +344,7 @@ TEST(features_are_what_the_calls_answer) {
         CHECK(here.emplace(feature.name, feature.err).second);
     }
     CHECK_EQ(here.count("clone_into_cgroup"), 0U);
-    CHECK_EQ(here.at("clone3"), forkfd::refusals().clone3.load());
+    CHECK_EQ(here.at("clone3"), forkfd::refusals().clone3.err());
     CHECK_EQ(here.at("shared_memory") == 0, forkfd::memory_is_shared());
     CHECK_EQ(here.at("pidfd_open") == 0, forkfd::has_pidfd_open());
     CHECK_EQ(here.at("pidfs") == 0, forkfd::has_pidfs());

@@ -240,6 +240,33 @@ TEST(anybodys_epoll_is_made_anew_in_a_child) {
     CHECK_EQ(actions.timing().failures.load(), 0U);
 }
 
+TEST(a_shortage_at_a_renewal_is_not_for_good) {
+    const Pipe pipe;
+    const UniqueFd gone(::eventfd(0, EFD_CLOEXEC));
+    const UniqueFd holder(::fcntl(gone.get(), F_DUPFD_CLOEXEC, 0));
+    EpollSet set;
+    set.add(pipe.reader.get(), EPOLLIN);
+    set.add(gone.get(), EPOLLIN);
+    // Its number is another file now, so only a new instance forgets the entry.
+    CHECK(::dup3(pipe.writer.get(), gone.get(), O_CLOEXEC) >= 0);
+    const auto error_of = [](auto call) {
+        try {
+            call();
+        } catch (const std::system_error& e) {
+            return e.code().value();
+        }
+        return 0;
+    };
+    without({SYS_epoll_create1}, [&] {
+        CHECK_EQ(error_of([&] { set.remove(gone.get()); }), ENOMEM);
+        CHECK_EQ(error_of([&] { ready(set); }), ENOMEM);
+    }, ENOMEM);
+    pipe.fill();
+    CHECK_EQ(ready(set), 1);
+    CHECK(agree(set));
+    CHECK_EQ(set.rebuilds(), 1U);
+}
+
 int main(int argc, char** argv) {
     if (const auto code = helper(argc, argv)) return *code;
     return check::run(argc, argv);

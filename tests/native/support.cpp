@@ -214,12 +214,12 @@ bool can_make_user_namespace() {
     return can;
 }
 
-void refuse(std::initializer_list<long> calls) {
+void refuse(std::initializer_list<long> calls, int err) {
     std::vector<sock_filter> filter = {BPF_STMT(BPF_LD | BPF_W | BPF_ABS,
                                                 offsetof(struct seccomp_data, nr))};
     for (const long nr : calls) {
         filter.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, static_cast<unsigned>(nr), 0, 1));
-        filter.push_back(BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSYS));
+        filter.push_back(BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | static_cast<unsigned>(err)));
     }
     filter.push_back(BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW));
     const sock_fprog program = {static_cast<unsigned short>(filter.size()), filter.data()};
@@ -239,12 +239,12 @@ void with_each_backend(const std::function<void(Backend)>& body) {
     }
 }
 
-void without(std::initializer_list<long> calls, const std::function<void()>& body) {
+void without(std::initializer_list<long> calls, const std::function<void()>& body, int err) {
     if (emulated()) throw check::Skip("an emulator takes no filter");
     Refusals& seen = refusals();
-    const int clone3 = seen.clone3, unshare = seen.unshare;
+    const int clone3 = seen.clone3.err(), unshare = seen.unshare.err();
     const auto guarded = [&] {
-        refuse(calls);
+        refuse(calls, err);
         body();
     };
     std::exception_ptr failure;
@@ -253,8 +253,10 @@ void without(std::initializer_list<long> calls, const std::function<void()>& bod
     } catch (...) {
         failure = std::current_exception();
     }
-    seen.clone3 = clone3;
-    seen.unshare = unshare;
+    seen.clone3.forget();
+    seen.clone3.remember(clone3);
+    seen.unshare.forget();
+    seen.unshare.remember(unshare);
     if (failure) std::rethrow_exception(failure);
 }
 

@@ -2,6 +2,7 @@
 // Stage, and what the machine below can do.
 #pragma once
 
+#include <cerrno>
 #include <functional>
 #include <initializer_list>
 #include <map>
@@ -33,9 +34,10 @@ Backend expected(std::optional<Backend> forced);  // what must run on this machi
 // Forces each back end that this machine has, in turn.
 void with_each_backend(const std::function<void(Backend)>& body);
 
-// Runs `body` on a thread whose system calls with these numbers are refused with ENOSYS,
-// as an older kernel does; what the core learns from it is forgotten at the end.
-void without(std::initializer_list<long> calls, const std::function<void()>& body);
+// Runs `body` on a thread whose system calls with these numbers fail with `err`: ENOSYS as in
+// an older kernel.  What the core remembers of it is forgotten at the end.
+void without(std::initializer_list<long> calls, const std::function<void()>& body,
+             int err = ENOSYS);
 
 // Forces a back end until the end of the scope.
 class Forced {

@@ -14,6 +14,8 @@
 #include <thread>
 
 #include "core/atfork/fork_lock.h"
+#include "core/base/raw_syscall.h"
+#include "core/spawn/spawner_thread.h"
 #include "support.h"
 #include "threads.h"
 
@@ -138,6 +140,28 @@ TEST(a_child_that_dies_with_the_process_outlives_the_thread) {
             CHECK_EQ(forkfd::send_signal(child->pidfd.get(), SIGKILL), 0);
         }
         CHECK_EQ(wait(*child).status, with_process ? SIGKILL : SIGTERM);
+    }
+}
+
+TEST(callers_of_no_spawner_thread_start_one_and_a_shortage_of_threads_passes) {
+    SpawnPlan plan = plan_of_true();
+    plan.death_signal = SIGTERM;
+    for (int round = 0; round < 20; ++round) {
+        forkfd::forget_spawner_thread();
+        if (!emulated())
+            without({forkfd::raw::nr_clone3, SYS_clone}, [&plan] {
+                try {
+                    spawn(plan);
+                    CHECK(!"spawned");
+                } catch (const forkfd::SysError& error) {
+                    CHECK_EQ(error.stage(), Stage::helper_thread);
+                    CHECK_EQ(error.err(), EAGAIN);
+                }
+            }, EAGAIN);
+        Threads threads;
+        for (int i = 0; i < 4; ++i)
+            threads.start([&plan] { CHECK_EQ(exit_code(spawn(plan)), 0); });
+        threads.join();
     }
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -12,6 +11,9 @@ from suites import run_both
 ADAPTER = Path(__file__).parent / "adapters" / "zygote_context.py"
 FUTURES = "test.test_concurrent_futures"
 
+# A suite that hangs ends by itself, with the name of its test: tests/helpers/run_suite.py.
+pytestmark = pytest.mark.timeout(5000)
+
 
 def test_multiprocessing_on_a_zygote(tmp_path: Path) -> None:
     _, ours = run_both(["forkserver_suite"], adapter=ADAPTER, tmp_path=tmp_path, timeout=2400)
@@ -20,8 +22,6 @@ def test_multiprocessing_on_a_zygote(tmp_path: Path) -> None:
 
 
 def test_process_pools_on_a_zygote(tmp_path: Path) -> None:
-    if importlib.util.find_spec(FUTURES) is None:
-        pytest.skip(f"this Python has no {FUTURES}")
     parts = ("as_completed", "deadlock", "init", "process_pool", "shutdown", "wait")
     # Their other classes are about os.fork and fresh interpreters.
     names = [*(f"{FUTURES}.test_{part}" for part in parts), "+Forkserver"]

@@ -37,7 +37,7 @@ def example(name: str, directory: Path, *, ready: int) -> Iterator[Running]:
 
 
 def sign(running: Running, message: str) -> tuple[str, str]:
-    """Whose key it was, and the signature."""
+    """Have a message signed: (the worker that has the key, the signature)."""
     key, signature = running.get(f"/{message}").decode().split()
     return key, signature
 
@@ -46,7 +46,7 @@ def sign(running: Running, message: str) -> tuple[str, str]:
 def keys(tmp_path: Path) -> Iterator[Running]:
     (tmp_path / "signing.key").write_text("the first key")
     with example("signing", tmp_path, ready=3) as running:
-        # Each web worker is told of the keys a moment after it is ready.
+        # Each web worker gets the news of the keys a moment after it is ready.
         assert gone(lambda: all(sign(running, "any")[0] != "local" for _ in range(10)))
         yield running
 
@@ -83,13 +83,13 @@ def test_who_has_lost_the_key_signs_by_itself_until_it_is_back(
     os.kill(signer(keys), signal.SIGKILL)
     keys.log.wait_for(r"keys: worker \d+ died \(signal\)", after=after)
     keys.log.wait_for(r"keys: worker \d+ died \(exit\)", after=after)
-    # Web workers are told a moment later.
+    # Web workers get the news a moment later.
     assert gone(lambda: sign(keys, "message")[0] == "local")
     after = len(keys.log)
     (tmp_path / "hidden").rename(tmp_path / "signing.key")
     keys.log.wait_for(r"keys: worker \d+: ready", after=after)
     while (now := sign(keys, "message"))[0] == "local":
-        pass  # the web workers are told a moment later
+        pass  # the web workers get the news a moment later
     assert now == first
 
 

@@ -49,8 +49,9 @@ def test_who_imports_us_pays_for_no_supervisor() -> None:
     package = imported_by("import pyforkfd.supervisor") - front
     assert package == {"pyforkfd.supervisor"}
     described = imported_by("from pyforkfd.supervisor import Service") - front
-    names = ("spec", "spec._limits", "spec._problems", "spec._spec")
-    package |= {f"pyforkfd.supervisor.{name}" for name in names}
+    modules = ("_bounds", "_limits", "_problems", "_reader", "_spec", "_units")
+    package |= {"pyforkfd.supervisor.spec"}
+    package |= {f"pyforkfd.supervisor.spec.{name}" for name in modules}
     assert described == package
     running = imported_by("from pyforkfd.supervisor import Supervisor") - front
     assert not {name for name in running if name.startswith("rich")}

@@ -9,14 +9,14 @@ from pyforkfd._core import plan_fds
 FDS = st.integers(0, 12)
 
 
-def run(steps: list[tuple[str, int, int]], table: dict[int, int]) -> dict[int, int]:
+def run(steps: list[tuple[str, int, int, int]], table: dict[int, int]) -> dict[int, int]:
     """Execute steps on a table number -> open file; returns what survives exec."""
     scratch: int | None = None
     kept: set[int] = set()
-    for kind, source, target in steps:
+    for kind, source, target, floor in steps:
         if kind == "save":
             assert scratch is None, "two scratch descriptors at once"
-            assert target >= max(table), "the scratch could land on a number in use"
+            assert floor >= max(table), "the scratch could land on a number in use"
             scratch = table[source]
             continue
         if kind == "dup":

@@ -7,19 +7,12 @@
 #include <atomic>
 
 #include "core/base/counters.h"
+#include "core/base/kernel_flags.h"
 #include "core/base/raw_syscall.h"
 
 namespace forkfd {
 
 namespace {
-
-struct LinuxDirent {  // getdents64(2)
-    std::uint64_t inode;
-    std::int64_t offset;
-    unsigned short size;
-    unsigned char type;
-    char name[];
-};
 
 // -1 where it cannot be opened.  The descriptor that it is read by is counted too.
 std::int64_t count_entries(const char* path) noexcept {
@@ -27,12 +20,12 @@ std::int64_t count_entries(const char* path) noexcept {
                               O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0) return -1;
     std::int64_t found = 0;
-    alignas(LinuxDirent) char buffer[4096];
+    alignas(LinuxDirent64) char buffer[4096];
     for (;;) {
         const long size = raw::call(SYS_getdents64, fd, raw::addr(buffer), sizeof buffer);
         if (size <= 0) break;
         for (long at = 0; at < size; ++found)
-            at += reinterpret_cast<const LinuxDirent*>(buffer + at)->size;
+            at += reinterpret_cast<const LinuxDirent64*>(buffer + at)->reclen;
     }
     raw::call(SYS_close, fd);
     return found - 2;  // . and ..

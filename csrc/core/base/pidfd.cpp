@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "core/base/counters.h"
+#include "core/base/kernel_flags.h"
 #include "core/base/raw_syscall.h"
 #include "core/base/trace.h"
 
@@ -14,7 +15,6 @@ namespace forkfd {
 
 namespace {
 
-constexpr int kPPidfd = 3;  // P_PIDFD, Linux 5.4; missing from older libc headers
 // Children whose end sends another signal than SIGCHLD as well, or none (clone(2)).
 constexpr int kExited = WEXITED | __WALL;
 
@@ -71,7 +71,7 @@ std::optional<ExitInfo> reap(int pidfd) noexcept {
     // libc's waitid() has no rusage; the kernel's has.
     siginfo_t info = {};
     ExitInfo result = {true, 0, 0, true, {}};
-    const long rc = raw::call(SYS_waitid, kPPidfd, pidfd, raw::addr(&info), kExited | WNOHANG,
+    const long rc = raw::call(SYS_waitid, kWaitPidfd, pidfd, raw::addr(&info), kExited | WNOHANG,
                               raw::addr(&result.usage));
     if (rc == -ECHILD) {
         if (wait_readable(pidfd, 0) != 1) return std::nullopt;

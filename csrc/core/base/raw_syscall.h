@@ -14,6 +14,7 @@ constexpr long nr_pidfd_send_signal = 424;
 constexpr long nr_pidfd_open = 434;
 constexpr long nr_clone3 = 435;
 constexpr long nr_close_range = 436;
+constexpr long nr_pidfd_getfd = 438;
 
 #if defined(__x86_64__)
 

@@ -13,6 +13,14 @@ namespace forkfd {
 using KernelSigset = std::uint64_t;  // bit n-1 is signal n; kernel's size is 8 bytes
 constexpr int kLastSignal = 64;
 
+// The kernel's own struct sigaction, the same on x86-64 and aarch64.
+struct KernelSigaction {
+    unsigned long handler;  // 0 is SIG_DFL, 1 is SIG_IGN
+    unsigned long flags;
+    unsigned long restorer;
+    KernelSigset mask;
+};
+
 constexpr KernelSigset signal_bit(int sig) noexcept { return KernelSigset{1} << (sig - 1); }
 
 inline KernelSigset current_signal_mask() noexcept {

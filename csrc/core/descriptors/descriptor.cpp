@@ -14,17 +14,13 @@
 #include <memory>
 #include <system_error>
 
+#include "core/base/kernel_flags.h"
 #include "core/base/probe.h"
 #include "core/base/raw_syscall.h"
 
 namespace forkfd {
 
 namespace {
-
-constexpr int kDupfdQuery = 1024 + 3;  // F_DUPFD_QUERY, Linux 6.10
-constexpr int kKcmpFile = 0;           // linux/kcmp.h
-constexpr unsigned kUnshare = 1U << 1;  // linux/close_range.h
-constexpr unsigned kCloexec = 1U << 2;  // Linux 5.11
 
 std::string name(int fd) { return "descriptor " + std::to_string(fd); }
 
@@ -50,7 +46,7 @@ void set_cloexec(int fd, bool on) {
 }
 
 void close_range(unsigned first, unsigned last, bool cloexec, bool unshare) {
-    const unsigned flags = (unshare ? kUnshare : 0) | (cloexec ? kCloexec : 0);
+    const unsigned flags = (unshare ? kCloseRangeUnshare : 0) | (cloexec ? kCloseRangeCloexec : 0);
     const long rc = raw::call(raw::nr_close_range, first, last, flags);
     if (rc == 0) return;
     const std::string what =

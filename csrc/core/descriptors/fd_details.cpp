@@ -10,11 +10,11 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "core/base/kernel_flags.h"
+
 namespace forkfd {
 
 namespace {
-
-constexpr int kGetSeals = 1024 + 10;  // F_GET_SEALS
 
 bool starts_with(const std::string& text, const char* prefix) {
     return text.rfind(prefix, 0) == 0;

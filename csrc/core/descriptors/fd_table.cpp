@@ -21,7 +21,6 @@ namespace forkfd {
 
 namespace {
 
-constexpr long kPidfdGetfd = 438;  // Linux 5.6
 
 struct Name {  // of a descriptor in /proc/PID/fd
     char text[12];
@@ -203,7 +202,7 @@ class Snapshot {
             pidfd_refused_ = !pidfd_;
         }
         if (!pidfd_) return {};
-        const long fd = raw::call(kPidfdGetfd, pidfd_.get(), number, 0);
+        const long fd = raw::call(raw::nr_pidfd_getfd, pidfd_.get(), number, 0);
         return UniqueFd(fd < 0 ? -1 : static_cast<int>(fd));
     }
 

@@ -15,17 +15,11 @@
 
 namespace forkfd {
 
-// Of a change: its word in messages, and in the lines of FORKFD_DEBUG=epoll=1.
-struct EpollSet::Operation {
-    const char *verb, *stage;
-};
-
 namespace {
 
 using Operation = EpollSet::Operation;
 constexpr Operation kAdd = {"register", "add"}, kModify = {"modify", "modify"},
-                    kRemove = {"unregister", "remove"}, kWait = {"wait", "wait"},
-                    kRenew = {"make anew", nullptr};  // refill() tells
+                    kRemove = {"unregister", "remove"}, kWait = {"wait", "wait"};
 
 void tell(const Operation& what, int epoll, int number, std::uint32_t events, int err) noexcept {
     if (!trace::on(trace::kEpoll) || what.stage == nullptr) return;
@@ -34,13 +28,6 @@ void tell(const Operation& what, int epoll, int number, std::uint32_t events, in
     if (number >= 0) line.field("fd", number);
     if (events != 0) line.field("events", events);
     if (err != 0) line.field("errno", err);
-}
-
-// Why a number cannot be registered again; 0: it is still the file.
-int lost(const EpollRegistration& r) noexcept {
-    struct stat s;
-    if (::fstat(r.number, &s) != 0) return errno;
-    return s.st_dev == r.device && s.st_ino == r.inode ? 0 : ENOENT;
 }
 
 std::string name(const EpollRegistration& r) {
@@ -75,7 +62,7 @@ void EpollSet::publish() noexcept {
 
 void EpollSet::add(int number, std::uint32_t events) {
     const Change change(*this);
-    demand_open(kAdd, number);
+    demand_instance(kAdd, number);
     struct stat s;
     if (::fstat(number, &s) != 0) fail(errno, kAdd, number);
     if (++count_ == 0) ++count_;
@@ -97,7 +84,7 @@ void EpollSet::add(int number, std::uint32_t events) {
 
 void EpollSet::modify(int number, std::uint32_t events) {
     const Change change(*this);
-    demand_open(kModify, number);
+    demand_instance(kModify, number);
     const auto found = registrations_.find(number);
     if (found == registrations_.end()) fail(ENOENT, kModify, number);
     EpollRegistration& r = found->second;
@@ -120,7 +107,7 @@ void EpollSet::modify(int number, std::uint32_t events) {
 
 void EpollSet::remove(int number) {
     const Change change(*this);
-    demand_open(kRemove, number);
+    demand_instance(kRemove, number);
     const auto found = registrations_.find(number);
     if (found == registrations_.end()) fail(ENOENT, kRemove, number);
     mark_ ^= found->second.data;
@@ -144,7 +131,7 @@ int EpollSet::wait(epoll_event* ready, int size, int timeout_ms) {
     int epfd;
     {
         const std::lock_guard<SetLock> lock(lock_);
-        demand_open(kWait, -1);
+        demand_instance(kWait, -1);
         if (suspect_) repair();
         epfd = fd_.get();
         ++waiters_;
@@ -217,7 +204,8 @@ void EpollSet::fail(int err, const Operation& operation, int number) const {
     throw_errno(err, what);
 }
 
-void EpollSet::demand_open(const Operation& operation, int number) const {
+void EpollSet::demand_instance(const Operation& operation, int number) {
+    if (broken_by_shortage()) make_anew();
     if (broken_ != 0) fail(broken_, operation, number);
     if (!fd_) fail(EBADF, operation, number);
 }
@@ -227,73 +215,6 @@ int EpollSet::control(int operation, const EpollRegistration& r) const noexcept 
     event.events = r.events;
     event.data.u64 = r.data;
     return ::epoll_ctl(fd_.get(), operation, r.number, &event) == 0 ? 0 : errno;
-}
-
-// An entry without a number cannot be removed, only left behind with its instance.
-void EpollSet::repair() {
-    suspect_ = false;
-    bool drifted = false;
-    try {
-        for (const EpollWatch& watch : epoll_entries(fd_.get())) {
-            const auto r = registrations_.find(watch.number);
-            drifted |= r == registrations_.end() || r->second.data != watch.data;
-        }
-    } catch (const std::system_error&) {
-        drifted = true;  // without /proc nobody knows
-    }
-    if (!drifted) return;
-    belief_.begin();
-    const std::uint64_t begun = trace::on(trace::kEpoll) ? trace::now_ns() : 0;
-    renew();
-    refill(begun);
-    publish();
-    demand_open(kRenew, -1);
-}
-
-// A thread that waits would stay with the old instance, so it is left to do this itself.
-void EpollSet::suspect() {
-    suspect_ = true;
-    if (waiters_ == 0) repair();
-}
-
-// A new instance under the old number.
-void EpollSet::renew() noexcept {
-    const int number = fd_.get();
-    if (number < 0 || broken_ != 0) return;
-    const bool inheritable = ::fcntl(number, F_GETFD) == 0;
-    int fresh = ::epoll_create1(EPOLL_CLOEXEC);
-    if (fresh < 0 && errno == EMFILE && is_epoll_by_name(number)) {
-        ::close(fd_.release());  // no other number is free
-        fresh = ::epoll_create1(EPOLL_CLOEXEC);
-        fd_ = UniqueFd(fresh < 0 ? -1 : number);
-    }
-    if (fresh < 0) {
-        broken_ = errno;
-    } else if (fresh != number) {
-        broken_ = not_an_epoll(number, fresh);
-        if (broken_ != 0) fd_.release();  // it was closed, and may be somebody else's
-        else if (::dup3(fresh, number, O_CLOEXEC) < 0) broken_ = errno;
-        ::close(fresh);
-    }
-    if (broken_ != 0) return;
-    if (inheritable) ::fcntl(number, F_SETFD, 0);
-    ++rebuilds_;
-}
-
-void EpollSet::refill(std::uint64_t begun) noexcept {
-    if (fd_ && broken_ == 0)
-        for (auto& [number, r] : registrations_) {
-            r.err = lost(r);
-            if (r.err == 0) r.err = control(EPOLL_CTL_ADD, r);
-        }
-    if (!trace::on(trace::kEpoll) || (!fd_ && broken_ == 0)) return;
-    int entries = 0, left_out = 0;
-    for (const auto& [number, r] : registrations_)
-        ++(broken_ == 0 && r.err == 0 ? entries : left_out);
-    trace::Line line("epoll", "rebuilt");
-    line.field("epoll", number_).field("entries", entries).field("left_out", left_out);
-    if (broken_ != 0) line.field("errno", broken_);
-    line.duration(begun);
 }
 
 }  // namespace forkfd

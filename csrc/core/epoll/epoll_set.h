@@ -68,7 +68,10 @@ class EpollSet {
     std::uint64_t rebuilds() const;  // how often the instance was made anew, here and before
     void close();                    // for good: an error of later calls is EBADF
 
-    struct Operation;
+    // Its word in messages, and in the lines of FORKFD_DEBUG=epoll=1 (nullptr: no line).
+    struct Operation {
+        const char *verb, *stage;
+    };
 
     // Sees to forks from now on; else the first EpollSet does.
     static void watch_forks();
@@ -89,7 +92,9 @@ class EpollSet {
     };
 
     [[noreturn]] void fail(int err, const Operation& operation, int number) const;
-    void demand_open(const Operation& operation, int number) const;
+    void demand_instance(const Operation& operation, int number);
+    bool broken_by_shortage() const noexcept;
+    void make_anew() noexcept;
     int control(int operation, const EpollRegistration& r) const noexcept;
     void repair();
     void suspect();
@@ -105,7 +110,9 @@ class EpollSet {
     EpollBelief& belief_;
     std::uint32_t count_ = 0;
     std::uint64_t rebuilds_ = 0;
-    int broken_ = 0;        // errno of a renewal that failed: fd_ is no epoll of ours
+    // errno of a renewal that failed: fd_ is not to be used.  A shortage (ENOMEM, ENFILE,
+    // EMFILE) is not for good: the next call tries again.
+    int broken_ = 0;
     int waiters_ = 0;       // threads in epoll_wait, on the instance of their start
     bool suspect_ = false;  // to be repaired by one that waits
     bool torn_ = false;     // this fork fell into a change: a signal handler's, on its thread

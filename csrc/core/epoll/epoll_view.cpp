@@ -9,14 +9,13 @@
 #include <cstring>
 
 #include "core/descriptors/descriptor.h"
+#include "core/base/kernel_flags.h"
 #include "core/base/raw_syscall.h"
 #include "core/base/unique_fd.h"
 
 namespace forkfd {
 
 namespace {
-
-constexpr int kKcmpFile = 0, kKcmpEpollTfd = 7;  // linux/kcmp.h
 
 struct EpollSlot {  // struct kcmp_epoll_slot
     std::uint32_t epfd, number, nth;

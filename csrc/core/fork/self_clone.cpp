@@ -1,8 +1,10 @@
 #include "core/fork/self_clone.h"
 
 #include <dirent.h>
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <pthread.h>
 #include <sched.h>
 #include <sys/prctl.h>
 #include <unistd.h>
@@ -15,9 +17,11 @@
 #include <memory>
 
 #include "core/spawn/clone.h"
+#include "core/spawn/facilities.h"
 #include "core/descriptors/descriptor.h"
 #include "core/fork/forked.h"
 #include "core/base/pidfd.h"
+#include "core/base/kernel_flags.h"
 #include "core/base/probe.h"
 #include "core/base/raw_syscall.h"
 #include "core/base/signal_mask.h"
@@ -27,20 +31,42 @@ namespace forkfd {
 
 namespace {
 
-constexpr std::uint64_t kPidfd = 0x1000;  // older headers lack some of these
-constexpr std::uint64_t kNewTime = 0x80;
-constexpr std::uint64_t kNewCgroup = 0x2000000;
-constexpr std::uint64_t kClearSighand = 0x100000000ULL;
-constexpr std::uint64_t kIntoCgroup = 0x200000000ULL;
-// In clone() these bits mean the exit signal, or are out of reach.
-constexpr std::uint64_t kClone3Only = kNewTime | kClearSighand | kIntoCgroup;
-
-// Where the kernel clears the thread id at the thread's end, set_tid_address(2): in glibc
-// that is where the thread id itself is kept, so a clone can put the child's there.
-pid_t* tid_address() noexcept {
+// The word that the kernel clears at the thread's end, set_tid_address(2).
+pid_t* cleared_word() noexcept {
     pid_t* address = nullptr;
     if (raw::call(SYS_prctl, PR_GET_TID_ADDRESS, raw::addr(&address)) != 0) return nullptr;
     return address;
+}
+
+// The offset of the thread id behind pthread_self(), as glibc publishes it for debuggers
+// (libthread_db); -1 in any other libc.  Read when the library is loaded: dlsym() takes the
+// loader's lock, which a child of a process with threads may inherit locked.
+long published_offset() noexcept {
+    struct Field {
+        std::uint32_t bits, count, offset;
+    };
+    const auto find = [](const char* name) { return ::dlsym(RTLD_DEFAULT, name); };
+    const auto* const tid = static_cast<const Field*>(find("_thread_db_pthread_tid"));
+    const auto* const size = static_cast<const std::uint32_t*>(find("_thread_db_sizeof_pthread"));
+    if (tid == nullptr || size == nullptr) return -1;
+    const bool fits = tid->bits == 8 * sizeof(pid_t) && tid->count == 1 &&
+                      tid->offset % sizeof(pid_t) == 0 && *size >= sizeof(pid_t) &&
+                      tid->offset <= *size - sizeof(pid_t);
+    return fits ? static_cast<long>(tid->offset) : -1;
+}
+const long tid_offset = published_offset();
+
+// Where libc keeps the caller's thread id, so that a clone can put the child's there; nullptr
+// if it is not found.  It is the word that the kernel clears, but since glibc 2.43, where that
+// word is the state of a join.  A place counts only if it holds the right number.
+pid_t* tid_of_libc() noexcept {
+    const pid_t self = own_tid();
+    pid_t* const cleared = cleared_word();
+    if (cleared != nullptr && *cleared == self) return cleared;
+    if (tid_offset < 0) return nullptr;
+    auto* const field = reinterpret_cast<pid_t*>(
+        reinterpret_cast<char*>(::pthread_self()) + tid_offset);
+    return *field == self ? field : nullptr;
 }
 
 // Rewritten in the child: what the parent holds is the parent's (get_robust_list(2)).
@@ -64,19 +90,15 @@ struct RobustList {
 __attribute__((noinline)) long enter_kernel(const SelfClone& how, std::uint64_t flags,
                                             bool use_clone3, pid_t* tid, int* pidfd) noexcept {
     if (use_clone3) {
-        struct {
-            std::uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size,
-                tls, set_tid, set_tid_size, cgroup;
-        } args = {};
+        KernelCloneArgs args = {};
         args.flags = flags;
         args.pidfd = static_cast<std::uint64_t>(raw::addr(pidfd));
         args.child_tid = static_cast<std::uint64_t>(raw::addr(tid));
         args.parent_tid = static_cast<std::uint64_t>(raw::addr(how.pid_slot));
         args.exit_signal = static_cast<std::uint64_t>(how.exit_signal);
         args.cgroup = static_cast<std::uint64_t>(how.cgroup_fd);
-        // The first published size unless the last member is wanted (E2BIG before 5.7).
         return raw::call(raw::nr_clone3, raw::addr(&args),
-                         (flags & kIntoCgroup) != 0 ? sizeof args : 64);
+                         (flags & kCloneIntoCgroup) != 0 ? kCloneArgsCgroup : kCloneArgsFirst);
     }
     void* const parent_tid = how.pid_slot != nullptr ? static_cast<void*>(how.pid_slot) : pidfd;
     const long word = static_cast<long>(flags) | how.exit_signal;
@@ -161,7 +183,7 @@ std::vector<Task> tasks_now() {
 
 const std::uint64_t clone_flags_for_processes =
     CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET |
-    kNewCgroup | kNewTime | kClearSighand | CLONE_PARENT | CLONE_PTRACE | CLONE_UNTRACED |
+    kCloneNewCgroup | kCloneNewTime | kCloneClearSighand | CLONE_PARENT | CLONE_PTRACE | CLONE_UNTRACED |
     CLONE_FS | CLONE_IO | CLONE_SYSVSEM;
 
 OtherThreads::OtherThreads(std::vector<Task> found)
@@ -182,9 +204,8 @@ std::vector<Task> other_tasks() {
 std::string why_not_clone(std::uint64_t flags) {
     if ((flags & CLONE_PARENT) != 0 && ::getpid() == 1)
         return "pid 1 of a pid namespace may have no siblings";
-    const pid_t* const tid = tid_address();
-    if (tid == nullptr) return "the kernel does not tell where the thread id is kept";
-    if (*tid != own_tid()) return "this libc keeps the thread id elsewhere (musl)";
+    if (cleared_word() == nullptr) return "the kernel does not tell where the thread id is kept";
+    if (tid_of_libc() == nullptr) return "this libc keeps the thread id elsewhere (musl)";
     return "";
 }
 
@@ -192,29 +213,35 @@ SelfCloned self_clone(const SelfClone& how) {
     if (const std::string why = why_not_clone(how.flags); !why.empty())
         throw_errno(ENOTSUP, described(how) + ": " + why);
     const RobustList robust;
-    pid_t* const tid = tid_address();
-    bool use_clone3 = refusals().clone3 == 0;
-    bool into_cgroup = how.cgroup_fd >= 0 && use_clone3 && refusals().into_cgroup == 0;
+    pid_t* const tid = tid_of_libc();
+    pid_t* const cleared = cleared_word();
+    const Needs needs = {(how.flags & kClone3Only) != 0, false, how.flags != 0};
+    Facilities used = {};
+    used.clone3 = !refusals().clone3;
+    used.into_cgroup = how.cgroup_fd >= 0 && used.clone3 && !refusals().into_cgroup;
+    used.pidfd = !refusals().clone_pidfd;
     std::unique_ptr<CgroupByHand> by_hand;
     if (std::vector<Task> others = other_tasks(); !others.empty())
         throw OtherThreads(std::move(others));
     for (;;) {
-        if (how.cgroup_fd >= 0 && !into_cgroup && by_hand == nullptr)
+        if (how.cgroup_fd >= 0 && !used.into_cgroup && by_hand == nullptr)
             by_hand = std::make_unique<CgroupByHand>(how.cgroup_fd);
         std::uint64_t flags = how.flags | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID;
         if (how.pid_slot != nullptr) flags |= CLONE_PARENT_SETTID;
-        if (into_cgroup) flags |= kIntoCgroup;
+        if (used.into_cgroup) flags |= kCloneIntoCgroup;
         // clone() has one place for the pidfd and the slot.
-        const bool with_pidfd = use_clone3 || how.pid_slot == nullptr;
-        if (with_pidfd) flags |= kPidfd;
-        if (!use_clone3 && (flags & kClone3Only) != 0)
-            throw_errno(refusals().clone3, described(how) + " needs clone3");
+        if (used.pidfd && (used.clone3 || how.pid_slot == nullptr)) flags |= kClonePidfd;
+        if (!used.clone3 && needs.clone3)
+            throw_errno(refusals().clone3.err(), described(how) + " needs clone3");
         int pidfd = -1;
         long pid;
         {
             const AllSignalsBlocked blocked;
-            pid = enter_kernel(how, flags, use_clone3, tid, &pidfd);
+            pid = enter_kernel(how, flags, used.clone3, tid, &pidfd);
             if (pid == 0) {
+                // The clone has one address for both: the word cleared at the end is again
+                // the one that libc had chosen.
+                if (cleared != tid) raw::call(SYS_set_tid_address, raw::addr(cleared));
                 robust.register_in_child();
                 ChildStack::forget_after_fork();
                 forget_spawner_thread();
@@ -224,16 +251,7 @@ SelfCloned self_clone(const SelfClone& how) {
         if (pid == 0) return {0, {}};
         if (pid < 0) {
             const int err = static_cast<int>(-pid);
-            if (into_cgroup && means_refused(err)) {
-                into_cgroup = false;
-                continue;
-            }
-            // Remembered only where nothing that was asked for can be the reason.
-            if (use_clone3 && means_refused(err) && (how.flags & kClone3Only) == 0) {
-                use_clone3 = false;
-                if (err == ENOSYS) refusals().clone3 = err;
-                continue;
-            }
+            if (give_way(used, needs, err, refusals()) != nullptr) continue;
             throw_errno(err, described(how));
         }
         SelfCloned child = {static_cast<pid_t>(pid), UniqueFd(pidfd)};

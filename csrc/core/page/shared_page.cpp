@@ -12,16 +12,11 @@
 #include <string>
 #include <system_error>
 
-#include "core/base/raw_syscall.h"
+#include "core/base/memfd.h"
 
 namespace forkfd {
 
 namespace {
-
-// linux/memfd.h and linux/fcntl.h; libc's headers may be older.
-constexpr unsigned kCloexec = 1, kAllowSealing = 2, kNoexecSeal = 8;
-constexpr int kAddSeals = 1024 + 9, kGetSeals = 1024 + 10;
-constexpr int kSealSeal = 0x1, kSealShrink = 0x2, kSealGrow = 0x4;
 
 constexpr char kMagic[16] = "forkfd page\n";
 constexpr auto kRelaxed = std::memory_order_relaxed;
@@ -101,15 +96,8 @@ UniqueFd create_page(std::uint32_t slots) {
     if (slots < 1 || slots > kMaxSlots)
         throw std::invalid_argument("a page has 1 to " + std::to_string(kMaxSlots) +
                                     " slots, not " + std::to_string(slots));
-    static const char name[] = "forkfd-page";
-    const auto make = [](unsigned flags) {
-        return raw::call(SYS_memfd_create, raw::addr(name), kCloexec | kAllowSealing | flags);
-    };
-    long fd = make(kNoexecSeal);
-    if (fd == -EINVAL) fd = make(0);  // before Linux 6.3
-    if (fd < 0) throw std::system_error(static_cast<int>(-fd), std::generic_category(),
-                                        "memfd_create");
-    UniqueFd page(static_cast<int>(fd));
+    UniqueFd page = make_memfd("forkfd-page");
+    if (!page) fail("memfd_create");
     PageHeader header = {};
     std::memcpy(header.magic, kMagic, sizeof kMagic);
     header.version = kPageVersion;

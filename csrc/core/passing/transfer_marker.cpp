@@ -7,17 +7,14 @@
 #include <cerrno>
 #include <cstring>
 
+#include "core/base/memfd.h"
 #include "core/passing/control_message.h"
-#include "core/base/raw_syscall.h"
 
 namespace forkfd {
 
 namespace {
 
-// linux/memfd.h and linux/fcntl.h; libc's headers may be older.
-constexpr unsigned kCloexec = 1, kAllowSealing = 2, kNoexecSeal = 8;
-constexpr int kAddSeals = 1024 + 9, kGetSeals = 1024 + 10;
-constexpr int kSeals = 0x1 | 0x2 | 0x4 | 0x8;  // seals, shrink, grow, write
+constexpr int kSeals = kSealSeal | kSealShrink | kSealGrow | kSealWrite;
 
 struct Content {
     char magic[24];
@@ -28,17 +25,8 @@ constexpr Content kEmpty = {"forkfd descriptors 1\n", 0};
 }  // namespace
 
 UniqueFd make_marker(std::uint64_t total) noexcept {
-    static const char name[] = "forkfd-transfer";
-    const auto make = [](unsigned flags) {
-        return raw::call(SYS_memfd_create, raw::addr(name), kCloexec | kAllowSealing | flags);
-    };
-    long fd = make(kNoexecSeal);
-    if (fd == -EINVAL) fd = make(0);  // before Linux 6.3
-    if (fd < 0) {
-        errno = static_cast<int>(-fd);
-        return UniqueFd();
-    }
-    UniqueFd marker(static_cast<int>(fd));
+    UniqueFd marker = make_memfd("forkfd-transfer");
+    if (!marker) return marker;
     Content content = kEmpty;
     content.total = total;
     if (::pwrite(marker.get(), &content, sizeof content, 0) != sizeof content ||

@@ -27,15 +27,33 @@
 
 #include <cerrno>
 
-#include "core/spawn/child_args.h"
+#include "core/base/kernel_flags.h"
 #include "core/base/raw_syscall.h"
+#include "core/spawn/child_args.h"
 
+// No instrumentation, whose runtime would be called, and no libc function in the place of a loop
+// (GCC) or of an assignment (clang).
 #if defined(__clang__)
-#define FORKFD_CHILD __attribute__((noinline, no_sanitize("all"), no_stack_protector))
+#if __has_attribute(disable_sanitizer_instrumentation)
+#define FORKFD_NO_TSAN __attribute__((disable_sanitizer_instrumentation))  // not for atomics either
 #else
-#define FORKFD_CHILD                                                                      \
-    __attribute__((noinline, no_sanitize("address"), no_sanitize("thread"),               \
-                   no_sanitize("undefined"), no_stack_protector))
+#define FORKFD_NO_TSAN
+#endif
+#define FORKFD_BARE                                                                       \
+    FORKFD_NO_TSAN __attribute__((no_sanitize("all"), no_stack_protector, no_builtin))
+#else
+#define FORKFD_BARE                                                                       \
+    __attribute__((no_sanitize("address"), no_sanitize("thread"), no_sanitize("undefined"), \
+                   no_stack_protector, optimize("no-tree-loop-distribute-patterns")))
+#endif
+#define FORKFD_CHILD FORKFD_BARE __attribute__((noinline))
+#define FORKFD_CHILD_INLINE FORKFD_BARE FORKFD_INLINE
+
+// -ftrivial-auto-var-init fills what is larger than a few words by memset.
+#if __has_attribute(uninitialized)
+#define FORKFD_UNINITIALIZED __attribute__((uninitialized))
+#else
+#define FORKFD_UNINITIALIZED
 #endif
 
 namespace forkfd::child {
@@ -45,30 +63,13 @@ namespace {
 using raw::addr;
 using raw::call;
 
-constexpr unsigned kCloseRangeUnshare = 1U << 1;
 constexpr timespec kNow = {0, 0};
 constexpr int kNotFound = 127;  // exit status of a child that never became its program
-
-// Layout of the kernel's own struct sigaction, the same on x86-64 and aarch64.
-struct KernelSigaction {
-    unsigned long handler;  // 0 is SIG_DFL, 1 is SIG_IGN
-    unsigned long flags;
-    unsigned long restorer;
-    KernelSigset mask;
-};
-
-struct LinuxDirent64 {
-    std::uint64_t ino;
-    std::int64_t off;
-    unsigned short reclen;
-    unsigned char type;
-    char name[1];
-};
 
 // Descriptors needed after the map is made, lifted out of its way.
 struct Kept {
     int exec_fd, cwd_fd, parent_pidfd, exec_watch;
-    FORKFD_INLINE bool has(int fd) const noexcept {
+    FORKFD_CHILD_INLINE bool has(int fd) const noexcept {
         return fd == exec_fd || fd == cwd_fd || fd == parent_pidfd || fd == exec_watch;
     }
 };
@@ -80,14 +81,14 @@ struct Kept {
     for (;;) call(SYS_exit_group, kNotFound);
 }
 
-FORKFD_INLINE void enter(const ChildArgs& a, Stage stage, int index = 0) noexcept {
+FORKFD_CHILD_INLINE void enter(const ChildArgs& a, Stage stage, int index = 0) noexcept {
     volatile Report& report = *a.report;
     report.index = index;
     report.stage = static_cast<int>(stage);
     if (a.fault_stage == static_cast<int>(stage)) fail(a, a.fault_err);
 }
 
-FORKFD_INLINE long check(const ChildArgs& a, long result) noexcept {
+FORKFD_CHILD_INLINE long check(const ChildArgs& a, long result) noexcept {
     if (result < 0) fail(a, -result);
     return result;
 }
@@ -165,7 +166,7 @@ FORKFD_CHILD void close_others_by_listing(const ChildArgs& a, const Kept& kept,
                                           int from) noexcept {
     const int dir = static_cast<int>(check(
         a, call(SYS_openat, AT_FDCWD, addr("/proc/self/fd"), O_RDONLY | O_DIRECTORY | O_CLOEXEC)));
-    alignas(LinuxDirent64) char buffer[2048];
+    alignas(LinuxDirent64) FORKFD_UNINITIALIZED char buffer[2048];
     for (;;) {
         const long got = check(a, call(SYS_getdents64, dir, addr(buffer), sizeof buffer));
         if (got == 0) break;
@@ -188,22 +189,26 @@ FORKFD_CHILD int keep(const ChildArgs& a, int fd) noexcept {
     if (fd < 0) return -1;
     enter(a, Stage::keep_descriptor, fd);
     return static_cast<int>(
-        check(a, call(SYS_fcntl, fd, F_DUPFD_CLOEXEC, a.scratch_floor + 1)));
+        check(a, call(SYS_fcntl, fd, F_DUPFD_CLOEXEC, a.kept_floor + 1)));
 }
 
-FORKFD_CHILD void open_file(const ChildArgs& a, const ChildOpen& open) noexcept {
-    enter(a, Stage::open_file, open.target);
-    if (open.path == nullptr) {
-        check(a, call(SYS_dup3, open.flags, open.target, 0));
-        return;
-    }
+FORKFD_CHILD void open_file(const ChildArgs& a, int target, const FdOpen& file) noexcept {
+    enter(a, Stage::open_file, target);
     const int fd = static_cast<int>(check(
-        a, call(SYS_openat, AT_FDCWD, addr(open.path), open.flags | O_CLOEXEC, open.mode)));
-    if (fd == open.target) {
+        a, call(SYS_openat, AT_FDCWD, addr(file.path), file.flags | O_CLOEXEC, file.mode)));
+    if (fd == target) {
         check(a, call(SYS_fcntl, fd, F_SETFD, 0));
     } else {
-        check(a, call(SYS_dup3, fd, open.target, 0));
+        check(a, call(SYS_dup3, fd, target, 0));
         call(SYS_close, fd);
+    }
+}
+
+FORKFD_CHILD void open_files(const ChildArgs& a) noexcept {
+    for (std::size_t i = 0; i < a.n_opens; ++i) open_file(a, a.opens[i].target, a.opens[i].file);
+    for (std::size_t i = 0; i < a.n_copies; ++i) {
+        enter(a, Stage::open_file, a.copies[i].target);
+        check(a, call(SYS_dup3, a.copies[i].source, a.copies[i].target, 0));
     }
 }
 
@@ -220,30 +225,30 @@ FORKFD_CHILD void do_steps(const ChildArgs& a, const Kept& kept) noexcept {
     int scratch = -1;
     for (std::size_t i = 0; i < a.n_steps; ++i) {
         const FdStep& step = a.steps[i];
-        enter(a, Stage::map_descriptor, step.to);
+        enter(a, Stage::map_descriptor, step.target);
         switch (step.kind) {
             case FdStep::Kind::dup:
-                check(a, call(SYS_dup3, step.from, step.to, 0));
+                check(a, call(SYS_dup3, step.source, step.target, 0));
                 break;
             case FdStep::Kind::keep:
-                check(a, call(SYS_fcntl, step.to, F_SETFD, 0));
+                check(a, call(SYS_fcntl, step.target, F_SETFD, 0));
                 break;
             case FdStep::Kind::save:
                 scratch = static_cast<int>(check(
-                    a, call(SYS_fcntl, step.from, F_DUPFD_CLOEXEC, a.scratch_floor + 1)));
+                    a, call(SYS_fcntl, step.source, F_DUPFD_CLOEXEC, step.floor + 1)));
                 break;
             case FdStep::Kind::dup_saved:
-                check(a, call(SYS_dup3, scratch, step.to, 0));
+                check(a, call(SYS_dup3, scratch, step.target, 0));
                 call(SYS_close, scratch);
                 break;
             case FdStep::Kind::close:
-                call(SYS_close, step.to);
+                call(SYS_close, step.target);
                 break;
             case FdStep::Kind::close_from:
-                close_from(a, kept, step.to);
+                close_from(a, kept, step.target);
                 break;
             case FdStep::Kind::open:
-                open_file(a, a.opens[step.from]);
+                open_file(a, step.target, step.file);
                 break;
         }
     }
@@ -271,12 +276,11 @@ FORKFD_CHILD Kept map_descriptors(const ChildArgs& a) noexcept {
         } else {
             close_others_by_listing(a, kept, 0);
         }
-    } else if (a.n_gaps != 0) {  // single numbers, asked for by name; perhaps not open
+    } else if (a.n_closed != 0) {
         enter(a, Stage::close_others);
-        for (std::size_t i = 0; i < a.n_gaps; ++i) call(SYS_close, a.gaps[i].first);
+        for (std::size_t i = 0; i < a.n_closed; ++i) call(SYS_close, a.closed[i]);
     }
-    if (!a.opens_are_steps)
-        for (std::size_t i = 0; i < a.n_opens; ++i) open_file(a, a.opens[i]);
+    open_files(a);
     return kept;
 }
 
@@ -309,6 +313,10 @@ FORKFD_CHILD void change_root(const ChildArgs& a) noexcept {
     enter(a, Stage::chroot);
     check(a, call(SYS_chroot, addr(a.chroot)));
     check(a, call(SYS_chdir, addr("/")));  // or the old root stays reachable
+}
+
+FORKFD_CHILD_INLINE std::uint32_t half_of(std::uint64_t set, int half) noexcept {
+    return static_cast<std::uint32_t>(set >> (32 * half));
 }
 
 // The bounding set first: dropping from it needs CAP_SETPCAP, which setuid takes away.
@@ -345,11 +353,8 @@ FORKFD_CHILD void change_credentials(const ChildArgs& a) noexcept {
         __user_cap_data_struct data[2];
         check(a, call(SYS_capget, addr(&header), addr(data)));
         for (int half = 0; half < 2; ++half) {
-            const auto part = [half](std::uint64_t set) noexcept {
-                return static_cast<std::uint32_t>(set >> (32 * half));
-            };
-            if (caps.has_permitted) data[half].permitted = part(caps.permitted);
-            if (caps.has_inheritable) data[half].inheritable = part(caps.inheritable);
+            if (caps.has_permitted) data[half].permitted = half_of(caps.permitted, half);
+            if (caps.has_inheritable) data[half].inheritable = half_of(caps.inheritable, half);
             data[half].effective = data[half].permitted;
         }
         check(a, call(SYS_capset, addr(&header), addr(data)));
@@ -377,11 +382,15 @@ FORKFD_CHILD void change_directory(const ChildArgs& a, const Kept& kept) noexcep
     }
 }
 
+FORKFD_CHILD_INLINE bool contains(KernelSigset signals, int sig) noexcept {
+    return (signals >> (sig - 1) & 1) != 0;
+}
+
 // All signals are still blocked.  A handler of the parent must not run here once the
 // mask is restored, so each is reset: CLONE_CLEAR_SIGHAND does it in the clone.
 FORKFD_CHILD void set_signals(const ChildArgs& a) noexcept {
     for (int sig = 1; sig <= kLastSignal; ++sig) {
-        const bool wanted = (a.default_signals & signal_bit(sig)) != 0;
+        const bool wanted = contains(a.default_signals, sig);
         if (a.handlers_are_cleared && !wanted) continue;
         enter(a, Stage::default_signals, sig);
         KernelSigaction action;
@@ -393,7 +402,7 @@ FORKFD_CHILD void set_signals(const ChildArgs& a) noexcept {
         check(a, call(SYS_rt_sigaction, sig, addr(&action), 0, sizeof action.mask));
     }
     for (int sig = 1; sig <= kLastSignal; ++sig) {
-        if ((a.ignore_signals & signal_bit(sig)) == 0) continue;
+        if (!contains(a.ignore_signals, sig)) continue;
         enter(a, Stage::ignore_signals, sig);
         KernelSigaction action;  // not "= {...}", of which a compiler may make a memset
         action.handler = 1;
@@ -422,7 +431,7 @@ FORKFD_CHILD void write_environment(const ChildArgs& a) noexcept {
     write_decimal(a.listen_pid, static_cast<std::uint64_t>(self));
     if (a.listen_pidfdid == nullptr) return;
     const long pidfd = check(a, call(raw::nr_pidfd_open, self, 0));
-    struct statx info;
+    FORKFD_UNINITIALIZED struct statx info;
     check(a, call(SYS_statx, pidfd, addr(""), AT_EMPTY_PATH, STATX_INO, addr(&info)));
     call(SYS_close, pidfd);
     write_decimal(a.listen_pidfdid, info.stx_ino);

@@ -39,9 +39,12 @@ struct FdRange {
 // Opened in the child, after everything else is closed: it may block (a FIFO).
 struct ChildOpen {
     int target;
-    const char* path;  // nullptr: duplicate `flags` (a child's number) instead
-    int flags;
-    unsigned mode;
+    FdOpen file;
+};
+
+// A duplicate of what the child has opened itself; both are the child's numbers.
+struct ChildCopy {
+    int target, source;
 };
 
 struct ChildLimit {
@@ -90,16 +93,19 @@ struct ChildArgs {
     bool table_is_shared;         // CLONE_FILES: unshare before anything is touched
     bool close_others;
     unsigned hole_first;          // above every source: dropped first, without being copied
-    int scratch_floor;            // scratch and kept descriptors go above this number
+    int kept_floor;               // kept descriptors go above this number
     const FdStep* steps;
     std::size_t n_steps;
-    const FdRange* gaps;          // between the targets, up to hole_first
+    const FdRange* gaps;          // close_others: between the targets, up to hole_first
     std::size_t n_gaps;
+    const int* closed;            // not close_others: closed by name, open or not
+    std::size_t n_closed;
     const int* targets;           // ascending; for kernels without close_range
     std::size_t n_targets;
     const ChildOpen* opens;
     std::size_t n_opens;
-    bool opens_are_steps;         // opened by the steps that name them, not at the end
+    const ChildCopy* copies;      // made after `opens`
+    std::size_t n_copies;
 
     bool set_umask;
     unsigned umask;

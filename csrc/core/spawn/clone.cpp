@@ -4,12 +4,14 @@
 #include <unistd.h>
 #include <sys/wait.h>
 
+#include <atomic>
 #include <csignal>
 #include <cstring>
 #include <memory>
 
 #include "core/spawn/child.h"
 #include "core/base/fault.h"
+#include "core/base/kernel_flags.h"
 #include "core/base/probe.h"
 #include "core/base/raw_syscall.h"
 
@@ -19,13 +21,6 @@ namespace {
 
 constexpr std::size_t kStackSize = 64 * 1024;
 constexpr std::size_t kPage = 64 * 1024;  // the largest page size of aarch64
-
-struct KernelCloneArgs {  // struct clone_args, linux/sched.h
-    std::uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls;
-    std::uint64_t set_tid, set_tid_size, cgroup;
-};
-constexpr std::size_t kSizeFirst = 64;   // Linux 5.3; a larger size is E2BIG before 5.7
-constexpr std::size_t kSizeCgroup = 88;  // Linux 5.7
 
 using Entry = void (*)(void*);
 
@@ -87,7 +82,7 @@ long enter_kernel(const CloneCall& how, ChildStack& stack, int* pidfd, int exit_
         args.cgroup = static_cast<std::uint64_t>(how.cgroup_fd);
         const bool cgroup = how.cgroup_fd >= 0;
         return trampoline(raw::nr_clone3, raw::addr(&args),
-                          static_cast<long>(cgroup ? kSizeCgroup : kSizeFirst), 0, entry, arg);
+                          static_cast<long>(cgroup ? kCloneArgsCgroup : kCloneArgsFirst), 0, entry, arg);
     }
     char* const top = static_cast<char*>(stack.bottom()) + stack.size();
     return trampoline(SYS_clone, static_cast<long>(how.flags) | exit_signal, raw::addr(top),
@@ -147,20 +142,34 @@ long clone_child(const CloneCall& how, ChildStack& stack, ChildArgs& args, int* 
     return enter_kernel(how, stack, pidfd, SIGCHLD, child::run, &args);
 }
 
-bool memory_is_shared() {
-    static const bool shared = [] {
-        const AllSignalsBlocked blocked;
-        volatile int flag = 0;
-        // No exit signal: the program's SIGCHLD handler and its waits see nothing of it.
-        const long pid = enter_kernel({false, CLONE_VM | CLONE_VFORK, -1},
-                                      ChildStack::of_this_thread(), nullptr, 0, write_and_exit,
-                                      const_cast<int*>(&flag));
-        if (pid > 0)
-            while (raw::call(SYS_wait4, pid, 0, __WCLONE, 0) == -EINTR) {}
-        if (flag == 0) refusals().shared_memory = pid < 0 ? static_cast<int>(-pid) : ENOTSUP;
-        return flag == 1;
-    }();
-    return shared;
+int why_memory_is_not_shared() {
+    static std::atomic<bool> is_shared{false};
+    if (is_shared.load(std::memory_order_relaxed)) return 0;
+    Refusal& refusal = refusals().shared_memory;
+    if (refusal) return refusal.err();
+    const AllSignalsBlocked blocked;
+    volatile int flag = 0;
+    // No exit signal: the program's SIGCHLD handler and its waits see nothing of it.
+    const long pid = enter_kernel({false, CLONE_VM | CLONE_VFORK, -1},
+                                  ChildStack::of_this_thread(), nullptr, 0, write_and_exit,
+                                  const_cast<int*>(&flag));
+    int err = static_cast<int>(-pid);
+    if (pid > 0) {
+        int status = 0;
+        long ended;
+        do ended = raw::call(SYS_wait4, pid, raw::addr(&status), __WCLONE, 0);
+        while (ended == -EINTR);
+        if (flag == 1) {
+            is_shared.store(true, std::memory_order_relaxed);
+            return 0;
+        }
+        // A child that was killed before it wrote (out of memory) proves nothing.
+        err = ended == pid && WIFEXITED(status) ? ENOTSUP : EAGAIN;
+    }
+    refusal.remember(err);
+    return err;
 }
+
+bool memory_is_shared() { return why_memory_is_not_shared() == 0; }
 
 }  // namespace forkfd

@@ -49,7 +49,9 @@ struct CloneCall {
 // *pidfd is the child's, before the child runs.  Every signal must be blocked.
 long clone_child(const CloneCall& how, ChildStack& stack, ChildArgs& args, int* pidfd) noexcept;
 
-// Does a CLONE_VM child really run on our memory?  Asked once per process.
+// Whether a CLONE_VM child really runs on our memory.  Tried by a child that does nothing,
+// until one has shown it; a refusal that may pass (EAGAIN, ENOMEM) is not remembered.
 bool memory_is_shared();
+int why_memory_is_not_shared();  // 0: it is; ENOTSUP: a copy; else the errno of clone(2)
 
 }  // namespace forkfd

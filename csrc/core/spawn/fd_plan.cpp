@@ -7,11 +7,11 @@
 
 namespace forkfd {
 
-std::vector<FdStep> plan_fds(std::vector<FdWant> wanted) {
+std::vector<FdStep> plan_fds(std::vector<FdWant> wanted, int floor) {
     std::map<int, int> pending;   // target -> source
     std::map<int, int> readers;   // number -> pending targets that still read it
     std::vector<FdStep> steps;
-    int highest = 2;
+    int highest = std::max(2, floor);
     for (const FdWant& w : wanted) {
         if (w.target < 0 || w.source < 0)
             throw std::invalid_argument("descriptor map: negative descriptor in {" +
@@ -34,7 +34,7 @@ std::vector<FdStep> plan_fds(std::vector<FdWant> wanted) {
             ready.pop_back();
             const int source = pending.at(target);
             pending.erase(target);
-            steps.push_back({FdStep::Kind::dup, source, target});
+            steps.push_back({FdStep::Kind::dup, target, source});
             const auto next = pending.find(source);
             if (--readers[source] == 0 && next != pending.end() && next->second != source)
                 ready.push_back(source);
@@ -50,10 +50,10 @@ std::vector<FdStep> plan_fds(std::vector<FdWant> wanted) {
             steps.push_back({FdStep::Kind::keep, first, first});
             continue;
         }
-        steps.push_back({FdStep::Kind::save, source, highest});
+        steps.push_back({FdStep::Kind::save, first, source, highest});
         if (--readers[source] == 0) ready.push_back(source);
         drain();
-        steps.push_back({FdStep::Kind::dup_saved, source, first});
+        steps.push_back({FdStep::Kind::dup_saved, first, source});
     }
     return steps;
 }

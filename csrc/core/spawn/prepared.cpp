@@ -144,7 +144,7 @@ std::string PreparedChild::subject(Stage stage, int index) const {
         case Stage::seccomp: return std::to_string(filter_.len) + " instructions";
         case Stage::clone: {
             const std::string how =
-                refusals().clone3 == 0 ? "clone3" : "clone, clone3 being refused";
+                !refusals().clone3 ? "clone3" : "clone, clone3 being refused";
             return p.namespaces == 0 ? how : how + ", with new namespaces";
         }
         default: return p.program;

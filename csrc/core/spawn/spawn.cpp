@@ -125,11 +125,11 @@ SpawnResult Spawn::run() {
         }
         reap_failed(static_cast<pid_t>(pid));
         const bool injected = fault::armed().stage == stage;
-        if (stage == Stage::unshare_descriptors && means_refused(report_.err) && !injected) {
-            refusals().unshare = report_.err;
-            t.share_table = false;
-            trace.gave_way("CLOSE_RANGE_UNSHARE", report_.err);
-            continue;
+        if (stage == Stage::unshare_descriptors && !injected) {
+            if (const char* const part = give_way_unshare(t, report_.err, refusals())) {
+                trace.gave_way(part, report_.err);
+                continue;
+            }
         }
         if (stage == Stage::exec && report_.err == ETXTBSY && patience > 0 &&
             InFlight::others(before)) {

@@ -82,23 +82,32 @@ int SpawnFds::highest_made() const {
     for (const FdWant& w : wants_)
         if (w.target != w.source) highest = std::max(highest, w.target);
     for (const ChildOpen& o : opens_) highest = std::max(highest, o.target);
+    for (const ChildCopy& c : copies_) highest = std::max(highest, c.target);
     return highest;
 }
 
-void SpawnFds::take_as_they_come(const std::vector<FileAction>& actions) {
-    opens_are_steps_ = true;
+void SpawnFds::add_file_actions(const std::vector<FileAction>& actions) {
     for (const FileAction& action : actions) {
-        int from = action.from;
-        if (action.kind == FdStep::Kind::open) {
-            from = static_cast<int>(opens_.size());
-            opens_.push_back({action.to, action.path.c_str(), action.flags, action.mode});
-        } else {
-            scratch_floor_ = std::max(scratch_floor_, from);
-        }
+        FdStep step = {action.kind, action.target, action.source};
+        if (action.kind == FdStep::Kind::open)
+            step.file = {action.path.c_str(), action.flags, action.mode};
+        kept_floor_ = std::max(kept_floor_, action.source);
         if (action.kind != FdStep::Kind::close_from)
-            scratch_floor_ = std::max(scratch_floor_, action.to);
-        steps_.push_back({action.kind, from, action.to});
+            kept_floor_ = std::max(kept_floor_, action.target);
+        steps_.push_back(step);
     }
+}
+
+// Between the targets, below the hole.
+void SpawnFds::add_gaps() {
+    unsigned from = 0;
+    for (const int target : targets_) {
+        const auto t = static_cast<unsigned>(target);
+        if (t >= hole_first_) break;
+        if (t > from) gaps_.push_back({from, t - 1});
+        from = t + 1;
+    }
+    if (from < hole_first_) gaps_.push_back({from, hole_first_ - 1});
 }
 
 SpawnFds::SpawnFds(const SpawnPlan& plan, const std::vector<int>& sources,
@@ -112,7 +121,7 @@ SpawnFds::SpawnFds(const SpawnPlan& plan, const std::vector<int>& sources,
         if (action.kind == Kind::same_as) {
             shared.push_back(&action);
         } else if (action.kind == Kind::open) {
-            opens_.push_back({action.target, action.path.c_str(), action.flags, action.mode});
+            opens_.push_back({action.target, {action.path.c_str(), action.flags, action.mode}});
         } else if (const int source = source_for(action, planned); source >= 0) {
             wants_.push_back({action.target, source});
             source_of.emplace(action.target, source);
@@ -121,62 +130,56 @@ SpawnFds::SpawnFds(const SpawnPlan& plan, const std::vector<int>& sources,
     for (const FdAction* action : shared) {
         const auto found = source_of.find(action->source);
         if (found != source_of.end()) wants_.push_back({action->target, found->second});
-        else opens_.push_back({action->target, nullptr, action->source, 0});
+        else copies_.push_back({action->target, action->source});
     }
-    if (plan.close_others == false)  // what CLOSED names goes even then
+    if (!plan.close_others)
         for (const FdAction& action : plan.fds)
-            if (action.kind == Kind::closed)
-                gaps_.push_back({static_cast<unsigned>(action.target),
-                                 static_cast<unsigned>(action.target)});
+            if (action.kind == Kind::closed) closed_.push_back(action.target);
 
-    int highest_source = 2, highest = 2;
+    int highest_source = 2;
     for (int fd : used_later) highest_source = std::max(highest_source, fd);
     for (const FdWant& w : wants_) {
         highest_source = std::max(highest_source, w.source);
         targets_.push_back(w.target);
     }
     for (const ChildOpen& o : opens_) targets_.push_back(o.target);
+    for (const ChildCopy& c : copies_) targets_.push_back(c.target);
     std::sort(targets_.begin(), targets_.end());
     if (const int made = highest_made(); made > 2) demand_below_limit(made);
-    highest = std::max(highest_source, targets_.empty() ? 0 : targets_.back());
     hole_first_ = static_cast<unsigned>(highest_source) + 1;
-    scratch_floor_ = highest;
-    steps_ = plan_fds(wants_);
-    if (!plan.file_actions.empty()) take_as_they_come(plan.file_actions);
-
-    if (plan.close_others) {
-        unsigned from = 0;
-        for (const int target : targets_) {
-            const auto t = static_cast<unsigned>(target);
-            if (t >= hole_first_) break;
-            if (t > from) gaps_.push_back({from, t - 1});
-            from = t + 1;
-        }
-        if (from < hole_first_) gaps_.push_back({from, hole_first_ - 1});
-    }
+    kept_floor_ = std::max(highest_source, targets_.empty() ? 0 : targets_.back());
+    steps_ = plan_fds(wants_, kept_floor_);
+    add_file_actions(plan.file_actions);
+    if (plan.close_others) add_gaps();
 }
 
 void SpawnFds::fill(ChildArgs& a) const noexcept {
     a.hole_first = hole_first_;
-    a.scratch_floor = scratch_floor_;
+    a.kept_floor = kept_floor_;
     a.steps = steps_.data();
     a.n_steps = steps_.size();
     a.gaps = gaps_.data();
     a.n_gaps = gaps_.size();
+    a.closed = closed_.data();
+    a.n_closed = closed_.size();
     a.targets = targets_.data();
     a.n_targets = targets_.size();
     a.opens = opens_.data();
     a.n_opens = opens_.size();
-    a.opens_are_steps = opens_are_steps_;
+    a.copies = copies_.data();
+    a.n_copies = copies_.size();
 }
 
 std::string SpawnFds::describe(int target) const {
+    const std::string to = " -> child's " + std::to_string(target);
     for (const FdWant& w : wants_)
         if (w.target == target) return arrow(w.source, target);
     for (const ChildOpen& o : opens_)
-        if (o.target == target)
-            return (o.path != nullptr ? std::string(o.path) : "child's " + std::to_string(o.flags)) +
-                   " -> child's " + std::to_string(target);
+        if (o.target == target) return o.file.path + to;
+    for (const ChildCopy& c : copies_)
+        if (c.target == target) return "child's " + std::to_string(c.source) + to;
+    for (const FdStep& s : steps_)
+        if (s.target == target && s.kind == FdStep::Kind::open) return s.file.path + to;
     return std::to_string(target);
 }
 

@@ -32,7 +32,8 @@ class SpawnFds {
     int open_null();
     int open_pipe(const FdAction& action);
     int highest_made() const;
-    void take_as_they_come(const std::vector<FileAction>& actions);
+    void add_file_actions(const std::vector<FileAction>& actions);
+    void add_gaps();
 
     std::vector<UniqueFd> child_ends_;  // closed when the child has its own
     std::vector<PipeEnd> our_ends_;
@@ -40,11 +41,11 @@ class SpawnFds {
     std::vector<FdWant> wants_;
     std::vector<FdStep> steps_;
     std::vector<FdRange> gaps_;
-    std::vector<int> targets_;
+    std::vector<int> closed_, targets_;
     std::vector<ChildOpen> opens_;
-    bool opens_are_steps_ = false;
+    std::vector<ChildCopy> copies_;
     unsigned hole_first_ = 0;
-    int scratch_floor_ = 0;
+    int kept_floor_ = 0;
 };
 
 }  // namespace forkfd

@@ -15,13 +15,13 @@ namespace forkfd {
 
 struct FdAction {
     enum class Kind : int {
-        descriptor,       // `source` of ours; it must be open
+        descriptor,       // `source`, a number of ours; it must be open
         inherit_if_open,  // our own `target`, left out where it is closed
         null_device,
         pipe_to_child,    // the child reads, we get the writing end
         pipe_from_child,  // the child writes, we get the reading end
         open,             // `path`, opened by the child
-        same_as,          // whatever the child's `source` is
+        same_as,          // whatever is at `source`, a number of the child's
         closed,
         as_exec_leaves,   // our own `target`, unless it is closed or close-on-exec
     };
@@ -36,8 +36,9 @@ struct FdAction {
 // posix_spawn's: executed in the order given, instead of a map.
 struct FileAction {
     FdStep::Kind kind;  // dup, keep, close, close_from or open
-    int from, to;
-    std::string path;
+    int source;         // of dup; -1 otherwise
+    int target;
+    std::string path;  // of open, as the two below
     int flags = 0;
     unsigned mode = 0;
 };

@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <deque>
 #include <future>
+#include <memory>
 #include <mutex>
 #include <system_error>
 #include <thread>
@@ -20,18 +21,26 @@ namespace {
 
 using Task = std::packaged_task<SpawnResult()>;
 
-// Never destroyed: the thread outlives static destructors.
+// Once published never destroyed: the thread outlives static destructors.
 struct Queue {
     pid_t owner = ::getpid();
     std::mutex mutex;
     std::condition_variable filled;
     std::deque<Task> tasks;
+    bool retired = false;  // another queue was published first
+
+    void retire() {
+        const std::lock_guard<std::mutex> lock(mutex);
+        retired = true;
+        filled.notify_one();
+    }
 
     void serve() {
         ::pthread_setname_np(::pthread_self(), "forkfd-spawner");
         for (;;) {
             std::unique_lock<std::mutex> lock(mutex);
-            filled.wait(lock, [this] { return !tasks.empty(); });
+            filled.wait(lock, [this] { return retired || !tasks.empty(); });
+            if (retired) return;
             Task task = std::move(tasks.front());
             tasks.pop_front();
             lock.unlock();
@@ -42,25 +51,26 @@ struct Queue {
 
 std::atomic<Queue*> current{nullptr};
 
+// Published only once its thread runs: where no thread can be started (EAGAIN), no task of
+// another caller is left in it, and the next caller tries again.
 Queue& queue() {
-    Queue* seen = current.load();
-    while (seen == nullptr || seen->owner != ::getpid()) {  // none yet, or left by a fork
+    for (;;) {
+        Queue* seen = current.load();
+        if (seen != nullptr && seen->owner == ::getpid()) return *seen;  // not left by a fork
         fault::point(Stage::helper_thread, "spawner thread");
-        Queue* const fresh = new Queue;
-        if (!current.compare_exchange_strong(seen, fresh)) {
-            delete fresh;
-            continue;
+        auto fresh = std::make_unique<Queue>();
+        std::thread thread;
+        {
+            const AllSignalsBlocked blocked;  // the program's handlers run on its own threads
+            thread = std::thread([queue = fresh.get()] { queue->serve(); });
         }
-        const AllSignalsBlocked blocked;  // the program's handlers run on its own threads
-        try {
-            std::thread([fresh] { fresh->serve(); }).detach();
-        } catch (const std::system_error&) {
-            current = nullptr;  // the next caller tries again
-            throw;
+        if (current.compare_exchange_strong(seen, fresh.get())) {
+            thread.detach();
+            return *fresh.release();
         }
-        return *fresh;
+        fresh->retire();
+        thread.join();
     }
-    return *seen;
 }
 
 }  // namespace

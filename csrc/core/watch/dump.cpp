@@ -15,11 +15,6 @@ namespace forkfd {
 
 namespace {
 
-struct KernelSigaction {
-    unsigned long handler, flags, restorer;
-    KernelSigset mask;
-};
-
 [[noreturn]] void dump_and_exit(int signal) noexcept {
     raw::call(SYS_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);  // no core file if it goes wrong
     const KernelSigaction standard = {};

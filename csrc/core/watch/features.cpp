@@ -12,6 +12,7 @@
 
 #include "core/spawn/clone.h"
 #include "core/descriptors/descriptor.h"
+#include "core/base/kernel_flags.h"
 #include "core/base/pidfd.h"
 #include "core/base/probe.h"
 #include "core/base/raw_syscall.h"
@@ -22,15 +23,7 @@ namespace forkfd {
 
 namespace {
 
-constexpr std::uint64_t kPidfd = 0x1000;              // CLONE_PIDFD
-constexpr std::uint64_t kClearSighand = 0x100000000;  // CLONE_CLEAR_SIGHAND
-constexpr std::uint64_t kIntoCgroup = 0x200000000;    // CLONE_INTO_CGROUP
-constexpr unsigned kUnshare = 1U << 1, kCloexec = 1U << 2;  // linux/close_range.h
-constexpr int kDupfdQuery = 1024 + 3;                 // F_DUPFD_QUERY
-constexpr int kPPidfd = 3;                            // P_PIDFD
-constexpr int kEmptyPath = 0x1000;                    // AT_EMPTY_PATH
-constexpr long kNrPidfdGetfd = 438;
-constexpr unsigned kActionAvailable = 2;              // SECCOMP_GET_ACTION_AVAIL
+constexpr unsigned kActionAvailable = 2;  // SECCOMP_GET_ACTION_AVAIL
 
 // close_range(2) of a number that nobody has: nothing is closed.
 long touch_no_descriptor(unsigned flags) noexcept {
@@ -49,21 +42,23 @@ struct Call {
 __attribute__((noinline, no_sanitize("address"), no_sanitize("thread"),
                no_sanitize("undefined"))) long
 start(const Call& how, int* pidfd) noexcept {
-    std::uint64_t args[11] = {how.flags, reinterpret_cast<std::uint64_t>(pidfd)};
-    args[10] = static_cast<std::uint64_t>(how.cgroup_fd);  // struct clone_args, clone(2)
-    const long size = how.cgroup_fd >= 0 ? sizeof args : 64;
+    KernelCloneArgs args = {};
+    args.flags = how.flags;
+    args.pidfd = reinterpret_cast<std::uint64_t>(pidfd);
+    args.cgroup = static_cast<std::uint64_t>(how.cgroup_fd);
+    const long size = how.cgroup_fd >= 0 ? kCloneArgsCgroup : kCloneArgsFirst;
     const long pid =
-        how.clone3 ? raw::call(raw::nr_clone3, raw::addr(args), size)
+        how.clone3 ? raw::call(raw::nr_clone3, raw::addr(&args), size)
                    : raw::call(SYS_clone, static_cast<long>(how.flags), 0, raw::addr(pidfd));
     if (pid != 0) return pid;
-    const long rc = how.unshare ? touch_no_descriptor(kUnshare) : 0;
+    const long rc = how.unshare ? touch_no_descriptor(kCloseRangeUnshare) : 0;
     for (;;) raw::call(SYS_exit_group, -rc);
 }
 
 struct Ended {
     int err;         // of the clone
     int code = 0;    // of the child
-    UniqueFd pidfd;  // with kPidfd
+    UniqueFd pidfd;  // with kClonePidfd
 };
 
 // No exit signal: the program's SIGCHLD handler and its waits see nothing of it.
@@ -77,7 +72,7 @@ Ended run(const Call& how) noexcept {
 }
 
 int exit_information() noexcept {
-    const Ended child = run({false, kPidfd});
+    const Ended child = run({false, kClonePidfd});
     if (child.err != 0) return child.err;
     const auto info = reap(child.pidfd.get());  // long since reaped
     return info && info->known ? 0 : ENOTTY;
@@ -89,7 +84,7 @@ int close_range_unshare() noexcept {
 }
 
 int getfd(int pidfd) noexcept {
-    const long fd = raw::call(kNrPidfdGetfd, pidfd, pidfd, 0);
+    const long fd = raw::call(raw::nr_pidfd_getfd, pidfd, pidfd, 0);
     if (fd < 0) return static_cast<int>(-fd);
     ::close(static_cast<int>(fd));
     return 0;
@@ -98,14 +93,14 @@ int getfd(int pidfd) noexcept {
 int wait_by_pidfd(int pidfd) noexcept {
     siginfo_t info;
     const long rc =
-        raw::call(SYS_waitid, kPPidfd, pidfd, raw::addr(&info), WEXITED | WNOHANG, 0);
+        raw::call(SYS_waitid, kWaitPidfd, pidfd, raw::addr(&info), WEXITED | WNOHANG, 0);
     return rc == -ECHILD ? 0 : static_cast<int>(-rc);  // we are no child of ours
 }
 
 int execute_descriptor() noexcept {
     char* const none[] = {nullptr};
     const long rc = raw::call(SYS_execveat, -1, raw::addr(""), raw::addr(none), raw::addr(none),
-                              kEmptyPath);
+                              AT_EMPTY_PATH);
     return rc == -EBADF ? 0 : static_cast<int>(-rc);
 }
 
@@ -135,10 +130,10 @@ std::vector<Feature> probe_features(int cgroup_fd) {
     const auto by_pidfd = [&](int (*probe)(int)) { return self ? probe(self.get()) : without; };
 
     add("clone3", run({true}).err);
-    add("clone_clear_sighand", run({true, kClearSighand}).err);
-    if (cgroup_fd >= 0) add("clone_into_cgroup", run({true, kIntoCgroup, cgroup_fd}).err);
-    add("clone_pidfd", run({false, kPidfd}).err);
-    add("shared_memory", memory_is_shared() ? 0 : refusals().shared_memory.load());
+    add("clone_clear_sighand", run({true, kCloneClearSighand}).err);
+    if (cgroup_fd >= 0) add("clone_into_cgroup", run({true, kCloneIntoCgroup, cgroup_fd}).err);
+    add("clone_pidfd", run({false, kClonePidfd}).err);
+    add("shared_memory", why_memory_is_not_shared());
     add("pidfd_open", without);
     add("pidfd_send_signal", by_pidfd([](int fd) { return send_signal(fd, 0); }));
     add("waitid_pidfd", by_pidfd(wait_by_pidfd));
@@ -146,7 +141,7 @@ std::vector<Feature> probe_features(int cgroup_fd) {
     add("pidfs", has_pidfs() ? 0 : without != 0 ? without : ENOTSUP);
     add("pidfd_exit_information", exit_information());
     add("close_range", -touch_no_descriptor(0));
-    add("close_range_cloexec", -touch_no_descriptor(kCloexec));
+    add("close_range_cloexec", -touch_no_descriptor(kCloseRangeCloexec));
     add("close_range_unshare", close_range_unshare());
     add("f_dupfd_query", by_pidfd([](int fd) {
             return ::fcntl(fd, kDupfdQuery, fd) >= 0 ? 0 : errno;

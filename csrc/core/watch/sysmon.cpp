@@ -264,16 +264,11 @@ void name_this_thread(const char* name) noexcept {
 }
 
 int unused_signal() noexcept {
-    struct {  // the kernel's struct sigaction
-        void* handler;
-        unsigned long flags;
-        void* restorer;
-        KernelSigset mask;
-    } action = {};
+    KernelSigaction action = {};
     for (int sig = kLastSignal; sig > 34; --sig) {  // below are libc's own
         if (raw::call(SYS_rt_sigaction, sig, 0, raw::addr(&action), sizeof action.mask) != 0)
             continue;
-        if (action.handler == nullptr) return sig;
+        if (action.handler == 0) return sig;
     }
     return 0;
 }

@@ -1,18 +1,18 @@
-"""The cgroup that we were given: finding it, leaving it as an inner node, its controllers."""
+"""The delegated cgroup: finding it, making it an inner node, enabling its controllers."""
 
 from __future__ import annotations
 
 import errno
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ._file import CgroupError, read, write
 
 OWN_LEAF = "supervisor"
-"""The leaf that the supervisor moves itself to; systemd's DelegateSubgroup= may do so before."""
+"""The leaf to which the supervisor moves itself, as systemd's DelegateSubgroup= may have done."""
 
 _DELEGATE = (
     "let the service manager delegate it (systemd: Delegate=yes in the unit, or "
@@ -26,12 +26,12 @@ _WRITABLE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """What became of a cgroup that we divide.
+class Division:
+    """The result of dividing a cgroup.
 
     Attributes:
-        controllers: those that its children have.
-        missing: an error for each controller that was wanted and is not to be had.
+        controllers: names of those that the children have.
+        missing: an error for each wanted controller that could not be enabled.
     """
 
     controllers: frozenset[str]
@@ -39,14 +39,14 @@ class Taken:
 
 
 def own_cgroup(pid: int | str = "self") -> Path:
-    """The directory of a process's cgroup in the v2 tree, or in the v2 part of a hybrid one.
+    """Return the directory of a process's cgroup in the v2 tree, or its part of a hybrid one.
 
     Args:
         pid: the process.
 
     Raises:
         CgroupError: no v2 tree is mounted (ENOENT), or none that shows this cgroup (ENODEV),
-            or it was removed.
+            or the cgroup was removed.
     """
     proc = Path(f"/proc/{pid}/cgroup")
     ours = next((ln[3:] for ln in read(proc).splitlines() if ln.startswith("0::")), None)
@@ -62,18 +62,18 @@ def own_cgroup(pid: int | str = "self") -> Path:
         errno.ENODEV,
         f"find the cgroup {ours!r} in what is mounted at",
         mounts[-1][1],
-        "mount the tree that has it; a container needs its own cgroup namespace",
+        "mount the tree that has this cgroup; a container needs its own cgroup namespace",
     )
 
 
 def divisible() -> Path:
-    """The cgroup that is ours to divide: the one we are in.
+    """Return the cgroup to divide: the one that this process is in.
 
-    Or its parent, where ours is the leaf ``supervisor`` of one that we may divide: a
-    supervisor that was started again, or by systemd with DelegateSubgroup=.
+    Its parent, where the cgroup is the leaf ``supervisor`` of one that we may divide: that of
+    a supervisor that was started again, or by systemd with DelegateSubgroup=.
 
     Raises:
-        CgroupError: it is not ours to divide; it says what is not writable.
+        CgroupError: the cgroup is not delegated to us; the error names what is not writable.
     """
     ours = own_cgroup()
     if ours.name == OWN_LEAF and not _refusal(ours.parent):
@@ -83,21 +83,21 @@ def divisible() -> Path:
     return ours
 
 
-def take(path: Path, wanted: Iterable[str], *, also: Iterable[int] = ()) -> Taken:
-    """Make a cgroup an inner node: we move to a leaf below, and its children get controllers.
+def divide(path: Path, wanted: Iterable[str], *, also: Iterable[int] = ()) -> Division:
+    """Make a cgroup an inner node: move its processes to a leaf, enable controllers below.
 
     A cgroup that has processes cannot give controllers to its children (cgroups(7), "no
-    internal processes").  Ours to move are this process and its descendants, those named, and
-    all where systemd says that the cgroup is delegated, or it is that of a container, with its
-    first process.  Doing it again changes nothing.
+    internal processes").  Moved are this process and its descendants and those in ``also``;
+    all processes, where systemd has marked the cgroup as delegated, or where it is that of a
+    container, with the container's first process.  A second call changes nothing.
 
     Args:
         path: the cgroup.
-        wanted: controllers, such as "memory"; those that cannot be had are in ``missing``.
+        wanted: controllers, such as "memory"; those that cannot be enabled are in ``missing``.
         also: other processes that belong to us, such as a keeper.
 
     Raises:
-        CgroupError: the leaf cannot be made, or nothing be moved there.
+        CgroupError: the leaf cannot be made, or a process cannot be moved there.
     """
     leaf = path / OWN_LEAF
     try:
@@ -109,16 +109,16 @@ def take(path: Path, wanted: Iterable[str], *, also: Iterable[int] = ()) -> Take
             write(leaf / "cgroup.procs", str(pid))
         except CgroupError as error:
             if error.errno == errno.ESRCH:
-                continue  # it has ended
+                continue  # the process has ended
             advice = _DELEGATE
             if error.errno == errno.EOPNOTSUPP:
                 advice = f"a supervisor before us has divided {path}: start us in {leaf}"
-            what = f"cannot move process {pid} to our own leaf: {error.what}"
-            raise CgroupError(error.errno or 0, what, leaf / "cgroup.procs", advice) from None
+            operation = f"cannot move process {pid} to our own leaf: {error.operation}"
+            raise CgroupError(error.errno or 0, operation, leaf / "cgroup.procs", advice) from None
     return _enable(path, sorted(wanted))
 
 
-def _enable(path: Path, wanted: Iterable[str]) -> Taken:
+def _enable(path: Path, wanted: Iterable[str]) -> Division:
     control = path / "cgroup.subtree_control"
     missing = []
     for name in wanted:
@@ -127,37 +127,38 @@ def _enable(path: Path, wanted: Iterable[str]) -> Taken:
         try:
             write(control, f"+{name}")
         except CgroupError as error:
-            what = f"cannot have the {name} controller: {error.what}"
-            missing.append(CgroupError(error.errno or 0, what, control, _why(error, name)))
-    return Taken(frozenset(read(control).split()), tuple(missing))
+            operation = f"cannot have the {name} controller: {error.operation}"
+            advice = _controller_advice(error, name)
+            missing.append(CgroupError(error.errno or 0, operation, control, advice))
+    return Division(frozenset(read(control).split()), tuple(missing))
 
 
 def _ours(path: Path, also: Iterable[int]) -> list[int]:
     # 0 is one that our pid namespace does not show.
-    there = [int(pid) for pid in read(path / "cgroup.procs").split() if pid != "0"]
-    if _is_all_ours(path, there):
-        return there
-    mine = {os.getpid(), *also}
-    return [pid for pid in there if pid in mine or _descends(pid)]
+    pids = [int(pid) for pid in read(path / "cgroup.procs").split() if pid != "0"]
+    if _is_all_ours(path, pids):
+        return pids
+    ours = {os.getpid(), *also}
+    return [pid for pid in pids if pid in ours or _is_descendant(pid)]
 
 
-def _is_all_ours(path: Path, there: Iterable[int]) -> bool:
+def _is_all_ours(path: Path, pids: Iterable[int]) -> bool:
     try:
         if os.getxattr(path, "user.delegate") == b"1":
             return True  # set by systemd
     except OSError:
-        pass  # nobody said so
+        pass  # not marked
     # A container's first process beside us; the root of the whole tree has no type.
-    return 1 in there and (path / "cgroup.type").exists()
+    return 1 in pids and (path / "cgroup.type").exists()
 
 
-def _descends(pid: int) -> bool:
+def _is_descendant(pid: int) -> bool:
     while pid > 1:
         try:
             text = Path(f"/proc/{pid}/stat").read_text()
         except OSError:
-            return False  # it has ended
-        # The name, in brackets, may hold anything; the parent is the second field after it.
+            return False  # the process has ended
+        # The name, in brackets, may have any character; the parent is the second field after it.
         pid = int(text.rpartition(")")[2].split()[1])
         if pid == os.getpid():
             return True
@@ -165,28 +166,31 @@ def _descends(pid: int) -> bool:
 
 
 def _refusal(path: Path) -> CgroupError | None:
-    """Why we may not divide it."""
-    what = "the cgroup is not delegated to us: cannot write"
+    """Return the error if we may not divide the cgroup, else None."""
+    operation = "the cgroup is not delegated to us: cannot write"
     for name in ("cgroup.procs", "cgroup.subtree_control"):
         try:
             os.close(os.open(path / name, os.O_WRONLY | os.O_CLOEXEC))
         except OSError as error:
             advice = _WRITABLE if error.errno == errno.EROFS else _DELEGATE
-            return CgroupError(error.errno or 0, what, path / name, advice)
+            return CgroupError(error.errno or 0, operation, path / name, advice)
     if not os.access(path, os.W_OK | os.X_OK, effective_ids=True):
-        return CgroupError(errno.EACCES, what, path, _DELEGATE)
+        return CgroupError(errno.EACCES, operation, path, _DELEGATE)
     return None
 
 
-def _mounts() -> list[tuple[str, Path]]:
-    """(root of the mount in the tree, mount point) of each cgroup v2 mount: proc(5)."""
-    found = []
+def _mountinfo() -> Iterator[tuple[str, str, str, str]]:
+    """Return root, mount point, file system type and options of each mount: proc(5)."""
     for line in read(Path("/proc/self/mountinfo")).splitlines():
         before, _, after = line.partition(" - ")
-        if after.split()[0] == "cgroup2":
-            root, point = (_unescape(field) for field in before.split()[3:5])
-            found.append((root, Path(point)))
-    return found
+        root, point = (_unescape(field) for field in before.split()[3:5])
+        kind, _, options = after.split(" ")[:3]
+        yield root, point, kind, options
+
+
+def _mounts() -> list[tuple[str, Path]]:
+    """Return root and mount point of each cgroup v2 mount."""
+    return [(root, Path(point)) for root, point, kind, _ in _mountinfo() if kind == "cgroup2"]
 
 
 def _unescape(field: str) -> str:
@@ -194,7 +198,7 @@ def _unescape(field: str) -> str:
 
 
 def _below(root: str, path: str) -> str | None:
-    """The path as seen from the root, None if it is not below."""
+    """Return the path relative to the root, None if it is not below."""
     if ".." in path.split("/") or path.endswith(" (deleted)"):
         return None
     if root == "/":
@@ -205,26 +209,24 @@ def _below(root: str, path: str) -> str | None:
 
 
 def _v1_controllers() -> dict[str, str]:
-    """Controller -> where its v1 hierarchy is mounted."""
-    found = {}
-    for line in read(Path("/proc/self/mountinfo")).splitlines():
-        before, _, after = line.partition(" - ")
-        kind, _, options = after.split(" ")[:3]
-        if kind == "cgroup":
-            for option in options.split(","):
-                found[option] = _unescape(before.split()[4])
-    return found
+    """Return the mount points of the v1 hierarchies, by controller."""
+    return {
+        option: point
+        for _, point, kind, options in _mountinfo()
+        if kind == "cgroup"
+        for option in options.split(",")
+    }
 
 
-def _where(controller: str) -> str:
-    if place := _v1_controllers().get(controller):
+def _missing_advice(controller: str) -> str:
+    if point := _v1_controllers().get(controller):
         return (
-            f"it belongs to the cgroup v1 hierarchy at {place}: boot with "
+            f"the controller belongs to the cgroup v1 hierarchy at {point}: boot with "
             f"systemd.unified_cgroup_hierarchy=1, or cgroup_no_v1={controller}"
         )
     return (
-        f"its parent does not hand it on (systemd: Delegate=yes, or Delegate={controller}), "
-        "or the kernel lacks it"
+        "the parent cgroup does not enable the controller (systemd: Delegate=yes, or "
+        f"Delegate={controller}), or the kernel does not have it"
     )
 
 
@@ -234,18 +236,18 @@ def _mount_advice() -> str:
     return "mount -t cgroup2 none /sys/fs/cgroup"
 
 
-def _why(error: CgroupError, controller: str) -> str:
+def _controller_advice(error: CgroupError, controller: str) -> str:
     path = Path(error.filename).parent
     if error.errno == errno.ENOENT:
-        return _where(controller)
+        return _missing_advice(controller)
     if error.errno == errno.EBUSY:
         others = read(path / "cgroup.procs").split()
-        named = ", ".join(f"{_name(pid)} ({pid})" for pid in others) or "none any more"
-        return f"other processes are in {path}: {named}; start us in one of our own: {_DELEGATE}"
+        names = ", ".join(f"{_name(pid)} ({pid})" for pid in others) or "none any more"
+        return f"other processes are in {path}: {names}; start us in one of our own: {_DELEGATE}"
     if error.errno == errno.EINVAL:
-        return "the kernel does not hand it on while real-time processes are in the cgroup"
+        return "the kernel does not enable it while real-time processes are in the cgroup"
     if error.errno == errno.EOPNOTSUPP:
-        return "the cgroup is threaded, where it cannot be had"
+        return "the cgroup is threaded, and the controller is not available in such a one"
     return _DELEGATE
 
 

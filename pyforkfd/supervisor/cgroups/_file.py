@@ -1,4 +1,4 @@
-"""One file of a cgroup, read or written whole; what failed, on what, and what to do."""
+"""The files of a cgroup, read and written whole, and the error with operation and advice."""
 
 from __future__ import annotations
 
@@ -10,42 +10,44 @@ from pyforkfd._fd import Fd
 
 
 class CgroupError(OSError):
-    """Something of a cgroup could not be done.
+    """An operation on a cgroup that failed.
 
-    It reads ``cannot enable the memory controller: write '+memory' to
+    Its text is such as ``cannot have the memory controller: write '+memory' to
     /sys/fs/cgroup/x/cgroup.subtree_control: Device or resource busy; ...``.
 
     Attributes:
-        errno: what the kernel said.
-        filename: the file or directory that it was said of.
-        advice: what can be done about it; may be empty.
+        errno: the errno of the kernel.
+        filename: the file or directory on which the operation failed.
+        operation: the operation, in words.
+        advice: the remedy; may be empty.
     """
 
     advice: str
 
-    def __init__(self, err: int, what: str, path: Path, advice: str = "") -> None:
+    def __init__(self, err: int, operation: str, path: Path, advice: str = "") -> None:
         super().__init__(err, os.strerror(err), str(path))
-        self.what = what
+        self.operation = operation
         self.advice = advice
 
     def __str__(self) -> str:
-        told = f"{self.what} {self.filename}: {self.strerror}"
-        return f"{told}; {self.advice}" if self.advice else told
+        text = f"{self.operation} {self.filename}: {self.strerror}"
+        return f"{text}; {self.advice}" if self.advice else text
 
     def __reduce__(self) -> tuple[object, ...]:
-        return CgroupError, (self.errno, self.what, Path(self.filename), self.advice)
+        return CgroupError, (self.errno, self.operation, Path(self.filename), self.advice)
 
 
 def read(path: Path, *, dir_fd: int | None = None) -> str:
-    """What the file says.
+    """Read a file of a cgroup.
 
     Args:
-        path: its path; what an error names.
+        path: of the file, which an error names.
         dir_fd: the cgroup's directory, borrowed: then only the path's last part counts.
 
     Raises:
-        CgroupError: ENOENT (no such cgroup, or the kernel or the parent has not what it
-            belongs to), ENODEV (the cgroup was removed), or what else the kernel says.
+        CgroupError: ENOENT (the cgroup does not exist, or neither the kernel nor the parent
+            has the controller of the file), ENODEV (the cgroup was removed), or another errno
+            of open(2) or read(2).
     """
     try:
         fd = _open(path, os.O_RDONLY, dir_fd)
@@ -61,15 +63,15 @@ def read(path: Path, *, dir_fd: int | None = None) -> str:
 
 
 def write(path: Path, text: str, *, dir_fd: int | None = None) -> None:
-    """Write it in one call, which is what the kernel takes as one setting.
+    """Write a file of a cgroup in one system call, which the kernel takes as one setting.
 
     Args:
         path: as for :func:`read`.
-        text: what is written.
+        text: the setting.
         dir_fd: as for :func:`read`.
 
     Raises:
-        CgroupError: what open(2) or write(2) says.
+        CgroupError: open(2) or write(2) failed.
     """
     try:
         fd = _open(path, os.O_WRONLY, dir_fd)
@@ -82,10 +84,10 @@ def write(path: Path, text: str, *, dir_fd: int | None = None) -> None:
 
 
 def open_directory(path: Path) -> Fd:
-    """The cgroup's directory, which the caller owns.
+    """Open the directory of a cgroup; the caller owns the descriptor.
 
     Raises:
-        CgroupError: ENOENT, there is none; or what else open(2) says.
+        CgroupError: ENOENT, the cgroup does not exist; or another errno of open(2).
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
@@ -95,7 +97,7 @@ def open_directory(path: Path) -> Fd:
 
 
 def flat_keyed(text: str) -> Mapping[str, int]:
-    """The kernel's "flat keyed" form: a name and a number on each line."""
+    """Parse the kernel's "flat keyed" form: a name and a number on each line."""
     return {name: int(value) for name, value in map(str.split, text.splitlines())}
 
 

@@ -1,4 +1,4 @@
-"""The cgroup of one worker: what it uses, what it died of, and its end as a whole."""
+"""The cgroup of one worker: its memory, its OOM kills, and the kill of all its processes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from ._pressure import trigger
 class Leaf(Closing):
     """The cgroup of one worker and all its descendants.  Made by a ``Tree``.
 
-    No call blocks.  Its files are reached through its descriptor, so one that is made anew
-    under the same name is not mistaken for it: a removed one says ENODEV or ENOENT.
+    No call blocks.  The files are opened relative to the directory's descriptor, so that a new
+    cgroup of the same name is never mistaken for this one: after its removal calls fail with
+    ENODEV or ENOENT.
 
     Attributes:
-        name: the directory's.
-        path: the directory.
+        name: of the directory.
+        path: of the directory.
         missing: limits that could not be set, a sentence each.
     """
 
@@ -35,38 +36,42 @@ class Leaf(Closing):
         self._fd = open_directory(path)
 
     def fileno(self) -> int:
-        """The directory's descriptor, as spawn's ``cgroup`` wants it; it stays this object's."""
+        """Return the directory's descriptor, for spawn's ``cgroup``; borrowed."""
         return self._fd.fileno()
 
     def procs(self) -> list[int]:
-        """Pids of all that is in it and in cgroups below, which a worker may have made."""
+        """Return the pids of the cgroup and of those below, which a worker may have made."""
         return sorted({pid for path in self._tree() for pid in _procs(path)})
 
     def populated(self) -> bool:
-        """Whether a process that is not a zombie is in it or below: cgroup.events."""
+        """Return whether the cgroup or one below has a process that is not a zombie."""
         return flat_keyed(self._read("cgroup.events"))["populated"] == 1
 
     def watch(self) -> Fd:
-        """A descriptor that has POLLPRI when :meth:`populated` may have changed.
+        """Open a descriptor that has POLLPRI when :meth:`populated` may have changed.
 
         Reading it to the end, from offset 0, arms it again.
 
         Returns:
-            The caller owns it.
+            The descriptor; the caller owns it.
+
+        Raises:
+            CgroupError: the cgroup was removed.
         """
         path = self.path / "cgroup.events"
         try:
             fd = Fd(os.open(path.name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.fileno()))
         except OSError as error:
             raise CgroupError(error.errno or 0, "open", path) from None
-        os.read(fd.fileno(), 4096)  # what is changed is counted from here
+        os.read(fd.fileno(), 4096)  # arms it: changes count from here
         return fd
 
     def kill(self) -> None:
-        """SIGKILL to every process of the worker, daemons and other sessions too.
+        """Kill every process of the worker, daemons and other sessions too.
 
-        By cgroup.kill (Linux 5.14).  Before, they are frozen and killed one by one through
-        pidfds; call it again while :meth:`populated`.  They end a moment after it returns.
+        By cgroup.kill (Linux 5.14).  On older kernels the processes are frozen, and killed one
+        by one through pidfds; call it again while :meth:`populated`.  They end a moment after
+        the return.
 
         Raises:
             CgroupError: the cgroup was removed, or a process of another user was not killed.
@@ -79,19 +84,19 @@ class Leaf(Closing):
             self._kill_each()
 
     def remove(self) -> bool:
-        """Remove it and those below, and close its descriptor.
+        """Remove the cgroup and those below, and close the descriptor.
 
         Returns:
-            False where something is still in it: nothing is closed then, so try again.
+            False if a process is still there: nothing is closed then, so try again.
 
         Raises:
-            CgroupError: what else rmdir(2) says.
+            CgroupError: rmdir(2) failed for another reason.
         """
         for path in reversed(list(self._tree())):
             try:
                 path.rmdir()
             except FileNotFoundError:
-                pass  # somebody was faster
+                pass  # removed by the worker meanwhile
             except OSError as error:
                 if error.errno == errno.EBUSY:
                     return False
@@ -100,34 +105,34 @@ class Leaf(Closing):
         return True
 
     def close(self) -> None:
-        """Close the descriptor; the cgroup and what is in it stay."""
+        """Close the descriptor; the cgroup and its processes stay."""
         self._fd.close()
 
     def memory_current(self) -> int:
-        """Bytes charged to it, memory.current, the page cache of files it used included.
+        """Return the bytes charged to the cgroup, memory.current, page cache included.
 
         Raises:
-            CgroupError: ENOENT, it has no memory controller.
+            CgroupError: ENOENT, the cgroup has no memory controller.
         """
         return int(self._read("memory.current"))
 
     def working_set(self) -> int:
-        """Bytes that it could not do without: memory.current less inactive_file.
+        """Return the bytes in use: memory.current less inactive_file.
 
-        What it has read from files stays charged until somebody wants the memory, and so
-        says nothing of a worker that grows.
+        The page cache of files stays charged until the memory is needed elsewhere, so it is
+        no sign of a worker that grows.
 
         Raises:
-            CgroupError: ENOENT, it has no memory controller.
+            CgroupError: ENOENT, the cgroup has no memory controller.
         """
-        idle = flat_keyed(self._read("memory.stat"))["inactive_file"]
-        return max(0, self.memory_current() - idle)
+        inactive = flat_keyed(self._read("memory.stat"))["inactive_file"]
+        return max(0, self.memory_current() - inactive)
 
     def events(self) -> Mapping[str, int]:
-        """How often limits were hit: low, high, max, oom, oom_kill, ..., and pids_max.
+        """Return how often limits were hit: low, high, max, oom, oom_kill, ..., and pids_max.
 
-        From memory.events.local (Linux 5.2; memory.events before) and pids.events.  Without a
-        controller its counts are not there.
+        From memory.events.local (Linux 5.2; memory.events before) and pids.events.  The counts
+        of a missing controller are missing.
         """
         found: dict[str, int] = {}
         for name in ("memory.events.local", "memory.events"):
@@ -145,20 +150,23 @@ class Leaf(Closing):
         return found
 
     def oom_kills(self) -> int | None:
-        """How many of its processes the kernel killed for want of memory.
+        """Return how many processes of the cgroup the OOM killer has killed.
 
-        The leaf is fresh for each worker, so a worker that died of SIGKILL while this grew
-        died of it, or together with it.  A group that is killed as one (``oom_group``) counts
-        one of its processes twice.  None: there is no memory controller, so nobody knows.
+        The leaf is fresh for each worker, so a worker that died of SIGKILL while this count
+        grew was killed for a shortage of memory, or together with one that was.  A group that
+        is killed as one (``oom_group``) counts one of its processes twice.
+
+        Returns:
+            The count; None: unknown, as there is no memory controller.
         """
         return self.events().get("oom_kill")
 
     def pressure_trigger(
         self, resource: Resource, stall_us: int, window_us: int, *, full: bool = False
     ) -> Fd:
-        """A descriptor with POLLPRI when its tasks waited for too long; the caller owns it.
+        """Make a trigger for waits of the cgroup's tasks that are longer than a bound.
 
-        Args, errors and kernel versions: those of :func:`._pressure.trigger`.
+        Args, result, errors and kernel versions: those of :func:`._pressure.trigger`.
         """
         return trigger(self.path, resource, stall_us, window_us, full=full, dir_fd=self.fileno())
 
@@ -169,7 +177,7 @@ class Leaf(Closing):
         return read(self.path / name, dir_fd=self.fileno())
 
     def _tree(self) -> Iterator[Path]:
-        """It and the cgroups below, parents first, as they are at this moment."""
+        """Return the cgroup and those below, parents first, as they are at this moment."""
         for directory, _, _ in os.walk(self.path):
             yield Path(directory)
 
@@ -177,8 +185,8 @@ class Leaf(Closing):
         write(self.path / "cgroup.freeze", "1", dir_fd=self.fileno())
         try:
             killed: set[int] = set()
-            # Freezing takes a moment, in which they may fork; what is killed is gone from the
-            # list or in the set, so this ends when no new one has come.
+            # Freezing takes a moment, in which they may fork.  A killed process leaves the list
+            # or is in the set, so this ends when no new one has come.
             while fresh := set(self.procs()) - killed:
                 _kill(fresh, self)
                 killed |= fresh
@@ -194,9 +202,9 @@ def _kill(pids: Iterable[int], leaf: Leaf) -> None:
                 pidfds[pid] = os.pidfd_open(pid)
             except ProcessLookupError:
                 pass
-        there = set(leaf.procs())  # a pid that was given anew meanwhile is not
+        current = set(leaf.procs())  # without a pid that was reused meanwhile
         for pid, pidfd in pidfds.items():
-            if pid in there:
+            if pid in current:
                 try:
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 except ProcessLookupError:
@@ -212,7 +220,7 @@ def _procs(path: Path) -> list[int]:
     try:
         return [int(pid) for pid in read(path / "cgroup.procs").split()]
     except CgroupError as error:
-        # Removed since it was listed; or threaded, then they are in the list of a parent.
+        # Removed since it was listed; or threaded, then a parent's list has the processes.
         if error.errno in (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP):
             return []
         raise

@@ -1,4 +1,4 @@
-"""Pressure stall information: being told when processes wait for what they lack."""
+"""Triggers of pressure stall information: events when processes wait for a resource."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ def trigger(
     full: bool = False,
     dir_fd: int | None = None,
 ) -> Fd:
-    """A descriptor that tells when a cgroup's tasks have waited for too long.
+    """Make a trigger for waits of a cgroup's tasks that are longer than a bound.
 
-    It has POLLPRI (EPOLLPRI) once per window in which they did, and POLLERR once the cgroup
-    is removed.  Closing it ends the trigger.  Linux 5.2, with CONFIG_PSI; the kernel's
-    Documentation/accounting/psi.rst.
+    Its descriptor has POLLPRI (EPOLLPRI) once per window with such a wait, and POLLERR once
+    the cgroup is removed.  Closing it ends the trigger.  Linux 5.2, with CONFIG_PSI; the
+    kernel's Documentation/accounting/psi.rst.
 
     Args:
-        directory: the cgroup's.
-        resource: what they wait for.
-        stall_us: microseconds within a window.
+        directory: of the cgroup.
+        resource: that the tasks wait for.
+        stall_us: the bound: microseconds of waiting within a window.
         window_us: 500,000 to 10,000,000 microseconds; without CAP_SYS_RESOURCE a multiple of
             2,000,000 (Linux 6.6).
-        full: count the time in which all of them waited, instead of some.
-        dir_fd: the cgroup's directory, borrowed: the path is for messages then.
+        full: count the time in which all tasks waited, instead of some.
+        dir_fd: the cgroup's directory, borrowed; the path is for messages only then.
 
     Returns:
-        The caller owns it.
+        The descriptor; the caller owns it.
 
     Raises:
         ValueError: the stall is not within the window.
@@ -47,21 +47,21 @@ def trigger(
     if not 0 < stall_us <= window_us:
         raise ValueError(f"pressure trigger: {stall_us} is not within {window_us} microseconds")
     path = directory / f"{resource}.pressure"
-    wanted = f"{'full' if full else 'some'} {stall_us} {window_us}"
+    text = f"{'full' if full else 'some'} {stall_us} {window_us}"
     try:
         name = path if dir_fd is None else path.name
         fd = Fd(os.open(name, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd))
     except OSError as error:
         raise _error(error, "open", path) from None
     try:
-        os.write(fd.fileno(), wanted.encode() + b"\0")
+        os.write(fd.fileno(), text.encode() + b"\0")
     except OSError as error:
         fd.close()
-        raise _error(error, f"write {wanted!r} to", path) from None
+        raise _error(error, f"write {text!r} to", path) from None
     return fd
 
 
-def _error(error: OSError, what: str, path: Path) -> CgroupError:
+def _error(error: OSError, operation: str, path: Path) -> CgroupError:
     err = error.errno or 0
     advice = ""
     if err in (errno.ENOENT, errno.EOPNOTSUPP):
@@ -74,4 +74,4 @@ def _error(error: OSError, what: str, path: Path) -> CgroupError:
             "a window is 500000 to 10000000 microseconds, and without CAP_SYS_RESOURCE a "
             "multiple of 2000000"
         )
-    return CgroupError(err, what, path, advice)
+    return CgroupError(err, operation, path, advice)

@@ -1,4 +1,4 @@
-"""Workers that lack something: pressure triggers on their cgroups, and who hears of them."""
+"""Pressure on workers: triggers on their cgroups, watched by the loop."""
 
 from __future__ import annotations
 
@@ -20,38 +20,43 @@ from ._pressure import trigger
 
 log = logging.getLogger("pyforkfd.supervisor")
 
-_QUIET = 60.0  # seconds: one that goes on lacking something is not said every time
+_QUIET = 60.0  # seconds between two warnings of one worker and resource
 _WINDOW_US = round(PRESSURE_WINDOW * 1e6)
-_FOR = {"cpu": "a processor", "io": "a disk", "memory": "memory"}
+_WORDS = {"cpu": "a processor", "io": "a disk", "memory": "memory"}
 
 
-class Lacks(Closing):
-    """Watches what running workers lack, where their specification asks for it."""
+class PressureWatch(Closing):
+    """The pressure triggers of running workers, where their specification has ``pressure``."""
 
     def __init__(
         self,
         reactor: Reactor,
-        told: Callable[[Worker, Resource, float], None],
-        there: Iterable[Resource] = RESOURCES,
+        report: Callable[[Worker, Resource, float], None],
+        available: Iterable[Resource] = RESOURCES,
     ) -> None:
-        """Watch nobody yet.
+        """Start with no worker.
 
         Args:
             reactor: borrowed.
-            told: called once per two seconds in which a worker waited for too long, with
-                the time.
-            there: what the kernel tells of at all.
+            report: called with the time, once per two seconds in which a worker waited for
+                longer than its bound.
+            available: the resources for which the kernel has triggers here.
         """
         self._reactor = reactor
-        self._told = told
-        self._there = frozenset(there)
-        self._triggers: dict[int, list[Fd]] = {}
-        self._said: dict[tuple[int, Resource], float] = {}
+        self._report = report
+        self._available = frozenset(available)
+        self._triggers: dict[int, list[Fd]] = {}  # by worker id
+        self._warned: dict[tuple[int, Resource], float] = {}
 
     def watch(self, worker: Worker, leaf: Leaf) -> None:
-        """From now on, until :meth:`forget`; what is impossible is a warning."""
+        """Watch a worker until :meth:`forget`; a trigger that cannot be made is a warning.
+
+        Args:
+            worker: the worker.
+            leaf: its cgroup, borrowed for the call.
+        """
         for resource, share in worker.spec.pressure.wanted().items():
-            if resource not in self._there:
+            if resource not in self._available:
                 continue
             try:
                 fd = leaf.pressure_trigger(resource, round(share * _WINDOW_US), _WINDOW_US)
@@ -59,52 +64,51 @@ class Lacks(Closing):
                 log.warning("%s: worker %d: %s", worker.component, worker.id, error)
                 continue
             self._triggers.setdefault(worker.id, []).append(fd)
-            self._reactor.add(fd.fileno(), self._caller(worker, resource, fd), select.EPOLLPRI)
+            self._reactor.add(fd.fileno(), self._handler(worker, resource, fd), select.EPOLLPRI)
 
-    def _caller(self, worker: Worker, resource: Resource, fd: Fd) -> Callable[[int], None]:
-        def call(events: int) -> None:
-            if events & select.EPOLLERR:  # its cgroup was removed, which is said for ever
-                self._end(worker.id, fd)
+    def _handler(self, worker: Worker, resource: Resource, fd: Fd) -> Callable[[int], None]:
+        def handle(events: int) -> None:
+            if events & select.EPOLLERR:  # the cgroup was removed; the event would repeat for ever
+                self._triggers[worker.id].remove(fd)
+                self._end(fd)
                 return
             now = time.monotonic()
-            self._say(worker, resource, now)
-            self._told(worker, resource, now)
+            self._warn(worker, resource, now)
+            self._report(worker, resource, now)
 
-        return call
+        return handle
 
-    def _say(self, worker: Worker, resource: Resource, now: float) -> None:
+    def _warn(self, worker: Worker, resource: Resource, now: float) -> None:
         key = (worker.id, resource)
-        if now - self._said.get(key, -_QUIET) >= _QUIET:
-            self._said[key] = now
+        if now - self._warned.get(key, -_QUIET) >= _QUIET:
+            self._warned[key] = now
             share = worker.spec.pressure.wanted()[resource]
             log.warning(
                 "%s: worker %d: waited for %s more than %g %% of %g s",
-                *(worker.component, worker.id, _FOR[resource], share * 100, PRESSURE_WINDOW),
+                *(worker.component, worker.id, _WORDS[resource], share * 100, PRESSURE_WINDOW),
             )
 
-    def _end(self, number: int, fd: Fd) -> None:
-        self._triggers[number].remove(fd)
+    def _end(self, fd: Fd) -> None:
         self._reactor.remove(fd.fileno())
         fd.close()
 
-    def forget(self, number: int) -> None:
-        """Watch a worker no more."""
-        for fd in self._triggers.pop(number, []):
-            self._reactor.remove(fd.fileno())
-            fd.close()
+    def forget(self, worker_id: int) -> None:
+        """End the triggers of a worker; an unknown one is no error."""
+        for fd in self._triggers.pop(worker_id, []):
+            self._end(fd)
         for resource in RESOURCES:
-            self._said.pop((number, resource), None)
+            self._warned.pop((worker_id, resource), None)
 
     def close(self) -> None:
-        """Watch nobody any more."""
-        for number in list(self._triggers):
-            self.forget(number)
+        """End all triggers."""
+        for worker_id in list(self._triggers):
+            self.forget(worker_id)
 
 
-def lacking(cgroup: Path, wanted: Iterable[Resource]) -> dict[Resource, CgroupError]:
-    """Of which of them the kernel does not tell in this cgroup, and why.
+def unavailable(cgroup: Path, wanted: Iterable[Resource]) -> dict[Resource, CgroupError]:
+    """Return the resources for which the kernel has no trigger in this cgroup, and why.
 
-    A trigger is made of each, since only then the kernel says whether we may have one.
+    A trigger is made for each: only then the kernel refuses what this process may not have.
     """
     found: dict[Resource, CgroupError] = {}
     for resource in wanted:

@@ -1,4 +1,4 @@
-"""Our cgroup, divided into leafs: one for us, one for each worker, with its limits."""
+"""The supervisor's cgroup, divided into leafs: its own, and one for each worker, with limits."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pyforkfd._closing import Closing
 from pyforkfd._fd import Fd
 from pyforkfd.supervisor.spec._limits import Limits
 
-from ._delegation import OWN_LEAF, divisible, take
+from ._delegation import OWN_LEAF, divide, divisible
 from ._file import CgroupError, open_directory, write
 from ._leaf import Leaf
 
 Policy: TypeAlias = Literal["require", "prefer", "off"]
-"""Whether limits must be had, are given up with a warning, or are not asked for."""
+"""Whether limits are required, given up with a warning where impossible, or not used."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@-]*")
 _NO_LIMITS = Limits()
@@ -32,20 +32,21 @@ def open_tree(
     also: Iterable[int] = (),
     start: Path | None = None,
 ) -> tuple[Tree | None, tuple[str, ...]]:
-    """Divide our own cgroup: we move to a leaf below it, workers get leafs beside ours.
+    """Divide our own cgroup: move to a leaf below it, beside which workers get theirs.
 
     Args:
         policy: "require" raises where a controller that the limits need is missing; "prefer"
-            says so and goes on without; "off" does nothing.
-        limits: what the workers will be given: decides which controllers are needed.
+            reports it and goes on without; "off" does nothing.
+        limits: those of the workers, which decide which controllers are needed.
         also: other processes of ours that are in the cgroup, such as a keeper.
-        start: the cgroup to divide, instead of the one we are in.
+        start: the cgroup to divide, instead of the one that this process is in.
 
     Returns:
         The tree, which the caller owns, or None; and what is missing, a sentence each.
 
     Raises:
-        CgroupError: the policy is "require".  What else is missing is in its notes.
+        CgroupError: the policy is "require", and something is missing.  Its notes have what
+            else is.
     """
     if policy == "off":
         return None, ()
@@ -54,11 +55,11 @@ def open_tree(
         path = divisible() if start is None else start
         lock = _lock(path)
         try:
-            taken = take(path, wanted, also=also)
-            if policy == "require" and taken.missing:
-                for other in taken.missing[1:]:
-                    taken.missing[0].add_note(str(other))
-                raise taken.missing[0]
+            division = divide(path, wanted, also=also)
+            if policy == "require" and division.missing:
+                for other in division.missing[1:]:
+                    division.missing[0].add_note(str(other))
+                raise division.missing[0]
         except BaseException:
             lock.close()
             raise
@@ -66,20 +67,20 @@ def open_tree(
         if policy == "require":
             raise
         return None, (f"no cgroups: {error}",)
-    tree = Tree(path, taken.controllers, lock, required=policy == "require")
-    return tree, tuple(map(str, taken.missing))
+    tree = Tree(path, division.controllers, lock, required=policy == "require")
+    return tree, tuple(map(str, division.missing))
 
 
 class Tree(Closing):
-    """A cgroup of ours that is divided into leafs.  Made by :func:`open_tree`.
+    """A cgroup that is divided into leafs.  Made by :func:`open_tree`.
 
     Its directory is locked (flock(2)) as long as this object, or a duplicate of its
     descriptor in another process, is open: two supervisors would take each other's leafs for
     leftovers.
 
     Attributes:
-        path: the directory.
-        controllers: those that leafs have.
+        path: of the directory.
+        controllers: names of those that leafs have.
     """
 
     def __init__(
@@ -91,23 +92,24 @@ class Tree(Closing):
         self._fd = lock
 
     def fileno(self) -> int:
-        """The directory's descriptor, which holds the lock; it stays this object's."""
+        """Return the directory's descriptor, which has the lock; borrowed."""
         return self._fd.fileno()
 
     def leaf(self, name: str, limits: Limits = _NO_LIMITS) -> Leaf:
-        """A fresh cgroup for one worker, limited before anything is in it.
+        """Make a cgroup for one worker, with its limits set before any process is in it.
 
         Args:
-            name: what people see; it gets a number where there is one of this name.
+            name: of the cgroup; a number is appended if that exists.
             limits: where the policy is "prefer", those that cannot be set are left out, and
                 are in the leaf's ``missing`` unless their controller is missing as a whole.
 
         Returns:
-            The caller owns it; give it to ``Command(cgroup=)`` or ``Zygote.spawn(cgroup=)``.
+            The leaf, which the caller owns, for ``Command(cgroup=)`` or
+            ``Zygote.spawn(cgroup=)``.
 
         Raises:
-            ValueError: the name cannot be that of a cgroup of ours.
-            CgroupError: it cannot be made; or a limit cannot be set and the policy is
+            ValueError: the name cannot be that of a worker's cgroup.
+            CgroupError: the cgroup cannot be made; or a limit cannot be set and the policy is
                 "require".  Nothing is left behind.
         """
         _demand_name(name)
@@ -116,7 +118,7 @@ class Tree(Closing):
             try:
                 path.mkdir()
             except FileExistsError:
-                continue  # a leftover, ours, or a file of the kernel's
+                continue  # a leftover, another leaf of ours, or a file of the kernel
             except OSError as error:
                 raise CgroupError(error.errno or 0, "make the cgroup", path) from None
             break
@@ -133,7 +135,7 @@ class Tree(Closing):
         return leaf
 
     def leftovers(self) -> list[str]:
-        """Names of the leafs that are there, which a supervisor before us may have made."""
+        """Return the names of the existing leafs, which a supervisor before us may have made."""
         return sorted(
             entry.name
             for entry in os.scandir(self.path)
@@ -141,24 +143,24 @@ class Tree(Closing):
         )
 
     def adopt(self, name: str) -> Leaf:
-        """A leaf that is there already; its limits stay as they are.
+        """Take over an existing leaf; its limits stay as they are.
 
         Raises:
-            ValueError: the name cannot be that of a worker's leaf.
-            CgroupError: ENOENT, there is none.
+            ValueError: the name cannot be that of a worker's cgroup.
+            CgroupError: ENOENT, the leaf does not exist.
         """
         _demand_name(name)
         return Leaf(self.path / name)
 
     def close(self) -> None:
-        """Give up the lock.  Leafs and their processes stay."""
+        """Release the lock.  Leafs and their processes stay."""
         self._fd.close()
 
     def _set(self, leaf: Leaf, limits: Limits) -> tuple[str, ...]:
         missing = []
         for name, value in limits.files().items():
             if not self._required and name.partition(".")[0] not in self.controllers:
-                continue  # said once, when the tree was opened
+                continue  # reported once, when the tree was opened
             try:
                 write(leaf.path / name, value, dir_fd=leaf.fileno())
             except CgroupError as error:
@@ -171,7 +173,7 @@ class Tree(Closing):
 def _demand_name(name: str) -> None:
     if not _NAME.fullmatch(name) or name == OWN_LEAF:
         raise ValueError(
-            f"{name!r} cannot be a worker's cgroup: letters, digits and _ . : @ - are wanted, "
+            f"{name!r} cannot be a worker's cgroup: use letters, digits and _ . : @ -, "
             f"beginning with neither . : @ nor -, and not {OWN_LEAF!r}, which is the supervisor's"
         )
 
@@ -182,7 +184,7 @@ def _lock(path: Path) -> Fd:
         fcntl.flock(fd.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         fd.close()
-        what = "lock against other supervisors the cgroup"
-        advice = "another one divides it; start us in a cgroup of our own"
-        raise CgroupError(error.errno or 0, what, path, advice) from None
+        operation = "lock against other supervisors the cgroup"
+        advice = "another supervisor divides it; start us in a cgroup of our own"
+        raise CgroupError(error.errno or 0, operation, path, advice) from None
     return fd

@@ -1,4 +1,4 @@
-"""The command ``pyforkfd serve``: a service from a file, or from the command line."""
+"""The command ``pyforkfd serve``: runs a service from a file, or from options."""
 
 from __future__ import annotations
 
@@ -29,70 +29,73 @@ from pyforkfd.supervisor.succession._succession import inherited_service
 
 _EPILOG = """
 pyforkfd serve CONFIG.toml                                      a service from a file
-pyforkfd serve --listen tcp://:8000 --workers 4 -- CMD...       a program, as it is
-pyforkfd serve --listen tcp://:8000 --function shop.app:serve   a function, by a zygote
-pyforkfd serve --check CONFIG.toml                              what is wrong with a file
+pyforkfd serve --listen tcp://:8000 --workers 4 -- CMD...       an unmodified program
+pyforkfd serve --listen tcp://:8000 --function shop.app:serve   a function, in clones of a zygote
+pyforkfd serve --check CONFIG.toml                              check a file, start nothing
 
-SIGHUP reloads, SIGTERM and SIGINT stop, a second one or SIGQUIT at once.
+SIGHUP reloads.  SIGTERM and SIGINT stop when the workers' requests are done; a second one and
+SIGQUIT stop at once.
 
-exit code: 0 stopped as asked, or nothing is wrong; 1 nothing could be kept running; 2 the
+exit code: 0 stopped on request, or the file has no problem; 1 no component could run on; 2 the
 configuration is wrong, or a listener cannot be bound: nothing was started.
 """
-_SECTION = "options for a service without a file"
-# What argparse would have if nothing was said.
-_DEFAULTS: dict[str, object] = {
-    "name": None,
-    "listen": [],
-    "workers": None,
-    "readiness": None,
-    "function": None,
-    "preload": [],
-    "user": None,
-    "shards": False,
-    "metrics": None,
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the command takes."""
+    """Add the command's arguments to a parser."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.usage = "pyforkfd serve [--control PATH] CONFIG | [options] -- CMD..."
     parser.epilog = _EPILOG
-    parser.add_argument("config", nargs="?", metavar="CONFIG", help="a TOML file")
-    parser.add_argument("--check", action="store_true", help="say all that is wrong with CONFIG")
+    parser.add_argument("config", nargs="?", metavar="CONFIG", help="TOML file with the service")
     parser.add_argument(
-        "--control", metavar="PATH", help="of the control socket; none: of the service's name"
+        "--check", action="store_true", help="print every problem of CONFIG, start nothing"
     )
-    line = parser.add_argument_group(_SECTION)
-    line.add_argument("--name", help="of the service; else that of the program")
-    line.add_argument(
-        "--listen",
-        action="append",
-        default=[],
-        metavar="[NAME=]ADDRESS",
-        help="tcp://host:port, unix:/path, udp://..., systemd:NAME; may be repeated",
+    parser.add_argument(
+        "--control", metavar="PATH", help="path of the control socket (by the service's name)"
     )
-    line.add_argument("--workers", type=int, metavar="N", help="how many (1)")
-    line.add_argument(
-        "--readiness",
-        choices=("notify", "accept", "started"),
-        help="how one sees that a worker is ready (accept with --listen, else started)",
-    )
-    line.add_argument("--function", metavar="PKG.MOD:FN", help="instead of CMD")
-    line.add_argument(
-        "--preload",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="imported once, before workers are made of it; may be repeated",
-    )
-    line.add_argument("--shards", action="store_true", help="a socket for each worker: REUSEPORT")
-    line.add_argument("--user", help="whom the workers run as")
-    line.add_argument("--metrics", metavar="ADDRESS", help="of an endpoint for Prometheus")
+    group = parser.add_argument_group("options for a service without a file")
+    options = [
+        # Not "name": that is the command's.
+        group.add_argument(
+            "--name",
+            dest="service_name",
+            metavar="NAME",
+            help="name of the service (the program's)",
+        ),
+        group.add_argument(
+            "--listen",
+            action="append",
+            default=[],
+            metavar="[NAME=]ADDRESS",
+            help="tcp://host:port, unix:/path, udp://..., systemd:NAME; may be repeated",
+        ),
+        group.add_argument("--workers", type=int, metavar="N", help="number of workers (1)"),
+        group.add_argument(
+            "--readiness",
+            choices=("notify", "accept", "started"),
+            help="sign that a worker is ready (accept with --listen, else started)",
+        ),
+        group.add_argument("--function", metavar="PKG.MOD:FN", help="function, instead of CMD"),
+        group.add_argument(
+            "--preload",
+            action="append",
+            default=[],
+            metavar="MODULE",
+            help="module that the zygote imports before it is cloned; may be repeated",
+        ),
+        group.add_argument(
+            "--shards", action="store_true", help="a socket for each worker (SO_REUSEPORT)"
+        ),
+        group.add_argument("--user", help="user of the workers (the supervisor's)"),
+        group.add_argument(
+            "--metrics", metavar="ADDRESS", help="address of the endpoint for Prometheus"
+        ),
+    ]
+    parser.set_defaults(without_file=options)
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the command; the exit code."""
+    """Run the command; return the exit code."""
     try:
         return _main(args)
     except SpecError as error:
@@ -101,27 +104,39 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _main(args: argparse.Namespace) -> int:
-    if args.config is not None:
-        said = [f"--{name}" for name, value in _DEFAULTS.items() if getattr(args, name) != value]
-        if said or args.command:
-            what = ", ".join(said) or "a command"
-            raise ValueError(f"CONFIG says it all: {what} cannot be given as well")
-    elif args.check:
-        raise ValueError("--check is for a CONFIG")
+    _check_usage(args)
     if args.check:
         service = load(args.config)
-        print(f"{args.config}: nothing is wrong with service {service.name}")
+        print(f"{args.config}: service {service.name} has no problem")
         return 0
     if args.config is None:
-        service, read = from_arguments(args), None
+        service, read_again = from_arguments(args), None
     else:
-        # What a predecessor has run, if there is one: the file may be broken by now.
+        # A predecessor's service, if there is one: the file may be broken by now.
         service = inherited_service() or load(args.config)
-        # The file's directory may be left by then.
-        read = functools.partial(_read, os.path.abspath(args.config), args.control)
+        # A later reload may find another working directory.
+        read_again = functools.partial(_read, os.path.abspath(args.config), args.control)
     if not service.log.stdout:
         _log_to_stderr()
-    return Supervisor(_with_control(service, args.control), read_again=read).run()
+    return Supervisor(_with_control(service, args.control), read_again=read_again).run()
+
+
+def _check_usage(args: argparse.Namespace) -> None:
+    if args.config is None:
+        if args.check:
+            raise ValueError("--check needs a CONFIG")
+        return
+    given = [
+        option.option_strings[0]
+        for option in args.without_file
+        if getattr(args, option.dest) != option.default
+    ]
+    if args.command:
+        given.append("a command")
+    if given:
+        raise ValueError(
+            f"{', '.join(given)} cannot be given beside CONFIG; write it into the file"
+        )
 
 
 def _read(path: str, control: str | None) -> Service:
@@ -129,18 +144,23 @@ def _read(path: str, control: str | None) -> Service:
 
 
 def from_arguments(args: argparse.Namespace) -> Service:
-    """A service of one component, as the options have it.
+    """Return a service of one component from the options.
+
+    Args:
+        args: parsed arguments.
 
     Raises:
         ValueError: the options do not go together.
-        SpecError: what they say makes no sense.
+        SpecError: the service is wrong.
     """
     command: list[str] = args.command
     if bool(command) == bool(args.function):
-        raise ValueError("say what to run: CONFIG, or -- CMD..., or --function PKG.MOD:FN")
+        raise ValueError(
+            "nothing to run, or two things; write CONFIG, or -- CMD..., or --function PKG.MOD:FN"
+        )
     if args.preload and not args.function:
-        raise ValueError("--preload is for --function")
-    name = args.name or _name_of(command, args.function)
+        raise ValueError("--preload needs --function")
+    name = args.service_name or _default_name(command, args.function)
     listeners = _listeners(args.listen, shards=args.shards)
     zygote = ZygoteSpec(name=name, preload=tuple(args.preload)) if args.function else None
     component = Component(
@@ -165,7 +185,7 @@ def from_arguments(args: argparse.Namespace) -> Service:
     return service
 
 
-def _name_of(command: Sequence[str], function: str | None) -> str:
+def _default_name(command: Sequence[str], function: str | None) -> str:
     word = os.path.basename(command[0]) if function is None else function.partition(":")[0]
     return re.sub(r"[^A-Za-z0-9_.@-]|^[.@-]+", "", word)[:64] or "service"
 
@@ -177,13 +197,13 @@ def _listeners(texts: Sequence[str], *, shards: bool) -> dict[str, Listener]:
         assert match is not None, "everything matches"
         name = match[1] or ("main" if not found else f"main-{len(found) + 1}")
         if name in found:
-            raise ValueError(f"--listen: two are called {name}")
+            raise ValueError(f"--listen: two listeners have the name {name}; write NAME=ADDRESS")
         found[name] = Listener(name=name, address=match[2], shards=shards)
     return found
 
 
 def _with_control(service: Service, path: str | None) -> Service:
-    """With a control socket: the commands are to find the service."""
+    """Return the service with a control socket, by which the commands find it."""
     if path is None and service.control.path is not None:
         return service
     control = dataclasses.replace(service.control, path=path or default_path(service.name))

@@ -1,9 +1,10 @@
-"""The command ``pyforkfd status``: once, or live."""
+"""The command ``pyforkfd status``: prints the state of a service once, or every second."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import time
@@ -15,34 +16,36 @@ from pyforkfd.supervisor.control._client import ControlClient
 from ._commands import command
 
 _EPILOG = """
-condition: ready; starting, not all were ready yet; reloading; degraded, with the reasons
-below; stopping.
+condition: ready; starting (some worker was never ready yet); reloading; degraded (the reasons
+follow); stopping.
 
-exit code: 0 ready or reloading; 1 anything else; 2 bad usage, or nobody to ask.
+exit code: 0 ready or reloading; 1 any other condition; 2 bad usage, or no such service runs.
 """
 _STYLES = {"ready": "green", "reloading": "cyan", "starting": "cyan"}
-_WELL = ("ready", "reloading")
+_HEALTHY = ("ready", "reloading")
+_DUMB = ("dumb", "unknown")  # terminals without a cursor to move: rich draws nothing on them
 
 
-def _add(parser: argparse.ArgumentParser) -> None:
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="for programs: one object")
-    form.add_argument("--watch", action="store_true", help="anew every second, until Ctrl-C")
+    form.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+    form.add_argument("--watch", action="store_true", help="print every second, until Ctrl-C")
 
 
-def _status(args: argparse.Namespace, to: ControlClient) -> int:
+def _print_status(args: argparse.Namespace, service: ControlClient) -> int:
     if args.watch:
-        _watch(to)
+        _watch(service)
         return 0
-    found = to.request("status")["status"]
-    print(json.dumps(found) if args.json else as_text(found, _width()))
-    return 0 if found["condition"] in _WELL else 1
+    state = service.request("status")["status"]
+    print(json.dumps(state) if args.json else as_text(state, _width()))
+    return 0 if state["condition"] in _HEALTHY else 1
 
 
-def _watch(to: ControlClient) -> None:
-    if sys.stdout.isatty():
+def _watch(service: ControlClient) -> None:
+    screen = sys.stdout.isatty() and os.environ.get("TERM", "").lower() not in _DUMB
+    if screen:
         try:
             import rich.live
         except ImportError:
@@ -50,11 +53,11 @@ def _watch(to: ControlClient) -> None:
         else:
             with rich.live.Live(auto_refresh=False) as live:
                 while True:
-                    live.update(_as_rich(to.request("status")["status"]), refresh=True)
+                    live.update(_as_rich(service.request("status")["status"]), refresh=True)
                     time.sleep(1)
-    clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
+    clear = "\x1b[H\x1b[2J" if screen else ""
     while True:
-        print(clear + as_text(to.request("status")["status"], _width()), flush=True)
+        print(clear + as_text(service.request("status")["status"], _width()), flush=True)
         time.sleep(1)
 
 
@@ -62,14 +65,19 @@ def _width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def as_text(found: dict[str, Any], width: int | None = None) -> str:
-    """What :func:`describe` says, as lines for people."""
-    said = [_headline(found), *(f"  {reason}" for reason in found["reasons"])]
-    return "\n".join([*said, "", *(plain(table, width=width) + "\n" for table in tables(found))])
+def as_text(state: dict[str, Any], width: int | None = None) -> str:
+    """Format a state as lines for people.
+
+    Args:
+        state: the values that :func:`describe` returns it.
+        width: columns of the terminal; None: as wide as it takes.
+    """
+    head = [_headline(state), *(f"  {reason}" for reason in state["reasons"])]
+    return "\n".join([*head, "", *(plain(table, width=width) + "\n" for table in tables(state))])
 
 
-def tables(found: dict[str, Any]) -> list[Table]:
-    """Components, and their workers."""
+def tables(state: dict[str, Any]) -> list[Table]:
+    """Return a table of the components, and one of their workers."""
     components = [
         (
             one["name"],
@@ -78,7 +86,7 @@ def tables(found: dict[str, Any]) -> list[Table]:
             str(one["crashes"]),
             _death(one["last_death"]),
         )
-        for one in found["components"]
+        for one in state["components"]
     ]
     workers = [
         (
@@ -94,7 +102,7 @@ def tables(found: dict[str, Any]) -> list[Table]:
             "-" if worker["memory"] is None else f"{worker['memory'] / 2**20:.0f}M",
             worker["status"] or _death(worker["last_death"]),
         )
-        for one in found["components"]
+        for one in state["components"]
         for worker in one["workers"]
     ]
     return [
@@ -115,7 +123,7 @@ def tables(found: dict[str, Any]) -> list[Table]:
 
 
 def span(seconds: float) -> str:
-    """The two largest units: "3m20s"."""
+    """Format a duration in its two largest units: "3m20s"."""
     if seconds < 10:
         return f"{seconds:.1f}s"
     left = int(seconds)
@@ -127,13 +135,13 @@ def span(seconds: float) -> str:
     return "".join(parts[:2])
 
 
-def _headline(found: dict[str, Any]) -> str:
+def _headline(state: dict[str, Any]) -> str:
     more = ""
-    if found["rollback"] is not None:
-        more = f", rollback possible for {span(found['rollback'])}"
+    if state["rollback"] is not None:
+        more = f", rollback possible for {span(state['rollback'])}"
     return (
-        f"{found['service']}: {found['condition']} (pid {found['pid']}, up {span(found['age'])}, "
-        f"generation {found['generation']}{more})"
+        f"{state['service']}: {state['condition']} (pid {state['pid']}, up {span(state['age'])}, "
+        f"generation {state['generation']}{more})"
     )
 
 
@@ -149,20 +157,20 @@ def _or_dash(value: object) -> str:
     return "-" if value is None else str(value)
 
 
-def _as_rich(found: dict[str, Any]) -> Any:
+def _as_rich(state: dict[str, Any]) -> Any:
     import rich.console
     import rich.table
     import rich.text
 
-    style = _STYLES.get(found["condition"], "bold red")
-    shown: list[Any] = [rich.text.Text(_headline(found), style=style)]
-    shown.extend(rich.text.Text(f"  {reason}") for reason in found["reasons"])
-    for table in tables(found):
-        made = rich.table.Table(*table.columns, title=table.title, title_justify="left")
+    style = _STYLES.get(state["condition"], "bold red")
+    lines: list[Any] = [rich.text.Text(_headline(state), style=style)]
+    lines.extend(rich.text.Text(f"  {reason}") for reason in state["reasons"])
+    for table in tables(state):
+        rich_table = rich.table.Table(*table.columns, title=table.title, title_justify="left")
         for row in table.rows:
-            made.add_row(*map(rich.text.Text, row))
-        shown.append(made)
-    return rich.console.Group(*shown)
+            rich_table.add_row(*map(rich.text.Text, row))
+        lines.append(rich_table)
+    return rich.console.Group(*lines)
 
 
-status = command(_add, _status)
+status = command(_add_arguments, _print_status)

@@ -1,4 +1,4 @@
-"""Where the control socket of a service is, if its configuration does not say."""
+"""The usual path of a service's control socket, for a configuration without ``path``."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ _SUFFIX = ".sock"
 
 
 def default_path(name: str) -> str:
-    """The path for a service of ours; its directory is made if it is not there.
+    """Return the path for a service of this user, after creating its directory.
 
     ``/run/pyforkfd/NAME.sock`` for root, else below ``$XDG_RUNTIME_DIR``; where that is not
-    set, in a directory of ours below ``$TMPDIR`` or ``/tmp`` that nobody else can write to.
+    set, in a directory below ``$TMPDIR`` or ``/tmp`` that no other user can write to.
 
     Args:
-        name: of the service.
+        name: name of the service.
 
     Raises:
-        OSError: the directory cannot be made, or is somebody else's.
+        OSError: the directory cannot be created, or others own it or can write to it.
     """
     directory = _directory()
-    # Others may enter root's: what they may do is for the socket's mode and allow_users.
+    # Others may enter root's: the socket's mode and allow_users decide what they may do.
     mode = 0o755 if directory == _SYSTEM else 0o700
     try:
         os.mkdir(directory, mode)
     except FileExistsError:
         pass
     if not _is_ours(directory):
-        raise OSError(errno.EPERM, "is not a directory that only we can write to", directory)
+        raise OSError(errno.EPERM, "is not a directory that only this user can write to", directory)
     return os.path.join(directory, name + _SUFFIX)
 
 
 def find() -> Iterator[tuple[str, str]]:
-    """Name and path of every control socket that may be ours to use; some may be dead."""
+    """Yield name and path of every control socket at its usual place; some have no listener."""
     for directory in dict.fromkeys((_directory(), _SYSTEM)):
         if directory != _SYSTEM and not _is_ours(directory):
             continue

@@ -1,4 +1,4 @@
-"""Requests of the control socket, checked and carried out."""
+"""The requests of the control socket: checked, then carried out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DEFAULT_LINES = 100
 
 
 class Supervised(Protocol):
-    """What a supervisor offers; see there."""
+    """The methods of a supervisor that requests call; see there."""
 
     def status(self) -> dict[str, Any]: ...
 
@@ -37,7 +37,7 @@ class Supervised(Protocol):
 
 
 class LogEntry(Protocol):
-    """One line of the log, and whose it is."""
+    """One line of the log and its origin."""
 
     @property
     def line(self) -> bytes: ...
@@ -47,7 +47,7 @@ class LogEntry(Protocol):
 
 
 class Tail(Protocol):
-    """The last lines of the log, and whoever follows."""
+    """The last lines of the log, and its followers."""
 
     def tail(
         self, count: int | None = None, *, components: Iterable[str] = ()
@@ -58,28 +58,33 @@ class Tail(Protocol):
     def unfollow(self, handle: int) -> None: ...
 
 
-class Orders:
-    """Carries requests out; called by the control socket with each."""
+class Requests:
+    """The handler of a control socket's requests, which calls it with each."""
 
     def __init__(self, supervisor: Supervised) -> None:
         self._supervisor = supervisor
         self._tail: Tail | None = None
 
     def attach_logs(self, tail: Tail | None) -> None:
-        """Where ``logs`` finds lines; None: nowhere.  Borrowed."""
+        """Set the log that the request ``logs`` reads.
+
+        Args:
+            tail: borrowed; None: there is no log.
+        """
         self._tail = tail
 
     def __call__(self, client: Client, body: Body) -> None:
-        """Answer a request, now or later.
+        """Reply to a request, now or later.
 
         Raises:
-            ControlError, ValueError, OSError: it is refused, and why.
+            ControlError, ValueError, OSError: the request is refused; the message has the
+                reason.
         """
         match _get(body, "do", str):
             case "ping":
-                client.answer()
+                client.reply()
             case "status":
-                client.answer({"status": self._supervisor.status()})
+                client.reply({"status": self._supervisor.status()})
             case "reload":
                 names = _names(body, "components")
                 client.defer("the supervisor ended before the new generation was ready")
@@ -90,45 +95,48 @@ class Orders:
             case "scale":
                 component, count = _get(body, "component", str), _get(body, "count", int)
                 self._supervisor.scale(component, count)
-                client.answer()
+                client.reply()
             case "restart":
-                worker = _get(body, "worker", int)
-                self._supervisor.retire(worker, "asked for on the control socket")
-                client.answer()
+                worker_id = _get(body, "worker", int)
+                self._supervisor.retire(worker_id, "requested on the control socket")
+                client.reply()
             case "signal":
-                number = _get(body, "signal", int)
-                if number not in signal.valid_signals():
-                    raise ControlError(f"there is no signal {number}")
+                signum = _get(body, "signal", int)
+                if signum not in signal.valid_signals():
+                    raise ControlError(f"signal: there is no signal {signum}")
                 component = _get(body, "component", str)
-                count = self._supervisor.signal_component(component, number)
-                client.answer({"workers": count})
+                count = self._supervisor.signal_component(component, signum)
+                client.reply({"workers": count})
             case "stop":
-                client.defer("")  # the answer is that we have ended
+                client.defer("")  # the reply is sent at the end
                 self._supervisor.stop(now=_get(body, "now", bool, False))
             case "logs":
                 self._logs(client, body)
             case unknown:
-                raise ControlError(f"{unknown!r} is no request that is known here")
+                raise ControlError(
+                    f"do: there is no request {unknown!r}; write ping, status, reload, rollback, "
+                    "scale, restart, signal, stop or logs"
+                )
 
     def _logs(self, client: Client, body: Body) -> None:
         if self._tail is None:
-            raise ControlError("this supervisor keeps no log: see where its standard error goes")
+            raise ControlError("logs: this supervisor has no log; read its standard error")
         tail = self._tail
         names = _names(body, "components")
         count = _get(body, "lines", int, _DEFAULT_LINES)
         if count < 0:
-            raise ControlError(f"lines: {count} is negative")
+            raise ControlError(f"lines: {count} is negative; write 0 or more")
 
-        def show(entry: LogEntry) -> None:
+        def stream(entry: LogEntry) -> None:
             if not names or entry.origin.component in names:
                 client.stream({"lines": [_text(entry)]})
 
-        # At once: line by line, a client would have no chance to read before they are too many.
+        # In one message: of so many, a client that reads slowly would be disconnected.
         client.stream({"lines": [_text(entry) for entry in tail.tail(count, components=names)]})
         if not _get(body, "follow", bool, False):
-            client.answer()
+            client.reply()
             return
-        handle = tail.follow(show)
+        handle = tail.follow(stream)
         client.defer("", lambda: tail.unfollow(handle))
 
 
@@ -141,14 +149,14 @@ def _reply(client: Client) -> Callable[[Reloaded], None]:
         if outcome.why:
             client.refuse(outcome.why)
         else:
-            client.answer({"generation": outcome.generation})
+            client.reply({"generation": outcome.generation})
 
     return reply
 
 
 def _get(body: Body, name: str, kind: type[T], default: T | None = None) -> T:
     value = body.get(name, default)
-    # True is an int, but nobody means it as a number.
+    # True is an int, but not meant as a number.
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ControlError(f"{name}: {value!r} is not of type {kind.__name__}")
     return value
@@ -157,5 +165,5 @@ def _get(body: Body, name: str, kind: type[T], default: T | None = None) -> T:
 def _names(body: Body, name: str) -> list[str]:
     found = _get(body, name, list, [])
     if not all(isinstance(one, str) for one in found):
-        raise ControlError(f"{name}: not a list of strings")
+        raise ControlError(f"{name}: {found!r} is not a list of strings")
     return found

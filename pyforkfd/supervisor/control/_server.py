@@ -1,4 +1,4 @@
-"""The control socket: who may give orders, and clients that cannot hold the loop up."""
+"""The control socket: authorization of its clients, and requests that never block the loop."""
 
 from __future__ import annotations
 
@@ -20,80 +20,92 @@ from ._messages import LONGEST_REQUEST, Body, ControlError, parse, send
 log = logging.getLogger("pyforkfd.supervisor")
 
 _MOST_CLIENTS = 64
-_MOST_WAITING = 1024  # messages of a stream for a client that does not read
+_MOST_QUEUED = 1024  # messages of a stream for a client that does not read
 
 
 class Client:
-    """One connection, which has one request at a time."""
+    """One connection, with one request at a time."""
 
-    def __init__(self, room: ControlSocket, channel: ff.FdChannel) -> None:
-        self.busy = False  # it waits for an answer
-        self._room = room
+    def __init__(self, server: ControlSocket, channel: ff.FdChannel) -> None:
+        self.busy = False  # a request has no reply yet
+        self._server = server
         self.channel = channel
-        self._waiting: deque[Body] = deque()
+        self._queue: deque[Body] = deque()
         self._on_end: list[Callable[[], None]] = []
-        self._last = ""  # what it is told if we end first
+        self._error_at_end = ""  # the reply where the supervisor ends first
         self._broken = False
 
     @property
     def closed(self) -> bool:
-        """It is gone; whatever is said to it is dropped."""
+        """Whether the connection is closed; further messages are discarded."""
         return self.channel.closed
 
-    def answer(self, body: Body | None = None) -> None:
-        """End the request: it was done."""
+    def reply(self, body: Body | None = None) -> None:
+        """End the request with success.
+
+        Args:
+            body: fields of the reply.
+        """
         self._end({"ok": True, **(body or {})})
 
     def refuse(self, why: str) -> None:
-        """End the request: it was not done."""
+        """End the request with an error.
+
+        Args:
+            why: the reason.
+        """
         self._end({"ok": False, "error": why})
 
     def stream(self, body: Body) -> None:
-        """Say something while the request goes on; a client that does not read is dropped."""
+        """Send a message while the request goes on; a client that does not read is disconnected."""
         if self.closed or self._broken:
             return
-        self._waiting.append(body)
-        if len(self._waiting) > _MOST_WAITING:
-            log.warning("control: a client that does not read is dropped")
+        self._queue.append(body)
+        if len(self._queue) > _MOST_QUEUED:
+            log.warning("control: disconnected a client: %d messages not read", _MOST_QUEUED)
             self._break_off()
             return
         self._write()
 
-    def defer(self, if_we_end: str, on_end: Callable[[], None] | None = None) -> None:
-        """The answer comes later.
+    def defer(self, error_at_end: str, on_end: Callable[[], None] | None = None) -> None:
+        """Leave the reply for later.
 
         Args:
-            if_we_end: what it is told, as an error, if the supervisor ends before; empty:
-                that all is well.
-            on_end: called once when the request has ended, by an answer or by its client.
+            error_at_end: the error that is sent if the supervisor ends before; empty: success
+                is sent.
+            on_end: called once when the request has ended, by a reply or by its client.
         """
-        self._last = if_we_end
+        self._error_at_end = error_at_end
         if on_end is not None:
             self._on_end.append(on_end)
 
     def begin(self) -> None:
-        """It has made a request: nothing is read of the next until this one has its answer."""
+        """Begin a request: the next one is read after the reply to this."""
         self.busy = True
         self._watch()
 
     def ready(self, events: int) -> None:
-        """Go on with what is to be sent, or see that it has gone."""
+        """Send queued messages, or notice that the client has closed.
+
+        Args:
+            events: of the descriptor, epoll_ctl(2).
+        """
         if events & ~(READABLE | WRITABLE):
-            self._room.drop(self)
-        elif self._waiting:
+            self._server.drop(self)
+        elif self._queue:
             self._write()
 
     def finish(self) -> None:
-        """The supervisor ends."""
+        """Reply to the request and disconnect, as the supervisor ends."""
         if self.busy:
-            if self._last:
-                self.refuse(self._last)
+            if self._error_at_end:
+                self.refuse(self._error_at_end)
             else:
-                self.answer()
-        self._room.drop(self)
+                self.reply()
+        self._server.drop(self)
 
     def cleanup(self) -> None:
-        """Nobody waits for the answer any more."""
+        """Call the hooks for the end of the request."""
         hooks, self._on_end = self._on_end, []
         for hook in hooks:
             hook()
@@ -103,14 +115,14 @@ class Client:
             return
         self.cleanup()
         self.busy = False
-        self._waiting.append(body)
+        self._queue.append(body)
         self._write()
 
     def _write(self) -> None:
         try:
-            while self._waiting:
-                send(self.channel, self._waiting[0])
-                self._waiting.popleft()
+            while self._queue:
+                send(self.channel, self._queue[0])
+                self._queue.popleft()
         except TimeoutError:
             pass
         except OSError:
@@ -119,25 +131,25 @@ class Client:
         self._watch()
 
     def _break_off(self) -> None:
-        """Its end is reported to us by the next round: who calls may still use it."""
+        """Shut the connection down; the next round drops it, since the caller may still use it."""
         self._broken = True
-        self._waiting.clear()
+        self._queue.clear()
         with socket.socket(fileno=os.dup(self.channel.fileno())) as sock:
             sock.shutdown(socket.SHUT_RDWR)
 
     def _watch(self) -> None:
-        # Its end is reported whatever we wait for, epoll_ctl(2).
-        wanted = 0 if self.busy or self._waiting else READABLE
-        if self._waiting:
+        # A hang-up is reported whatever is waited for, epoll_ctl(2).
+        wanted = 0 if self.busy or self._queue else READABLE
+        if self._queue:
             wanted |= WRITABLE
-        self._room.reactor.change(self.channel.fileno(), wanted)
+        self._server.reactor.change(self.channel.fileno(), wanted)
 
 
 class ControlSocket(Closing):
     """A SOCK_SEQPACKET listener and its clients, served by the loop's reactor.
 
-    The kernel says who is there (SO_PEERCRED, unix(7)): root, the supervisor's own user and
-    ``allow_users`` may give orders.  A context manager that closes all of it.
+    The kernel reports a client's user (SO_PEERCRED, unix(7)): root, the supervisor's own user
+    and ``allow_users`` may send requests.  A context manager that closes all of it.
     """
 
     def __init__(
@@ -146,13 +158,13 @@ class ControlSocket(Closing):
         """Listen.
 
         Args:
-            spec: its path must be set.
+            spec: the configuration; its path must be set.
             reactor: borrowed.
-            handle: called with each request; answers by the client's methods, now or later.
-                A ControlError, ValueError or OSError of it becomes a refusal.
+            handle: called with each request; replies by the client's methods, now or later.
+                A ControlError, ValueError or OSError becomes a refusal.
 
         Raises:
-            OSError: as bind(2) says: EADDRINUSE where another supervisor listens.
+            OSError: the error of bind(2): EADDRINUSE where another supervisor listens.
             KeyError: a user of ``allow_users`` does not exist.
         """
         assert spec.path is not None, "there is no path"
@@ -160,7 +172,7 @@ class ControlSocket(Closing):
         self._path = spec.path
         self._allowed = {0, os.geteuid(), *map(_uid, spec.allow_users)}
         self._handle = handle
-        self._clients: dict[int, Client] = {}  # by descriptor, the least recently used first
+        self._clients: dict[int, Client] = {}  # by fd, the least recently used first
         mode = None if spec.path.startswith("@") else spec.mode
         self._listener = ff.FdChannel.listen(spec.path, backlog=_MOST_CLIENTS, mode=mode)
         try:
@@ -174,14 +186,14 @@ class ControlSocket(Closing):
         """Close a client's connection and forget it."""
         if client.closed:
             return
-        number = client.channel.fileno()
-        self.reactor.remove(number)
-        self._clients.pop(number, None)
+        fd = client.channel.fileno()
+        self.reactor.remove(fd)
+        self._clients.pop(fd, None)
         client.channel.close()
         client.cleanup()
 
     def close(self) -> None:
-        """Answer whoever waits, close everything, remove the path."""
+        """Reply to the requests that wait, close everything, remove the path."""
         for client in list(self._clients.values()):
             client.finish()
         if self._listener.fileno() < 0:
@@ -189,16 +201,16 @@ class ControlSocket(Closing):
         self.reactor.remove(self._listener.fileno())
         self._listener.close()
         with suppress(FileNotFoundError):
-            # Somebody may have put a socket of his own there.
+            # Another process may have put its socket there.
             if self._inode is not None and os.lstat(self._path).st_ino == self._inode:
                 os.unlink(self._path)
 
     def _on_connection(self, events: int) -> None:
         try:
             channel = self._listener.accept(timeout=0, max_message=LONGEST_REQUEST, max_fds=0)
-        except (TimeoutError, OSError):  # gone before it was accepted, or no descriptor free
+        except (TimeoutError, OSError):  # closed before it was accepted, or no descriptor free
             return
-        if why := self._unwelcome(channel):
+        if why := self._refusal(channel):
             with channel, suppress(TimeoutError, OSError):
                 send(channel, {"ok": False, "error": why})
             return
@@ -206,19 +218,19 @@ class ControlSocket(Closing):
         self._clients[channel.fileno()] = client
         self.reactor.add(channel.fileno(), lambda found: self._on_client(client, found))
 
-    def _unwelcome(self, channel: ff.FdChannel) -> str:
+    def _refusal(self, channel: ff.FdChannel) -> str:
         peer = channel.peer_credentials()
         if peer.uid not in self._allowed:
             log.warning("control: refused %s (pid %d)", _user(peer.uid), peer.pid)
             return (
-                f"{_user(peer.uid)} may not give orders to this supervisor: only root, "
+                f"{_user(peer.uid)} may not send requests to this supervisor: only root, "
                 f"{_user(os.geteuid())} and control.allow_users may"
             )
         if len(self._clients) < _MOST_CLIENTS:
             return ""
         idle = next((client for client in self._clients.values() if not client.busy), None)
         if idle is None:
-            return f"{_MOST_CLIENTS} clients wait for their answers already"
+            return f"{_MOST_CLIENTS} clients wait for their replies already; try again later"
         self.drop(idle)
         return ""
 
@@ -226,8 +238,8 @@ class ControlSocket(Closing):
         if client.busy or not events & READABLE:
             client.ready(events)
             return
-        number = client.channel.fileno()
-        self._clients[number] = self._clients.pop(number)  # the last that is used
+        fd = client.channel.fileno()
+        self._clients[fd] = self._clients.pop(fd)  # the most recently used
         try:
             message = client.channel.recv(timeout=0)
         except TimeoutError:

@@ -1,4 +1,4 @@
-"""How a service is, in plain values for people and programs: pure."""
+"""The state of a service in plain values, for people and programs: pure."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pyforkfd.supervisor.state._events import Cause
 from pyforkfd.supervisor.state._model import Crew, Phase, State, Worker, missing
 
 Condition: TypeAlias = Literal["ready", "starting", "reloading", "degraded", "stopping"]
-"""How a service is as a whole: the worst that is true, "reloading" and "stopping" first."""
+"""The condition of a whole service: the worst that holds, "stopping" and "reloading" first."""
 
 
 @dataclass(slots=True)
 class Death:
-    """The last of a position's workers that died.
+    """The death of the worker that last died at its position.
 
     Attributes:
-        worker: its id.
-        cause: why, as a label.
-        detail: why, for people.
-        at: when, on the state's clock.
+        worker_id: the worker.
+        cause: the cause, as a label.
+        detail: the cause, for people.
+        at: the time, on the state's clock.
     """
 
     worker_id: int
@@ -32,26 +32,31 @@ class Death:
 
 @dataclass(slots=True)
 class Deaths:
-    """Crashes since the start: (component, position) -> how many, and the last."""
+    """Crashes since the start, by component and position.
+
+    Attributes:
+        counts: (component, position) -> number of crashes.
+        last: (component, position) -> the last one.
+    """
 
     counts: dict[tuple[str, int], int] = field(default_factory=dict)
     last: dict[tuple[str, int], Death] = field(default_factory=dict)
 
     def add(self, component: str, position: int, death: Death) -> None:
-        """Take note of one."""
+        """Count one."""
         key = component, position
         self.counts[key] = self.counts.get(key, 0) + 1
         self.last[key] = death
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """What a worker's rooms know of it.
+class WorkerDetails:
+    """Details of a worker that the state machine does not have.
 
     Attributes:
-        text: its own STATUS=.
-        beat_age: seconds since its heart has beaten; None: it never did, or nobody looks.
-        memory: bytes of its cgroup; None: not known.
+        text: the STATUS= that the worker reported.
+        beat_age: seconds since its last heartbeat; None: there was none, or none is read.
+        memory: bytes that it uses; None: not known.
     """
 
     text: str = ""
@@ -66,22 +71,22 @@ def describe(
     service: str,
     pid: int,
     started: float,
-    seen: Mapping[int, Seen] | None = None,
+    details: Mapping[int, WorkerDetails] | None = None,
     deaths: Deaths | None = None,
 ) -> dict[str, Any]:
-    """Everything that ``pyforkfd status`` shows.
+    """Describe the state of a service, as ``pyforkfd status`` shows it.
 
     Args:
-        state: as the heart has it.
-        now: on its clock.
-        service: its name.
-        pid: the supervisor's.
-        started: when it began, on the same clock.
-        seen: worker -> what is known of it besides.
-        deaths: crashes so far.
+        state: the state machine's.
+        now: the time on its clock.
+        service: name of the service.
+        pid: pid of the supervisor.
+        started: time of the supervisor's start, on the same clock.
+        details: worker's id -> further details.
+        deaths: crashes since the start.
 
     Returns:
-        Values that JSON has: ``service``, ``pid``, ``age``, ``condition``, ``reasons``,
+        JSON values: ``service``, ``pid``, ``age``, ``condition``, ``reasons``,
         ``generation``, ``rollback`` (seconds for which one is possible, or None) and
         ``components``, each with its ``workers``.
     """
@@ -96,12 +101,12 @@ def describe(
         "reasons": reasons,
         "generation": state.generation,
         "rollback": None if state.previous is None else max(0.0, state.previous.until - now),
-        "components": [_component(name, state, now, seen or {}, deaths) for name in names],
+        "components": [_component(name, state, now, details or {}, deaths) for name in names],
     }
 
 
 def judge(state: State) -> tuple[Condition, list[str]]:
-    """The condition of a service, and a sentence for each thing that is not as wanted."""
+    """Return the condition of a service, and a reason for each component that is not ready."""
     reasons = []
     given_up = [crew for crew in state.crews.values() if crew.fatal]
     short = missing(state)
@@ -132,7 +137,7 @@ def judge(state: State) -> tuple[Condition, list[str]]:
 
 
 def summary(state: State) -> str:
-    """One line, for STATUS= of the service manager."""
+    """Return the state in one line, for STATUS= of the service manager."""
     condition, _ = judge(state)
     counts = ", ".join(
         f"{name} {_ready(state, crew)}/{crew.count}" for name, crew in state.crews.items()
@@ -150,7 +155,7 @@ def _ready(state: State, crew: Crew) -> int:
 
 
 def _component(
-    name: str, state: State, now: float, seen: Mapping[int, Seen], deaths: Deaths
+    name: str, state: State, now: float, details: Mapping[int, WorkerDetails], deaths: Deaths
 ) -> dict[str, Any]:
     crew = state.crews.get(name)
     workers = [worker for worker in state.workers.values() if worker.component == name]
@@ -170,12 +175,13 @@ def _component(
         "crashes": sum(n for (component, _), n in deaths.counts.items() if component == name),
         "last_death": _death(last, now),
         "workers": [
-            _worker(worker, now, seen.get(worker.id, Seen()), deaths) for worker in workers
+            _worker(worker, now, details.get(worker.id, WorkerDetails()), deaths)
+            for worker in workers
         ],
     }
 
 
-def _worker(worker: Worker, now: float, seen: Seen, deaths: Deaths) -> dict[str, Any]:
+def _worker(worker: Worker, now: float, details: WorkerDetails, deaths: Deaths) -> dict[str, Any]:
     key = worker.component, worker.position
     return {
         "id": worker.id,
@@ -187,9 +193,9 @@ def _worker(worker: Worker, now: float, seen: Seen, deaths: Deaths) -> dict[str,
         "age": now - worker.born,
         "restarts": deaths.counts.get(key, 0),
         "last_death": _death(deaths.last.get(key), now),
-        "status": seen.text,
-        "beat_age": seen.beat_age,
-        "memory": seen.memory,
+        "status": details.text,
+        "beat_age": details.beat_age,
+        "memory": details.memory,
     }
 
 

@@ -1,4 +1,4 @@
-"""What a process has in memory, where it has no cgroup that would count it."""
+"""The memory of a process that has no cgroup with a memory controller."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def resident_memory(pid: int, exact_above: int = 0) -> int | None:
-    """Bytes of memory of one process, without those that others share with it.
+    """Return the memory of one process in bytes, with its share of what others have as well.
 
-    Its resident set (/proc/PID/statm) is cheap to know, but counts what it shares with the
-    zygote it was cloned from as its own.  The proportional set (PSS of /proc/PID/smaps_rollup,
-    Linux 4.14) does not, and is asked for only where it decides: it costs a walk through all
-    page tables, and is never above the resident set.
+    The resident set (/proc/PID/statm) is cheap to read, but counts in full what a process
+    shares with the zygote that it was cloned from.  The proportional set (PSS of
+    /proc/PID/smaps_rollup, Linux 4.14) counts a share of that.  It is read only where it
+    decides, as it costs a walk through all page tables; it is never above the resident set.
 
     Args:
         pid: the process; its children are not counted.
-        exact_above: a resident set up to so many bytes is good enough.
+        exact_above: a resident set up to so many bytes is returned as it is.
 
     Returns:
-        None if there is no such process any more.
+        Bytes; None if the process has ended.
 
     Raises:
-        OSError: /proc is not there, or hides the process from us.
+        OSError: /proc is not mounted, or hides the process from us.
     """
     proc = Path(f"/proc/{pid}")
     try:
@@ -36,6 +36,6 @@ def resident_memory(pid: int, exact_above: int = 0) -> int | None:
     try:
         rollup = (proc / "smaps_rollup").read_text()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return resident  # an older kernel; it has just ended; it is another user's
+        return resident  # an older kernel, a process that has just ended, or another user's
     proportional = next(ln.split()[1] for ln in rollup.splitlines() if ln.startswith("Pss:"))
     return int(proportional) * 1024

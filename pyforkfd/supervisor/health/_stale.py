@@ -1,4 +1,4 @@
-"""Which workers do not move any more: pure, from what their slots say."""
+"""The check for stale workers, from snapshots of their slots.  Pure."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Literal, TypeAlias
 from pyforkfd._page import SlotSnapshot
 
 STALE_NS = 5_000_000_000
-"""How long a ready worker may be silent, unless its component says otherwise."""
+"""Nanoseconds without a heartbeat after which a ready worker is stale, by default."""
 
 StaleReason: TypeAlias = Literal["silent", "never_beat", "deadline"]
-"""``silent``: it has beaten and does no more; ``never_beat``: it should, and never did;
-``deadline``: what it had promised to be done by then is not."""
+"""``silent``: heartbeats have stopped; ``never_beat``: there was none, and the component requires
+them; ``deadline``: the worker's own deadline has passed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watched:
-    """What the supervisor knows of the worker that has a slot.
+    """The worker that has a slot, as the check needs it.
 
     Attributes:
-        worker: its number.
-        ready_ns: since when it serves, CLOCK_MONOTONIC; None: it boots, and that has a
-            deadline of its own.
-        must_beat: one that never beats is stale as well; otherwise it is one that knows
-            nothing of heartbeats.
-        stale_ns: how long it may be silent.
+        worker_id: of the worker.
+        ready_ns: the time since which it serves, CLOCK_MONOTONIC; None: it boots, which has a
+            time-out of its own.
+        must_beat: a worker without any heartbeat is stale as well; otherwise it is left alone,
+            as a program without heartbeats.
+        stale_ns: nanoseconds without a heartbeat after which it is stale.
     """
 
     worker_id: int
@@ -37,13 +37,13 @@ class Watched:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stale:
-    """A worker that does not move; its ``str()`` says in which way.
+    """A stale worker; ``str()`` has the reason in words.
 
     Attributes:
-        worker: its number.
-        slot: its slot's.
-        reason: how that is known.
-        ns: for how long: since it last moved, was ready, or promised to be done.
+        worker_id: of the worker.
+        slot: index of its slot.
+        reason: the kind of staleness.
+        ns: nanoseconds since the last heartbeat, the readiness, or the deadline.
     """
 
     worker_id: int
@@ -65,31 +65,34 @@ _WORDS: dict[StaleReason, str] = {
 def scan(
     snapshots: Sequence[SlotSnapshot], watched: Mapping[int, Watched], now_ns: int
 ) -> list[Stale]:
-    """The workers that are stale now, by slot.
+    """Return the workers that are stale now, by slot.
 
-    Silence counts from the worker's readiness, however long it took to boot and whatever it
-    said meanwhile.  A promise counts from when it is made, also while it boots.  A slot that
-    does not have the worker's number says nothing of it.
+    Time without a heartbeat counts from the worker's readiness at the earliest, however long
+    the boot took and whatever beats came before.  A deadline holds from the moment in which
+    it is set, during the boot too.  A slot that has another worker's id is ignored.
 
     Args:
         snapshots: of all slots, taken before the clock was read.
-        watched: slot -> who has it.
+        watched: slot -> the worker that has it.
         now_ns: CLOCK_MONOTONIC.
     """
     found = []
-    for slot, of in sorted(watched.items()):
+    for slot, worker in sorted(watched.items()):
         snapshot = snapshots[slot]
-        if snapshot.worker == of.worker_id and (told := _look(snapshot, of, now_ns)) is not None:
-            found.append(Stale(worker_id=of.worker_id, slot=slot, reason=told[0], ns=told[1]))
+        if snapshot.worker != worker.worker_id:
+            continue
+        if (verdict := _check(snapshot, worker, now_ns)) is not None:
+            reason, ns = verdict
+            found.append(Stale(worker_id=worker.worker_id, slot=slot, reason=reason, ns=ns))
     return found
 
 
-def _look(snapshot: SlotSnapshot, of: Watched, now_ns: int) -> tuple[StaleReason, int] | None:
+def _check(snapshot: SlotSnapshot, worker: Watched, now_ns: int) -> tuple[StaleReason, int] | None:
     if 0 < snapshot.deadline_ns < now_ns:
         return "deadline", now_ns - snapshot.deadline_ns
-    if of.ready_ns is None or not (snapshot.beat_ns or of.must_beat):
+    if worker.ready_ns is None or not (snapshot.beat_ns or worker.must_beat):
         return None
-    silent = now_ns - max(snapshot.beat_ns, of.ready_ns)
-    if silent <= of.stale_ns:
+    silent = now_ns - max(snapshot.beat_ns, worker.ready_ns)
+    if silent <= worker.stale_ns:
         return None
     return ("silent" if snapshot.beat_ns else "never_beat"), silent

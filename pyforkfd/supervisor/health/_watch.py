@@ -1,4 +1,4 @@
-"""What is seen of workers without their saying a word: the page, the memory, the counters."""
+"""The periodic checks of workers: the page, the memory, the counters."""
 
 from __future__ import annotations
 
@@ -12,47 +12,47 @@ from pyforkfd.supervisor.spec._spec import Component
 from pyforkfd.supervisor.state._events import Cause, Crashed, Event, Reloaded, Retire, WentStale
 from pyforkfd.supervisor.state._model import Crew, Phase, State, Worker, spread
 
-from ._memory_guard import Guard, Told
+from ._memory_guard import Guard, Orders
 from ._stale import Watched, scan
 
 _WATCHED = (Phase.READY, Phase.PAUSED)
-_LOOK_AT_MEMORY = 1.0  # seconds
+_MEMORY_INTERVAL = 1.0  # seconds
 
 
 class Watch(Closing):
-    """Looks at every worker at intervals, and keeps the counters.
+    """The periodic checks of all workers, and their counters.
 
     Attributes:
         metrics: the counters.
-        page: where workers count and beat; owned.
+        page: the page in which workers count and beat; owned.
     """
 
     def __init__(
         self, page: SharedPage, metrics: Metrics, memory: Callable[[int], int | None]
     ) -> None:
-        """Watch nobody yet.
+        """Start with no worker.
 
         Args:
             page: taken.
-            metrics: on that page.
-            memory: worker -> bytes that it uses, None where that cannot be known.
+            metrics: the counters on that page.
+            memory: worker id -> bytes in use, None where they are not known.
         """
         self.page = page
         self.metrics = metrics
         self._memory = memory
-        self._slots: dict[int, int | None] = {}  # worker -> slot; None: the page was full
+        self._slots: dict[int, int | None] = {}  # worker id -> slot; None: the page was full
         self._guards: dict[str, Guard] = {}
         self._memory_at = 0.0
 
     def started(self, worker: Worker) -> None:
-        """A worker is about to be started, or still is: it has a slot from now on."""
+        """Register a worker that is about to be started; a second time, do nothing."""
         if worker.id not in self._slots:
             self._slots[worker.id] = self.metrics.started(
                 component=worker.component, worker_id=worker.id, generation=worker.generation
             )
 
     def adopt(self, workers: Iterable[Worker]) -> None:
-        """These run already; the page knows which slots they have."""
+        """Register workers that run already, with the slots that the page has for them."""
         slots = {snapshot.worker: slot for slot, snapshot in enumerate(self.page.snapshots())}
         for worker in workers:
             slot = slots.get(worker.id)
@@ -65,33 +65,38 @@ class Watch(Closing):
             self._slots[worker.id] = slot
 
     def slot_of(self, worker_id: int) -> int | None:
-        """The number of a worker's slot."""
+        """Return the index of a worker's slot; None: it has none."""
         return self._slots.get(worker_id)
 
     def beat(self, worker_id: int) -> None:
-        """A worker that cannot reach the page has said that it moves."""
+        """Record a heartbeat that a worker without the page has sent."""
         if (slot := self._slots.get(worker_id)) is not None:
             self.page.slot(slot).beat()
 
     def beat_age(self, worker_id: int, now: float) -> float | None:
-        """Seconds since a worker's last beat; None: there was none."""
+        """Return the seconds since a worker's last heartbeat; None: there was none."""
         if (slot := self._slots.get(worker_id)) is None:
             return None
         beat = self.page.slot(slot).snapshot().beat_ns
         return now - beat / 1e9 if beat else None
 
     def changed(self, before: State, after: State) -> None:
-        """Take over what a step of the heart has changed."""
-        for number, worker in after.workers.items():
-            old = before.workers.get(number)
-            was = old is not None and old.phase is Phase.READY
-            if worker.phase is Phase.READY and not was:
-                boots = old is not None and old.phase is Phase.BOOTING
+        """Update the counters after a step of the state machine.
+
+        Args:
+            before: the state before the step.
+            after: the state after it.
+        """
+        for worker_id, worker in after.workers.items():
+            old = before.workers.get(worker_id)
+            was_ready = old is not None and old.phase is Phase.READY
+            if worker.phase is Phase.READY and not was_ready:
+                booted = old is not None and old.phase is Phase.BOOTING
                 self.metrics.ready(
-                    number, boot_seconds=worker.since - worker.born if boots else None
+                    worker_id, boot_seconds=worker.since - worker.born if booted else None
                 )
-            elif was and worker.phase is not Phase.READY:
-                self.metrics.unready(number)
+            elif was_ready and worker.phase is not Phase.READY:
+                self.metrics.unready(worker_id)
         for name, crew in after.crews.items():
             if before.crews.get(name) is not crew:
                 self._crew(name, crew)
@@ -105,41 +110,56 @@ class Watch(Closing):
             self._guards[name] = Guard(config)
 
     def ended(self, worker_id: int, cause: Cause, *, expected: bool) -> None:
-        """A worker was reaped."""
+        """Count the end of a worker that was reaped.
+
+        Args:
+            worker_id: of the worker.
+            cause: of its end.
+            expected: the end was requested, so that it is not a crash.
+        """
         self._slots.pop(worker_id, None)
         self.metrics.ended(worker_id, cause=cause, expected=expected)
 
-    def lacks(self, worker: Worker, resource: Resource, now: float) -> None:
-        """A worker has waited for too long for what it lacks, at time.monotonic()."""
-        self.metrics.lacked(worker.component, resource)
+    def pressure(self, worker: Worker, resource: Resource, now: float) -> None:
+        """Count a wait for a resource beyond its bound, and notify the memory guard.
+
+        Args:
+            worker: that waited.
+            resource: that it waited for.
+            now: time.monotonic().
+        """
+        self.metrics.pressure(worker.component, resource)
         guard = self._guards.get(worker.component)
         if resource == "memory" and guard is not None:
-            guard.waited(worker.id, now)
+            guard.pressure(worker.id, now)
 
-    def told(self, action: Crashed | Reloaded) -> None:
-        """What the heart has said, for the counters."""
+    def count(self, action: Crashed | Reloaded) -> None:
+        """Count an action of the state machine."""
         if isinstance(action, Crashed):
             self.metrics.restarted(action.component)
         else:
             self.metrics.reloaded("aborted" if action.why else "done")
 
-    def look(self, state: State, now: float) -> Iterator[Event]:
-        """Who is stale, and who has done enough; every 200 ms.
+    def poll(self, state: State, now: float) -> Iterator[Event]:
+        """Check for stale workers and for those that have served enough; every 200 ms.
 
         Args:
-            state: of the heart.
+            state: of the state machine.
             now: time.monotonic().
+
+        Returns:
+            Events for the state machine.
         """
         watched = {
             slot: Watched(
-                worker_id=number,
+                worker_id=worker_id,
                 ready_ns=int(worker.since * 1e9),
                 must_beat=worker.spec.heartbeat.required,
                 stale_ns=int(worker.spec.heartbeat.stale_after * 1e9),
             )
-            for number, slot in self._slots.items()
+            for worker_id, slot in self._slots.items()
             if slot is not None
-            and (worker := state.workers.get(number)) is not None
+            and (worker := state.workers.get(worker_id)) is not None
             and worker.phase in _WATCHED
         }
         if not watched:
@@ -147,36 +167,40 @@ class Watch(Closing):
         snapshots = self.page.snapshots()
         for stale in scan(snapshots, watched, int(now * 1e9)):
             yield WentStale(stale.worker_id, str(stale))
-        for slot, of in watched.items():
-            worker = state.workers[of.worker_id]
-            if not worker.retiring and (why := _done(worker, snapshots[slot])):
+        for slot, entry in watched.items():
+            worker = state.workers[entry.worker_id]
+            if not worker.retiring and (why := _served_enough(worker, snapshots[slot])):
                 yield Retire(worker.id, why)
 
-    def look_at_memory(self, state: State, now: float) -> tuple[list[Event], list[Told]]:
-        """Who has grown too much; every second, and nothing in between.
+    def poll_memory(self, state: State, now: float) -> tuple[list[Event], list[Orders]]:
+        """Check the memory of all workers; once a second, calls in between do nothing.
+
+        Args:
+            state: of the state machine.
+            now: time.monotonic().
 
         Returns:
-            Events for the heart, and what workers are to be told.
+            Events for the state machine, and orders for workers.
         """
-        if now < self._memory_at + _LOOK_AT_MEMORY:
+        if now < self._memory_at + _MEMORY_INTERVAL:
             return [], []
         self._memory_at = now
         events: list[Event] = []
-        said: list[Told] = []
+        orders: list[Orders] = []
         for name, crew in state.crews.items():
             guard = self._guards.get(name)
             if guard is None and crew.spec.recycle.memory is None:
                 continue
             used = self._used(name, state)
-            events += _too_big(crew.spec, used, state.workers)
+            events += _too_large(crew.spec, used, state.workers)
             if guard is None:
                 continue
-            for told in guard.look(used, now):
-                if "recycle" in told.orders:
-                    why = f"it uses {used[told.worker_id]} bytes for too long"
-                    events.append(Retire(told.worker_id, why))
-                said.append(told)
-        return events, said
+            for each in guard.sample(used, now):
+                if "recycle" in each.orders:
+                    why = f"uses {used[each.worker_id]} bytes for too long"
+                    events.append(Retire(each.worker_id, why))
+                orders.append(each)
+        return events, orders
 
     def _used(self, component: str, state: State) -> dict[int, int]:
         ready = [
@@ -184,16 +208,16 @@ class Watch(Closing):
             for worker in state.workers.values()
             if worker.component == component and worker.phase is Phase.READY
         ]
-        sizes = {number: self._memory(number) for number in ready}
-        return {number: size for number, size in sizes.items() if size is not None}
+        sizes = {worker_id: self._memory(worker_id) for worker_id in ready}
+        return {worker_id: size for worker_id, size in sizes.items() if size is not None}
 
     def close(self) -> None:
         """Close the page."""
         self.page.close()
 
 
-def _done(worker: Worker, snapshot: SlotSnapshot) -> str:
-    """Why it has served enough requests, or nothing."""
+def _served_enough(worker: Worker, snapshot: SlotSnapshot) -> str:
+    """Return the reason if the worker has served enough requests, else an empty text."""
     recycle = worker.spec.recycle
     if recycle.requests is None:
         return ""
@@ -201,12 +225,12 @@ def _done(worker: Worker, snapshot: SlotSnapshot) -> str:
     return f"{snapshot.requests} requests" if snapshot.requests >= limit else ""
 
 
-def _too_big(
+def _too_large(
     spec: Component, used: Mapping[int, int], workers: Mapping[int, Worker]
 ) -> Iterator[Event]:
     limit = spec.recycle.memory
     if limit is None:
         return
-    for number, size in used.items():
-        if size >= limit and not workers[number].retiring:
-            yield Retire(number, f"it uses {size} bytes")
+    for worker_id, size in used.items():
+        if size >= limit and not workers[worker_id].retiring:
+            yield Retire(worker_id, f"uses {size} bytes")

@@ -1,4 +1,4 @@
-"""The output of programs that know nothing of us: captured by line, through a pipe."""
+"""The captured output of a worker: one stream, read from a pipe by line."""
 
 from __future__ import annotations
 
@@ -12,46 +12,47 @@ from pyforkfd._fd import Fd
 
 from ._records import MAX_LINE, Entry, Origin, captured, decode
 
-_CHUNK = 4096  # bytes of one read(2): up to so many lines are published before the next look
-_LINE_COST = 100  # bytes that could be read in the time in which one line is published
+_CHUNK = 4096  # bytes of one read(2): at most so many lines come between two budget checks
+_LINE_COST = 100  # what publishing a line costs, in bytes that could be read in that time
 
 
 class Capture:
     """One stream of one worker, read by the loop when it is readable.
 
-    The worker is given :attr:`writer`, which is to be closed here after the spawn.
-    ``handle()`` never waits and reads a bounded amount, so that a worker which floods its
-    output gets no more than its share of the loop: the pipe fills, and the worker waits
-    in its write(2), as it does with any slow reader.  Memory is bounded by ``max_line``.
+    The worker gets :attr:`writer`; close it here after the spawn.  ``handle()`` never waits
+    and reads a bounded amount.  A worker that floods its output gets no more than its share
+    of the loop: the pipe fills, and write(2) blocks the worker, the back-pressure of any slow
+    reader.  Memory is bounded by ``max_line``.
 
     A pipe ends when its last writer closes it, which may be a grandchild that outlives the
-    worker by years.  :meth:`worker_gone` limits that: the rest is read as long as there is
-    any within the grace, then the stream ends here, and a later write is EPIPE.
+    worker by years.  :meth:`worker_gone` limits that: what arrives within the grace period is
+    read, then the stream ends here, and a later write fails with EPIPE.
 
     Args:
         origin: the worker.
         stream: "stdout", "stderr"; or "log" where the lines are records, from a
-            RecordWriter on a pipe.  A line that is none becomes one.
+            RecordWriter on a pipe.  A line that is not a record becomes one.
         publish: called with each entry; must not wait.
-        max_line: bytes kept of one line; the rest of a longer one is skipped and counted
-            in its ``"cut"``.
+        max_line: bytes of a line that are retained.  The rest of a longer line is skipped,
+            and its ``"cut"`` has the length of the whole.
         budget: bytes read by one ``handle()``, each line counted as 100 more.
-        pipe_size: bytes the pipe shall hold, F_SETPIPE_SZ; None leaves it as it is.  Where
+        pipe_size: capacity of the pipe in bytes, F_SETPIPE_SZ; None leaves it as it is.  Where
             /proc/sys/fs/pipe-max-size or the user's share forbids it, the largest that is
             allowed, pipe(7).
-        on_end: called with the descriptor before it is closed: a poller must let go of it
+        on_end: called with the descriptor before it is closed.  A poller must remove it
             first, or it would watch the open file as long as any process has that, epoll(7).
-        reader: our end of a pipe that is there already, taken; the worker has the other.
+        reader: our end of an existing pipe, taken; the worker has the other.
 
     Raises:
-        OSError: as pipe2(2) says.
+        ValueError: ``max_line`` or ``budget`` is below 1.
+        OSError: pipe2(2) failed.
 
     Attributes:
         writer: the worker's end, owned by this object until closed.
-        ended: nothing more comes; the descriptor is closed.
-        pipe_size: bytes the pipe holds.
-        lines: how many were published.
-        cut: how many of them were too long.
+        ended: whether the stream has ended and the descriptor is closed.
+        pipe_size: capacity of the pipe in bytes.
+        lines: count of the lines published.
+        cut: count of those that were too long.
     """
 
     def __init__(
@@ -71,46 +72,50 @@ class Capture:
         self.origin, self.stream = origin, stream
         self._publish, self._max, self._budget = publish, max_line, budget
         self._on_end = on_end
-        self._part, self._length = b"", 0  # of the line under way: what is kept, how long it is
+        self._part, self._length = b"", 0  # of the line under way: its retained part, its length
         self._deadline: float | None = None
-        self._overdue_bytes = 0  # read since then
+        self._overdue_bytes = 0  # read since the deadline
         self.lines = self.cut = 0
         self.ended = False
         if reader is None:
-            ours, theirs = os.pipe2(os.O_CLOEXEC)
-            self._fd, self.writer = Fd(ours), Fd(theirs)
+            fd, worker_fd = os.pipe2(os.O_CLOEXEC)
+            self._fd, self.writer = Fd(fd), Fd(worker_fd)
         else:
-            ours, self._fd, self.writer = reader.fileno(), reader, Fd(os.dup(reader.fileno()))
+            fd, self._fd, self.writer = reader.fileno(), reader, Fd(os.dup(reader.fileno()))
             self.writer.close()
         # Ours alone: the worker's end is another description, and stays blocking.
-        os.set_blocking(ours, False)
-        self.pipe_size = _enlarge(ours, pipe_size)
+        os.set_blocking(fd, False)
+        self.pipe_size = _enlarge(fd, pipe_size)
 
     def fileno(self) -> int:
-        """Our end, to wait for; borrowed.  ValueError once ended."""
+        """Return our end of the pipe, to wait for; borrowed.
+
+        Raises:
+            ValueError: the stream has ended.
+        """
         return self._fd.fileno()
 
     def worker_gone(self, now: float, grace: float = 1.0) -> None:
-        """The worker is dead: end the stream after ``grace`` seconds, whoever has its pipe.
+        """End the stream of a dead worker after a grace period, whoever has its pipe.
 
         Args:
             now: time.monotonic().
-            grace: seconds in which what still comes is read.
+            grace: seconds in which what still arrives is read.
         """
         self._deadline = now + grace
 
     def overdue(self, now: float) -> bool:
-        """Whether the grace is over, so that ``handle()`` is to be called, ready or not."""
+        """Return whether the grace period is over: call ``handle()`` then, readable or not."""
         return not self.ended and self._deadline is not None and now >= self._deadline
 
     def handle(self, now: float | None = None) -> int:
-        """Read what is there, up to the budget, and publish its lines.
+        """Read what the pipe holds, up to the budget, and publish its lines.
 
         Args:
-            now: time.monotonic(); None: do not look at the grace.
+            now: time.monotonic(); None: do not end the stream, though it be overdue.
 
         Returns:
-            Bytes read.  ``ended`` says whether that was all.
+            Bytes read.  ``ended`` is true afterwards if the stream has ended.
         """
         if self.ended:
             return 0
@@ -129,21 +134,21 @@ class Capture:
             total += len(data)
             spent += len(data) + _LINE_COST * self._take(data)
         if last:
-            # Whoever has it writes faster than we read.  What was in the pipe when the
-            # grace was over, the worker's last words among it, is read; no more.
+            # Whoever has the pipe writes faster than we read.  What it held at the end of the
+            # grace period, the worker's last words included, is read; no more.
             self._overdue_bytes += total
             if self._overdue_bytes >= self.pipe_size:
                 self._end()
         return total
 
     def close(self) -> None:
-        """End now: publish a line without its end, close both ends."""
+        """End the stream now: publish an unfinished line, close both ends."""
         if not self.ended:
             self._end()
         self.writer.close()
 
     def _take(self, data: bytes) -> int:
-        """Publish what is whole; how many lines that were."""
+        """Publish the whole lines of these data, and return their count."""
         ns = time.time_ns()
         *whole, rest = data.split(b"\n")
         for line in whole:
@@ -154,8 +159,8 @@ class Capture:
 
     def _extend(self, piece: bytes) -> None:
         self._length += len(piece)
-        if room := self._max - len(self._part):
-            self._part += piece[:room]
+        if space := self._max - len(self._part):
+            self._part += piece[:space]
 
     def _emit(self, ns: int) -> None:
         text, length = self._part, self._length
@@ -181,10 +186,10 @@ class Capture:
 
 
 def _enlarge(fd: int, size: int | None) -> int:
-    """F_SETPIPE_SZ, by halves down to what is allowed; what the pipe then holds."""
-    have = fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
-    while size is not None and size > have:
-        with suppress(PermissionError, OSError):
+    """Enlarge a pipe (F_SETPIPE_SZ), by halves down to what is allowed; return its capacity."""
+    current = fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
+    while size is not None and size > current:
+        with suppress(OSError):
             return fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, size)
         size //= 2
-    return have
+    return current

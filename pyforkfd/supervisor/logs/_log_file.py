@@ -1,4 +1,4 @@
-"""The log file that all workers write to: opened, given out and rotated by the supervisor."""
+"""The log file that all workers write to: opened, lent and rotated by the supervisor."""
 
 from __future__ import annotations
 
@@ -9,60 +9,75 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pyforkfd._fd import Fd
 from pyforkfd._types import StrPath
 
 from ._log_reader import Reader
+from ._log_turns import Turns
+from ._records import is_published
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Switch:
-    """To be sent to workers: from now on write to this description.
+    """An order to workers: write to another description from now on.
 
     Attributes:
-        message: the order, JSON.
-        fd: goes with it; borrowed from the LogFile, good until its next turn.
-        workers: whom to send it to.
+        turn: how often the description was replaced; the worker confirms it.
+        fd: descriptor to pass with it; borrowed from the LogFile, valid until its next turn.
+        workers: ids of the workers to send it to.
     """
 
-    message: dict[str, Any]
+    turn: int
     fd: int
     workers: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class _Old:
+    """The file of an earlier turn, as long as it may have something to read."""
+
+    turn: int
+    reader: Reader
+    until: float  # the end of the wait for workers that have not confirmed
+    caught_up: bool = False  # it was read to its end: what is new is of a late worker
 
 
 class LogFile:
     """One description with O_APPEND and O_CLOEXEC, which the workers share.
 
-    **Rotation.**  Renaming the file does not change what a description means, so a worker
-    writes to the old file until it has put the new one behind its descriptor (dup3(2), at
-    once for all its threads) and says so.  Until all have, the old file is open here, is
-    read from (:meth:`read`), and no other rotation begins: then no file that is written to
-    is ever removed, and the records of one worker are read in their order.  A worker that
-    does not answer within ``patience`` seconds no longer delays that; what it writes then
-    is in the old file as long as that is kept, and is not read.
+    **Rotation.**  A description keeps its file when that is renamed, so a worker writes to
+    the old file until it has put the new one behind its descriptor (dup3(2), at once for all
+    its threads) and has confirmed it.  A rotation waits for no worker: ``max_bytes`` and
+    ``keep`` bound the disk whatever workers do.  Files of earlier turns stay open here, and
+    :meth:`read` reads them in order, until no worker can have their description.  A record
+    that is written to a file without a name, since it was removed by a rotation or by hand, is
+    written again to the present file, so that none is lost.  After ``patience`` seconds a
+    worker that has not confirmed is no longer waited for; what it writes afterwards is in its
+    file, as long as that exists, and is not read.
 
-    The path names a file at every moment but one between two renames; a supervisor that
+    The path names a file at every moment but the one between two renames; a supervisor that
     dies there leaves the old file under ``PATH.1``, and loses nothing.
 
-    Plain calls, none of which waits but for the disk.  The clock is the caller's.
+    No call waits for anything but the disk.  The clock is the caller's.
 
     Args:
         path: the file; made with its mode where it does not exist, else appended to.
         mode: permissions of a new file, less the umask.
         o_dsync: each write returns once its data is on the disk: O_DSYNC, open(2).
         max_bytes: :meth:`due` from this size on; None: never.
-        keep: how many old files to keep: PATH.1 is the newest.
-        patience: seconds.
+        keep: number of old files to retain: PATH.1 is the newest.
+        patience: seconds that a worker may take to confirm.
 
     Raises:
-        ValueError: a bound makes no sense.
-        OSError: the file cannot be opened; it names the path.
+        ValueError: a bound is out of its range.
+        OSError: the file cannot be opened; the error names the path.
 
     Attributes:
-        turn: how often the description was replaced.
-        lost: records that :meth:`write` could not write.
+        lost: count of the records that :meth:`write` could not write.
+        error: the reason of the last one.
+        unread: count of the workers' lines that :meth:`read` did not return, since their file
+            was rotated away before it was read to its end.
     """
 
     def __init__(
@@ -81,178 +96,232 @@ class LogFile:
                 "and keep are at least 1, patience is not negative"
             )
         self.path = Path(os.fsdecode(path)).absolute()  # the directory may change
-        self.turn = self.lost = 0
+        self.lost = self.unread = 0
+        self.error = ""
         self._torn = False  # the last write was cut short
         self._mode, self._max, self._keep, self._patience = mode, max_bytes, keep, patience
         self._flags = os.O_APPEND | os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
         self._flags |= os.O_DSYNC if o_dsync else 0
-        self._turns: dict[int, int] = {}  # worker -> the turn whose description it has
-        self._began = 0.0  # when the last turn did
+        self._turns = Turns(patience)
+        self._space = 0  # bytes until max_bytes, as far as we know without a system call
         self._fd, self._new = self._open(self.path, 0)
-        self._old: Reader | None = None  # of the turn before, until that is over
-        self._new.skip_to_end()  # what a supervisor before us wrote is not news
+        self._olds: list[_Old] = []  # oldest first
+        self._new.skip_to_end()  # a supervisor before us has published that
+
+    @property
+    def turn(self) -> int:
+        """How often the description was replaced."""
+        return self._turns.current
 
     def fileno(self) -> int:
-        """The description of the present turn; borrowed, for spawn and for own records."""
+        """Return the descriptor of the present turn; borrowed."""
         return self._fd.fileno()
 
-    def write(self, line: bytes) -> bool:
-        """A record of the supervisor's: one writev(2).  Never raises.
+    def write(self, line: bytes, *, counted: bool = True) -> bool:
+        """Write a record of the supervisor by one writev(2).  Never raises.
 
         Args:
-            line: without its newline.
+            line: the record without its newline.
+            counted: count it in ``lost`` if it cannot be written.
 
         Returns:
-            Whether all of it was written; ``lost`` counts those that were not.
+            Whether all of it was written.
         """
         parts = [b"\n", line, b"\n"] if self._torn else [line, b"\n"]
+        size = sum(map(len, parts))
         try:
-            self._torn = os.writev(self.fileno(), parts) < sum(map(len, parts))
-        except OSError:  # ENOSPC and kin
-            self.lost += 1
-            return False
-        self.lost += self._torn
-        return not self._torn
+            written = os.writev(self.fileno(), parts)
+        except OSError as error:  # ENOSPC and kin
+            self.error = error.strerror or str(error)
+        else:
+            self._space -= written
+            self._torn = written < size
+            if not self._torn:
+                return True
+            self.error = f"write cut short at {written} of {size} bytes: disk full, or a limit"
+        self.lost += counted
+        return False
 
     def give(self, worker_id: int) -> int:
-        """Note that a worker is started with :meth:`fileno`, which is returned."""
-        self._turns[worker_id] = self.turn
+        """Register a worker that is started with the present description.
+
+        Returns:
+            :meth:`fileno`, for the spawn.
+        """
+        self._turns.add(worker_id)
         return self.fileno()
 
     def adopt(self, worker_id: int, now: float) -> None:
-        """Note a worker of a supervisor before us, which may have any description.
+        """Register a worker of a supervisor before us, whose description is unknown.
 
-        It is behind until it has confirmed; :meth:`pending_switch` is for it, too.
+        The worker is behind until it has confirmed; :meth:`next_switch` includes it.
         """
-        self._turns[worker_id] = self.turn - 1
-        self._began = now
+        self._turns.adopt(worker_id, now)
 
-    def gone(self, worker_id: int) -> None:
-        """Note that a worker, and its description, is gone; unknown ones too."""
-        self._turns.pop(worker_id, None)
+    def forget(self, worker_id: int) -> None:
+        """Drop a worker that has ended; an unknown one is no error."""
+        self._turns.forget(worker_id)
 
     def confirm(self, worker_id: int, turn: object) -> None:
-        """A worker answered ``{"event": "log", "turn": N}``, to this turn or an older one.
+        """Take a worker's confirmation of a turn.
 
-        It may be any program: what is no turn that was confirms nothing.
+        Args:
+            worker_id: the worker.
+            turn: the turn that it confirms, this or an older one.  The worker may be any
+                program: a value that is no such turn confirms nothing.
         """
-        if not isinstance(turn, int):
-            return
-        if worker_id in self._turns and self._turns[worker_id] < turn <= self.turn:
-            self._turns[worker_id] = turn
+        self._turns.confirm(worker_id, turn)
 
     def behind(self) -> tuple[int, ...]:
-        """Workers that still have an older description."""
-        return tuple(w for w, turn in self._turns.items() if turn < self.turn)
+        """Return the ids of the workers that still have an older description."""
+        return self._turns.behind()
 
-    def due(self, now: float) -> bool:
-        """Whether to :meth:`rotate`: the file is too big and the last turn is over.
+    def next_switch(self, now: float) -> Switch | None:
+        """Return the order for workers that are behind, once for each of them and turn.
+
+        A worker gets the next order when it has confirmed the last one or used up its time.
 
         Args:
             now: seconds of a clock that does not jump.
 
-        Raises:
-            OSError: fstat(2) says so.
+        Returns:
+            The order; None if there is no worker to send it to.
         """
-        return (
-            self._max is not None
-            and os.fstat(self.fileno()).st_size >= self._max
-            and self.settled(now)
-        )
+        if not (workers := self._turns.order(now)):
+            return None
+        return Switch(turn=self.turn, fd=self.fileno(), workers=workers)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether :meth:`due` is worth its system call, by what was written here."""
+        return self._max is not None and self._space <= 0
+
+    def due(self) -> bool:
+        """Return whether to :meth:`rotate`: the file has ``max_bytes``.
+
+        Raises:
+            OSError: fstat(2) failed.
+        """
+        if self._max is None:
+            return False
+        self._space = self._max - os.fstat(self.fileno()).st_size
+        return self._space <= 0
 
     def settled(self, now: float) -> bool:
-        """The last turn is over: all have confirmed, or had time enough, and all is read."""
-        return self._over(now) and (self._old is None or not self._old.pending())
+        """Return whether the last turn is over.
 
-    def rotate(self, now: float) -> Switch:
+        That is: every worker has confirmed or has used up its time, and the old files are read
+        to their end.
+        """
+        return self._turns.settled(now) and not any(old.reader.pending() for old in self._olds)
+
+    def rotate(self, now: float) -> None:
         """Rename PATH to PATH.1, that to PATH.2, ..., and go on in a new file.
 
         Args:
-            now: as :meth:`due` has it.
+            now: as for :meth:`next_switch`.
 
         Raises:
-            BlockingIOError: the last turn is not over.
             OSError: the new file cannot be made or renamed; the old one is still in use.
         """
-        self._demand_settled(now, "rotate")
         coming = Path(f"{self.path}.next")
-        with suppress(FileNotFoundError):  # of a supervisor that died
+        with suppress(FileNotFoundError):  # left by a supervisor that died
             coming.unlink()
         # Made before anything is renamed: a full or read-only disk shows here.
         with _closed_on_error(self._open(coming, os.O_EXCL)) as (fd, reader):
+            behind = [o.reader for o in self._olds if not o.caught_up and o.reader.linked()]
             for number in range(self._keep - 1, 0, -1):
                 with suppress(FileNotFoundError):
                     os.rename(f"{self.path}.{number}", f"{self.path}.{number + 1}")
-            with suppress(FileNotFoundError):  # somebody else has moved it
+            with suppress(FileNotFoundError):  # moved away by another program
                 os.rename(self.path, f"{self.path}.1")
             os.rename(coming, self.path)
-            return self._take_turn(fd, reader, now)
+            # Records come faster than they are read: kept until then, files without a name
+            # would fill the disk.
+            removed = [reader for reader in behind if not reader.linked()]
+            self.unread += sum(reader.drop(lambda ln: not is_published(ln)) for reader in removed)
+            self._take_turn(fd, reader, now)
 
-    def reopen(self, now: float) -> Switch | None:
-        """Go on in the file that PATH means now, after logrotate(8) has moved ours.
-
-        Returns:
-            None if it is ours still.
+    def removed(self) -> bool:
+        """Return whether the present file has no name any more.
 
         Raises:
-            BlockingIOError: the last turn is not over.
-            OSError: it cannot be opened or made; ours is still in use.
+            OSError: fstat(2) failed.
         """
-        self._demand_settled(now, "reopen")
+        return not self._new.linked()
+
+    def reopen(self, now: float) -> bool:
+        """Go on in the file that PATH means now, after ours was moved or removed.
+
+        Args:
+            now: as for :meth:`next_switch`.
+
+        Returns:
+            False if PATH is still our file.
+
+        Raises:
+            OSError: the file cannot be opened or made; ours is still in use.
+        """
         with _closed_on_error(self._open(self.path, 0)) as (fd, reader):
             if os.path.sameopenfile(fd.fileno(), self.fileno()):
                 fd.close()
                 reader.close()
-                return None
+                return False
             reader.skip_to_end()
-            return self._take_turn(fd, reader, now)
-
-    def pending_switch(self) -> Switch:
-        """The present turn for those who are behind: to send again what could not be sent."""
-        return self._switch(self.behind())
+            self._take_turn(fd, reader, now)
+            return True
 
     def read(self, budget: int, now: float) -> list[bytes]:
-        """Whole lines written since the last call, without newlines.
+        """Read the whole lines written since the last call, without their newlines.
 
-        To be called at intervals: a watch by inotify(7) would wake the loop for each write
-        of each worker.
+        Call it at intervals: a watch by inotify(7) would wake the loop for each write of each
+        worker.  Lines of a file without a name are written to the present one, and returned
+        when they are read from there.
 
         Args:
             budget: about how many bytes at most; the rest is for the next call.
-            now: as :meth:`due` has it.
+            now: as for :meth:`next_switch`.
 
         Raises:
-            OSError: read(2) says so.
+            OSError: pread(2) or fstat(2) failed.
         """
-        if self._old is None:
-            return self._new.lines(self._new.size(), budget)
-        # The end of the new file is taken first: what a worker wrote to the old one before
-        # it changed to the new is in there by the time its first new record is seen.
-        over, end = self._over(now), self._new.size()
-        before = self._old.at
-        lines = self._old.lines(self._old.size(), budget)
-        if self._old.pending():
-            return lines
-        budget -= self._old.at - before
-        if over:
-            # Nobody has it any more, so that a rest without a newline is a torn record.
-            self._old.close()
-            self._old = None
+        # Ends are taken from the newest file to the oldest: what a worker wrote to a file
+        # before it changed over is in there by the time its first record in the next is seen.
+        in_use = self._turns.in_use()
+        end = self._new.size()
+        ends = [old.reader.size() for old in reversed(self._olds)][::-1]
+        lines: list[bytes] = []
+        for old, old_end in zip(list(self._olds), ends, strict=True):
+            before = old.reader.at
+            found = old.reader.lines(old_end, budget)
+            if old.reader.linked():
+                lines += found
+            else:
+                for line in found:
+                    self.write(line)
+            if old.reader.pending():
+                return lines
+            old.caught_up = True
+            budget -= old.reader.at - before
+            if old.turn not in in_use or now >= old.until:
+                # No worker has it any more: a rest without a newline is a torn record.
+                old.reader.close()
+                self._olds.remove(old)
         return lines + self._new.lines(end, budget)
 
     def close(self) -> None:
-        """Close what is open here.  Workers that have the description write on."""
+        """Close all descriptors.  Workers that have the description write on."""
         self._fd.close()
         self._new.close()
-        if self._old is not None:
-            self._old.close()
-            self._old = None
+        for old in self._olds:
+            old.reader.close()
+        self._olds.clear()
 
     def _open(self, path: Path, flags: int) -> tuple[Fd, Reader]:
-        """For writing and, apart from that, for reading, which is not for the workers."""
+        """Open a file for writing and, on a description of our own, for reading."""
         with suppress(FileNotFoundError):
             if not stat.S_ISREG(os.stat(path).st_mode):  # a FIFO's open would wait
-                raise OSError(errno.EINVAL, "a log is a regular file, which this is not", str(path))
+                raise OSError(errno.EINVAL, "not a regular file, as a log must be", str(path))
         while True:
             fd = Fd(os.open(path, self._flags | flags, self._mode))
             try:
@@ -262,33 +331,17 @@ class LogFile:
                 raise
             if os.path.sameopenfile(fd.fileno(), reader.fileno()):
                 return fd, reader
-            fd.close()  # moved by somebody between the two
+            fd.close()  # moved by another program between the two
             reader.close()
 
-    def _demand_settled(self, now: float, what: str) -> None:
-        if not self.settled(now):
-            raise BlockingIOError(
-                f"{what} {self.path}: the turn before is not over: workers "
-                f"{self.behind()} write to the old file, or it is not read to its end"
-            )
-
-    def _take_turn(self, fd: Fd, reader: Reader, now: float) -> Switch:
-        if self._old is not None:
-            self._old.close()
-        self._old, self._new = self._new, reader
+    def _take_turn(self, fd: Fd, reader: Reader, now: float) -> None:
+        self._olds.append(_Old(self.turn, self._new, now + self._patience))
+        self._new = reader
         self._fd.close()
         self._fd = fd
         self._torn = False
-        self.turn += 1
-        self._began = now
-        return self._switch(tuple(self._turns))
-
-    def _switch(self, workers: tuple[int, ...]) -> Switch:
-        message = {"order": "log", "turn": self.turn}
-        return Switch(message=message, fd=self.fileno(), workers=workers)
-
-    def _over(self, now: float) -> bool:
-        return not self.behind() or now - self._began >= self._patience
+        self._space = 0
+        self._turns.advance(now)
 
 
 @contextmanager

@@ -1,117 +1,283 @@
-"""All of a supervisor's logs: what comes from where, and goes where."""
+"""The routes of log entries: from the file and captured output to the file and the sinks."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from ._log_file import LogFile, Switch
-from ._records import Entry, Origin, decode, encode, time_text
+from ._losses import Loss, write_stderr
+from ._records import Entry, Origin, decode, encode, is_published, time_text
 from ._sinks import RingTail
 
-_NOBODY = Origin(component="-")
-_US = Origin(component="supervisor")
-_AGAIN = 30.0  # seconds until another try of a rotation that failed
+_UNKNOWN = Origin(component="-")
+_SUPERVISOR = Origin(component="supervisor")
+_RETRY = 30.0  # seconds until another try of a rotation that failed
+_STEP = 1 << 16  # bytes of one read of the file
+_PUBLISHED_SHARE = 16  # so many lines that are published already cost as much as a record
 
 
 class Sink(Protocol):
-    """Takes entries without waiting: StreamSink, LokiSink."""
+    """A destination of entries that never waits: StreamSink, LokiSink."""
+
+    @property
+    def name(self) -> str:
+        """The name for reports and metrics."""
+
+    @property
+    def dropped(self) -> int:
+        """The count of the entries that are lost."""
+
+    @property
+    def trouble(self) -> str:
+        """The reason of the last loss."""
+
+    @property
+    def wants_write(self) -> bool:
+        """Whether the queue has something."""
 
     def add(self, entry: Entry) -> None:
-        """Take one."""
+        """Take an entry."""
 
 
 class Logs:
-    """The file, the memory of the last entries, and other sinks, for the loop.
+    """The log file, the memory of the last entries, and other sinks, for the loop.
 
-    A worker's record is in the file when it comes here, since the file is read for it; a
-    captured line and an event of the supervisor's is not, and is written to it as well as
-    given to the sinks, so that a full disk keeps nothing from them.
+    A worker's record is read from the file, and goes to the sinks.  A captured line and a
+    record of the supervisor are written to the file and go to the sinks as well, so that a
+    full disk withholds nothing from them.
+
+    What is lost is counted (:meth:`lost`), reported on standard error when it begins, and by a
+    record with the count in ``lost`` when it is over.
 
     Args:
-        file: used, not owned; None: workers write to pipes, ``Capture(stream="log")``.
-        tail: used.
-        sinks: used.
+        file: borrowed; None: workers write to pipes, ``Capture(stream="log")``.
+        tail: borrowed.
+        sinks: borrowed.
+        pid: of the supervisor, for its records.
 
     Attributes:
-        strange: lines of the file that are no records: torn, or of other programs.
+        malformed: count of the lines of the file that are not records: torn, or written by
+            another program.
     """
 
     def __init__(
         self, file: LogFile | None, tail: RingTail, sinks: Iterable[Sink] = (), *, pid: int
     ) -> None:
         self.file, self.tail, self.sinks = file, tail, list(sinks)
-        self.strange = 0
+        self.malformed = 0
         self._pid = pid
+        self._now = 0.0  # of the last poll
         self._not_before = 0.0
         self._reopening = False
+        self._losses: dict[str, Loss] = {}
+        self._lost_by_workers = 0
+        self._missing = False  # the file was removed and cannot be made again
 
     def add(self, entry: Entry) -> None:
-        """One that is in no file yet: of a Capture."""
-        if self.file is not None:
-            self.file.write(entry.line)
+        """Write an entry that is in no file yet, such as a captured line, and publish it."""
+        file = self.file
+        if file is not None:
+            self._write(file, entry.line)
         self._publish(entry)
+        if file is not None and file.is_full and file.due():  # no need to wait for poll()
+            self._try(file, file.rotate)
 
-    def say(self, level: str, message: str, **fields: object) -> None:
-        """A record of the supervisor's own."""
-        ns = time.time_ns()
-        head = {"time": time_text(ns), "level": level, **_US.fields(), "pid": self._pid}
-        # Marked as what is published already.
-        head["stream"] = "supervisor"
-        line = encode(head, message, extra=fields)[:-1]
-        self.add(Entry(time=ns, origin=_US, stream="supervisor", level=level, line=line))
+    def record(self, level: str, message: str, *, lost: int = 0, **fields: object) -> None:
+        """Add a record of the supervisor.
+
+        Args:
+            level: its name.
+            message: any text.
+            lost: count of the lost records that this one reports.
+            fields: further fields of the record.
+        """
+        self.add(self._own(level, message, lost, fields))
 
     def reopen(self) -> None:
-        """Somebody has moved the file: :meth:`poll` is to change over when it can."""
+        """Request the change to the file that the path means now: :meth:`poll` performs it."""
         self._reopening = True
 
-    def poll(self, now: float, budget: int = 1 << 16) -> Switch | None:
-        """Publish what workers have written since, rotate where it is due.
+    def lost(self) -> dict[str, int]:
+        """Return the counts of lost records.
 
-        To be called every 200 ms or so; while it has published its budget, sooner.
+        Returns:
+            ``file``: not in the file, those that workers reported included; ``unread``: in the
+            file, which was rotated away before the sinks had them; and by name of the sink,
+            dropped by it.
+        """
+        counts = {sink.name: sink.dropped for sink in self.sinks}
+        if self.file is not None:
+            counts["file"] = self.file.lost + self._lost_by_workers
+            counts["unread"] = self.file.unread
+        return counts
+
+    def poll(self, now: float, budget: int = 1 << 18) -> Switch | None:
+        """Publish what workers have written, and rotate the file where that is due.
+
+        Call it every 200 ms or so.
 
         Args:
             now: time.monotonic().
-            budget: bytes of records; at about 10 microseconds for each.
+            budget: bytes of records, at about 10 microseconds for each record.
 
         Returns:
-            What is to be sent to the workers, if there is a new file.
+            The order to send to the workers, if there is a new file.
 
         Raises:
-            OSError: the file cannot be read.  One that cannot be rotated is an ERROR in the
-                log, and tried again later.
+            OSError: the file cannot be read.  A rotation that fails is an ERROR in the log,
+                and tried again later.
         """
+        self._now = now
+        self._report_losses()
         if self.file is None:
             return None
-        for line in self.file.read(budget, now):
-            entry = decode(line)
-            if entry is None:
-                if not line:
-                    continue  # the end of a torn line
-                self.strange += 1
-                ns = time.time_ns()
-                text = line.decode("utf-8", "backslashreplace")
-                head = {"time": time_text(ns), **_NOBODY.fields()}
-                entry = Entry(
-                    time=ns, origin=_NOBODY, stream="log", level="", line=encode(head, text)[:-1]
-                )
-            if entry.stream == "log":
-                self._publish(entry)
-        if now < self._not_before:
+        # First, so that what is not read yet is written again, and not only published.
+        removed = self.file.removed() and not self._replace(self.file)
+        self._read(self.file, budget)
+        if removed:
             return None
+        if self._reopening and self.file.settled(now):
+            self._try(self.file, self._change_over)
+        elif self.file.due():
+            self._try(self.file, self.file.rotate)
+        return self.file.next_switch(now)
+
+    def close(self) -> None:
+        """Report the losses that no record has reported; the file and the sinks stay open."""
+        file = self.file
+        if file is None or file.lost == self._loss("file").reported:
+            return
+        if not self._report_lines(file):
+            lost = file.lost - self._loss("file").reported
+            write_stderr(f"{file.path}: {file.error}: {lost} log records were lost")
+
+    def _read(self, file: LogFile, budget: float) -> None:
+        while budget > 0 and (lines := file.read(min(_STEP, int(budget) + 1), self._now)):
+            for line in lines:
+                published = is_published(line)
+                budget -= (len(line) + 1) / (_PUBLISHED_SHARE if published else 1)
+                if self._missing and line:
+                    file.lost += 1  # the file has no name, nor its successor
+                if not published and (entry := self._entry_of(line)) is not None:
+                    self._lost_by_workers += entry.lost
+                    self._publish(entry)
+
+    def _entry_of(self, line: bytes) -> Entry | None:
+        """Return the entry of a line of the file, None for one that is not to be published."""
+        if not line:
+            return None  # the end of a torn line
+        if (entry := decode(line)) is not None:
+            return entry if entry.stream == "log" else None
+        self.malformed += 1
+        return _entry(_UNKNOWN, "", {}, line.decode("utf-8", "backslashreplace"))
+
+    def _write(self, file: LogFile, line: bytes) -> None:
+        """Write a line to the file; after losses, their report comes first."""
+        if self._missing:
+            file.lost += 1
+        elif file.lost > self._loss("file").reported and not self._report_lines(file):
+            file.lost += 1  # not tried, as the report has just failed
+        elif not file.write(line):
+            self._notice_lines(file)
+
+    def _try(self, file: LogFile, operation: Callable[[float], object]) -> None:
+        if self._now < self._not_before:
+            return
         try:
-            if self._reopening and self.file.settled(now):
-                switch = self.file.reopen(now)
-                self._reopening = False
-                return switch
-            return self.file.rotate(now) if self.file.due(now) else None
+            operation(self._now)
         except OSError as error:
-            self._not_before = now + _AGAIN
-            self.say("ERROR", f"cannot rotate or reopen {self.file.path}: {error}")
-            return None
+            self._not_before = self._now + _RETRY
+            self.record("ERROR", f"cannot rotate or reopen {file.path}: {error}")
+
+    def _change_over(self, now: float) -> None:
+        assert self.file is not None
+        self.file.reopen(now)
+        self._reopening = False
+
+    def _replace(self, file: LogFile) -> bool:
+        """Make a removed file again; return False if that is impossible for now."""
+        try:
+            file.reopen(self._now)
+        except OSError as error:
+            if not self._missing:
+                self._missing = True
+                file.error = f"it was removed and cannot be made again: {error}"
+                self._notice_lines(file)
+                self.record("ERROR", f"{file.path}: {file.error}")
+            return False
+        self._missing = False
+        text = f"{file.path} was removed: records that were not read yet are written here again"
+        self.record("WARNING", text)
+        return True
+
+    def _report_losses(self) -> None:
+        places = [(s.name, s.dropped, s.trouble, not s.wants_write) for s in self.sinks]
+        if self.file is not None:
+            if self.file.lost > self._loss("file").reported:
+                self._notice_lines(self.file)
+                self._report_lines(self.file)
+            places.append(("unread", self.file.unread, "their file was rotated away", True))
+        for place, count, trouble, over in places:
+            loss = self._loss(place)
+            if count == loss.reported:
+                continue
+            loss.notice(f"{place}: log records are dropped: {trouble}", self._now)
+            if loss.due(self._now, over):
+                lost = count - loss.reported
+                loss.report(count, self._now)
+                self.record(
+                    "WARNING", f"{place}: {lost} records were dropped: {trouble}", lost=lost
+                )
+
+    def _notice_lines(self, file: LogFile) -> None:
+        text = f"{file.path}: {file.error}: log records are lost"
+        self._loss("file").notice(text, self._now)
+
+    def _report_lines(self, file: LogFile) -> bool:
+        """Write the report of the records that the file has lost; return False if it is full."""
+        if self._missing:
+            return False
+        loss = self._loss("file")
+        lost = file.lost - loss.reported
+        text = f"{lost} records could not be written to {file.path}: {file.error}"
+        entry = self._own("WARNING", text, lost)
+        if not file.write(entry.line, counted=False):
+            return False
+        loss.report(file.lost, self._now)
+        self._publish(entry)
+        return True
+
+    def _loss(self, place: str) -> Loss:
+        return self._losses.setdefault(place, Loss())
+
+    def _own(
+        self, level: str, message: str, lost: int, fields: Mapping[str, object] | None = None
+    ) -> Entry:
+        head: dict[str, object] = {"pid": self._pid}
+        # The stream marks a record that is published already, for _read().
+        head["stream"] = "supervisor"
+        if lost:
+            head["lost"] = lost
+        return _entry(_SUPERVISOR, level, head, message, fields)
 
     def _publish(self, entry: Entry) -> None:
         self.tail.add(entry)
         for sink in self.sinks:
             sink.add(entry)
+
+
+def _entry(
+    origin: Origin,
+    level: str,
+    head: Mapping[str, object],
+    message: str,
+    extra: Mapping[str, object] | None = None,
+) -> Entry:
+    ns = time.time_ns()
+    named = {"level": level} if level else {}
+    fields = {"time": time_text(ns), **named, **origin.fields(), **head}
+    line = encode(fields, message, extra=extra)[:-1]
+    stream = str(head.get("stream", "log"))
+    return Entry(time=ns, origin=origin, stream=stream, level=level, line=line)

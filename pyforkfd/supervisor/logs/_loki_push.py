@@ -1,4 +1,4 @@
-"""What is sent to Loki's push endpoint, and what its answer means.  Pure."""
+"""Requests to Loki's push endpoint, and the meaning of its answers.  Pure."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from pyforkfd.supervisor.spec._spec import Loki
 from ._records import Entry
 
 PATH = "/loki/api/v1/push"
-_LONGEST_WAIT = 300.0  # seconds; a Retry-After beyond that would only lose what waits
+_LONGEST_WAIT = 300.0  # seconds; a longer Retry-After would only lose what is queued
 
 
 def target(config: Loki) -> str:
-    """Path and query of the request."""
+    """Return the path and query of the request."""
     url = urlsplit(config.url)
     path = url.path if url.path not in ("", "/") else PATH
     return f"{path}?{url.query}" if url.query else path
 
 
 def to_json(config: Loki) -> str:
-    """For the sender."""
+    """Encode the configuration for the sender."""
     return json.dumps(asdict(config))
 
 
 def from_json(text: str) -> Loki:
-    """The inverse of :func:`to_json`."""
+    """Decode a configuration that :func:`to_json` made."""
     body = json.loads(text)
     return Loki(**{**body, "labels": tuple(body["labels"])})
 
 
 def item(entry: Entry, config: Loki) -> bytes:
-    """An entry for the sender: one line of JSON, ``[time, {label: value}, line]``."""
+    """Encode an entry for the sender: one line of JSON, ``[time, {label: value}, line]``."""
     values = {
         "component": entry.origin.component,
         "worker": entry.origin.worker,
@@ -45,7 +45,7 @@ def item(entry: Entry, config: Loki) -> bytes:
         "stream": entry.stream,
         "level": entry.level,
     }
-    # An empty value is to Loki as no label at all.
+    # Loki takes a label with an empty value for no label.
     labels = dict(config.static_labels)
     labels |= {k: str(values[k]) for k in config.labels if values[k] not in (None, "")}
     if not labels:
@@ -55,7 +55,7 @@ def item(entry: Entry, config: Loki) -> bytes:
 
 
 def body(items: Iterable[bytes]) -> bytes:
-    """The body of a push: streams with their values in order of time, gzip."""
+    """Make the body of a push: streams with their values in order of time, gzip."""
     streams: dict[tuple[tuple[str, str], ...], list[list[str]]] = {}
     for one in items:
         ns, labels, line = json.loads(one)
@@ -66,12 +66,12 @@ def body(items: Iterable[bytes]) -> bytes:
             for labels, values in streams.items()
         ]
     }
-    # Level 1: a third of the time of 6 for a tenth more bytes, on lines that are so alike.
+    # Level 1: a third of the time of level 6 for a tenth more bytes, as log lines are alike.
     return gzip.compress(json.dumps(data, separators=(",", ":")).encode(), 1)
 
 
 class Verdict(Enum):
-    """What is to become of a batch."""
+    """The fate of a batch."""
 
     SENT = "sent"
     RETRY = "retry"
@@ -79,9 +79,10 @@ class Verdict(Enum):
 
 
 def judge(status: int) -> Verdict:
-    """By the status of the answer: 2xx has it; 429, 408 and 5xx may have it later.
+    """Return the fate of a batch by the status of the answer.
 
-    Everything else is about the batch itself, and a second try would say the same.
+    2xx has taken it; 429, 408 and 5xx may take it later.  Any other status refuses the batch
+    itself, and a second try would be refused as well.
     """
     if 200 <= status < 300:
         return Verdict.SENT
@@ -89,22 +90,22 @@ def judge(status: int) -> Verdict:
 
 
 def pause(config: Loki, tries: int, retry_after: str | None, now: float) -> float:
-    """Seconds until the next try.
+    """Return the seconds until the next try.
 
     Args:
         config: has the back-off.
-        tries: how many there were.
+        tries: count of the tries so far.
         retry_after: the header: seconds, or a date.
         now: time.time().
     """
     wait = min(config.backoff * 2.0 ** min(tries - 1, 30), config.backoff_cap)
-    asked = 0.0
+    requested = 0.0
     if retry_after is not None:
         if retry_after.strip().isdigit():
-            asked = float(retry_after)
+            requested = float(retry_after)
         else:
             try:
-                asked = email.utils.parsedate_to_datetime(retry_after).timestamp() - now
+                requested = email.utils.parsedate_to_datetime(retry_after).timestamp() - now
             except ValueError:
-                pass  # no date: as if not there
-    return min(max(wait, asked), max(_LONGEST_WAIT, config.backoff_cap))
+                pass  # not a date: ignored
+    return min(max(wait, requested), max(_LONGEST_WAIT, config.backoff_cap))

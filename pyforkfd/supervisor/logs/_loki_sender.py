@@ -1,8 +1,8 @@
-"""The process that talks to Loki, started by LokiSink.
+"""The process that sends to Loki, started by LokiSink.
 
-A process and not a thread: TLS, name resolution and a peer that answers slowly all wait,
-and the supervisor has one thread, without which its forks are safe.  If this one hangs or
-is killed for its memory, lines are lost and counted, and no worker notices.
+A process and not a thread: TLS, name resolution and a slow peer all wait, and the forks of
+the supervisor are safe because it has one thread.  If this process hangs or is killed for
+its memory, lines are lost and counted, and no worker notices.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from pyforkfd.supervisor.spec._spec import Loki
 from ._loki_push import Verdict, body, from_json, judge, pause, target
 
 _CHUNK = 1 << 16
-_DRAIN = 5.0  # seconds for what is left once the supervisor has closed its end
+_DRAIN = 5.0  # seconds for the rest once the supervisor has closed its end
 
 
 class Sender:
-    """Reads items from the supervisor, sends them in batches, reports what became of them.
+    """A loop that reads items from the supervisor, sends them in batches, reports their fate.
 
-    While a batch waits for its next try nothing is read: what comes meanwhile waits with
-    the supervisor, where one bound holds for all of it.
+    While a batch waits for its next try nothing is read: further items are queued by the
+    supervisor, where one bound holds for all of them.
 
     Args:
         link: connected stream socket; borrowed.
-        config: see there.
-        rest: what was read from it already.
+        config: the section ``[log.loki]``.
+        rest: bytes that were read from the link already.
     """
 
     def __init__(self, link: socket.socket, config: Loki, rest: bytes = b"") -> None:
@@ -50,7 +50,7 @@ class Sender:
         self._hung_up.register(link, select.POLLRDHUP)
 
     def run(self) -> None:
-        """Until the supervisor closes its end, and what was read is sent or dropped."""
+        """Serve until the supervisor closes its end, and what was read is sent or dropped."""
         self._take(b"")
         while True:
             left = self._first + self._config.batch_seconds - time.monotonic()
@@ -93,7 +93,7 @@ class Sender:
                 self._disconnect()
                 verdict, why = Verdict.RETRY, f"{type(error).__name__}: {error}"
             if verdict is Verdict.RETRY and tries <= self._config.retries:
-                # Many hosts that lost the same Loki shall not all come back at once.
+                # Many hosts that lost the same Loki must not all come back at once.
                 wait = pause(self._config, tries, after, time.time()) * random.uniform(1, 1.25)
                 if self._sleep(wait):
                     self._report(retries=1, why=why)
@@ -106,7 +106,7 @@ class Sender:
             return
 
     def _post(self, content: bytes) -> tuple[int, str | None, str]:
-        """Status, Retry-After, and the answer in words."""
+        """Send one batch; return status, Retry-After, and the answer in words."""
         headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
         headers["User-Agent"] = "pyforkfd"
         if self._config.tenant is not None:
@@ -120,7 +120,7 @@ class Sender:
         connection.request("POST", target(self._config), content, headers)
         answer = connection.getresponse()
         text = answer.read(_CHUNK)
-        if not answer.isclosed():  # more than anybody wants to read
+        if not answer.isclosed():  # longer than is worth reading
             self._disconnect()
         words = " ".join(text[:200].decode("utf-8", "replace").split())
         return answer.status, answer.headers["Retry-After"], f"{answer.status} {words}"
@@ -149,7 +149,7 @@ class Sender:
             self._connection = None
 
     def _sleep(self, seconds: float) -> bool:
-        """Whether there is another try: not once the supervisor is gone and it comes too late."""
+        """Wait for the next try; return False if that would come after the drain's end."""
         until = time.monotonic() + seconds
         if self._hung_up.poll(seconds * 1000):
             if until - time.monotonic() > self._left():
@@ -158,15 +158,15 @@ class Sender:
         return True
 
     def _left(self) -> float:
-        """Seconds that are left once the supervisor has closed its end."""
+        """Return the seconds left of the drain, which begins with the first call."""
         if self._deadline is None:
             self._deadline = time.monotonic() + _DRAIN
         return self._deadline - time.monotonic()
 
-    def _report(self, **what: object) -> None:
+    def _report(self, **fields: object) -> None:
         try:
-            self._link.sendall(json.dumps(what).encode() + b"\n")
-        except ConnectionError:  # the supervisor is gone, and nobody counts any more
+            self._link.sendall(json.dumps(fields).encode() + b"\n")
+        except ConnectionError:  # the supervisor has ended, and with it the counters
             pass
 
 
@@ -175,7 +175,7 @@ def _secret(path: str) -> str:
 
 
 def main() -> None:
-    """Descriptor 0 is the link; its first line is the configuration."""
+    """Run the sender on descriptor 0, the link, whose first line is the configuration."""
     with socket.socket(fileno=0) as link:
         data = b""
         while b"\n" not in data:

@@ -1,4 +1,4 @@
-"""The supervisor's side of Loki: entries go to a process of their own, and never wait."""
+"""The supervisor's side of Loki: a sink that queues entries for a sender process."""
 
 from __future__ import annotations
 
@@ -25,80 +25,88 @@ _CHUNK = 1 << 16
 
 
 class LokiSink:
-    """Gives entries to a sender process, which is started here and talks to Loki.
+    """A sink that passes entries to a sender process, which it starts.
 
-    ``add()`` and ``handle()`` never wait.  What the sender has not taken waits here, up to
-    ``config.buffer`` bytes; beyond that the oldest are dropped and counted.  Beside it there is the
-    batch of the sender and what its socket holds.
+    ``add()`` and ``handle()`` never wait.  Entries that the sender has not taken are queued
+    here, up to ``config.buffer`` bytes; beyond that the oldest are dropped and counted.
+    Besides, the sender has its batch, and the socket between them its buffer.
 
     The sender ends when this end is closed, so also when the supervisor is killed; it
     tries for some seconds to send what it has.
 
     Args:
-        config: where Loki is, and the bound of what waits here.
+        config: the address of Loki, and the bound of the queue.
 
     Raises:
         SpawnError, OSError: the sender cannot be started.
 
     Attributes:
-        process: the sender; its pidfd is to be waited for as any child's.
-        down: the sender has died; :meth:`restart` makes another.
-        sent: entries that Loki has taken.
-        dropped: entries that are lost: no room here, refused by Loki or tried too often,
-            or with a sender that died.
-        retries: failed tries that were followed by another.
-        error: what the last one that failed said.
+        name: for reports and metrics.
+        process: the sender; wait for its pidfd as for any child's.
+        down: whether the sender has died; :meth:`restart` makes another.
+        sent: count of the entries that Loki has taken.
+        dropped: count of the entries that are lost: the queue was full, Loki refused them,
+            the tries were used up, or the sender died with them.
+        retries: count of the failed tries that were followed by another.
+        error: the reason of the last failed try.
     """
+
+    name = "loki"
 
     def __init__(self, config: Loki) -> None:
         self._config = config
         self._queue: collections.deque[bytes] = collections.deque()
         self._bytes = 0
-        self._at = 0  # how much of the first item is written
+        self._at = 0  # bytes of the first item that are written
         self._taken = 0  # items that the sender has, and has not reported on
-        self._heard = b""
+        self._unparsed = b""  # of the reports: a line without its end
         self.sent = self.dropped = self.retries = 0
         self.error = ""
         self._finishing = False
         self._start()
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
+        link, sender_end = socket.socketpair()
+        with sender_end:
             try:
-                ours.setblocking(False)
-                # An empty buffer has room for the configuration.
-                ours.sendall(to_json(self._config).encode() + b"\n")
+                link.setblocking(False)
+                # The empty buffer of a new socket takes the whole configuration.
+                link.sendall(to_json(self._config).encode() + b"\n")
                 self.process: Process = spawn(
                     [sys.executable, "-P", "-c", _CODE, _ROOT],
-                    fds={0: theirs, 1: 2},
-                    # Those of a terminal or a group reach it too, but what the workers say
-                    # while they end is to be sent: the end of the link is what ends it.
+                    fds={0: sender_end, 1: 2},
+                    # Signals to a terminal's or a process group reach the sender too, but the
+                    # last records of the workers must be sent: only the end of the link ends it.
                     ignore_signals=(signal.SIGINT, signal.SIGTERM),
                     signal_mask=(),
                 )
             except BaseException:
-                ours.close()
+                link.close()
                 raise
-        self._link = ours
+        self._link = link
         self.down = False
 
     def fileno(self) -> int:
-        """Our end: readable with reports, and to be waited for EPOLLOUT if wants_write."""
+        """Return our end: readable with reports; wait for EPOLLOUT while :attr:`wants_write`."""
         return self._link.fileno()
 
     @property
     def wants_write(self) -> bool:
-        """Entries wait for the sender to have room."""
+        """Whether the queue has something for the sender."""
         return bool(self._queue) and not self.down
 
     @property
+    def trouble(self) -> str:
+        """The reason of the last loss."""
+        return self.error or "the sender is slow or has died"
+
+    @property
     def waiting(self) -> int:
-        """Entries that are neither sent nor dropped."""
+        """Count of the entries that are neither sent nor dropped."""
         return len(self._queue) + self._taken
 
     def add(self, entry: Entry) -> None:
-        """Send an entry, some time."""
+        """Queue an entry."""
         if self._finishing:
             self.dropped += 1
             return
@@ -112,29 +120,30 @@ class LokiSink:
             self.dropped += 1
 
     def handle(self) -> None:
-        """Write what there is room for, read reports; to be called when the loop says so."""
+        """Read reports and write as much of the queue as fits; call it when ready."""
         if not self.down:
             self._read()
         if not self.down:
             self._write()
 
     def restart(self) -> None:
-        """Start another sender in place of one that has died; ``fileno()`` is another then.
+        """Start another sender in place of one that has died; ``fileno()`` changes.
 
         Raises:
-            SpawnError, OSError: it cannot be started; ``down`` stays.
+            ValueError: the sender has not died.
+            SpawnError, OSError: the sender cannot be started; ``down`` stays.
         """
         if not self.down:
             raise ValueError("restart: the sender has not died")
-        self._bury()
+        self._reap()
         self._start()
 
     def finish(self) -> None:
-        """No more entries: the sender is to send what it has, and end.
+        """End the input: the sender sends what it has, and ends.
 
-        What does not fit into the socket at once is dropped and counted; ``handle()`` until
-        ``wants_write`` is false leaves nothing.  Wait for ``process`` afterwards, and
-        ``handle()`` what it reports, before ``close()``.
+        What does not fit into the socket at once is dropped and counted; nothing is, if
+        ``handle()`` was called until ``wants_write`` was false.  Wait for ``process``
+        afterwards, and ``handle()`` its reports, before ``close()``.
         """
         self._finishing = True
         if not self.down:
@@ -144,15 +153,15 @@ class LokiSink:
             self._link.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        """End the sender, now if it has not ended, and free everything."""
+        """Kill the sender if it has not ended, reap it, and free everything."""
         self._finishing = True
         self._drop_queue()
         self._mark_down()
-        self._bury()
+        self._reap()
 
     def _write(self) -> None:
         while self._queue:
-            # Joined, as one send for each entry would cost more than all the rest.
+            # Joined, as one send(2) for each entry would cost more than all the rest.
             part = bytearray()
             for one in self._queue:
                 part += one
@@ -183,7 +192,7 @@ class LokiSink:
             if not data:
                 self._mark_down()
                 return
-            *reports, self._heard = (self._heard + data).split(b"\n")
+            *reports, self._unparsed = (self._unparsed + data).split(b"\n")
             for text in reports:
                 report = json.loads(text)
                 sent, dropped = report.get("sent", 0), report.get("dropped", 0)
@@ -198,13 +207,13 @@ class LokiSink:
             return
         self.down = True
         self._link.close()
-        self._heard = b""
+        self._unparsed = b""
         self._at = 0  # the next sender gets the first item whole
         self.dropped += self._taken
         self._taken = 0
 
-    def _bury(self) -> None:
-        # It has closed its end, so that it is about to end if it has not.
+    def _reap(self) -> None:
+        # The link is closed, so the sender is about to end if it has not.
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGKILL)
             self.process.wait()

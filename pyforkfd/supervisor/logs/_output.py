@@ -1,4 +1,4 @@
-"""All that is logged, joined to the loop: the file, captured streams, sinks."""
+"""The log of a service on the loop: its file, captured streams, and sinks."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from ._loki_sink import LokiSink
 from ._records import Origin
 from ._sinks import RingTail, StreamSink
 
-_LOKI_AGAIN = 5.0  # seconds before another sender is started in place of one that died
-_STREAMS = {"stdout": "o", "stderr": "e"}  # and how a successor finds them
-_LOKI_FAREWELL = 3.0  # seconds for it to send what it has when we end
+_LOKI_RESTART = 5.0  # seconds before another sender is started in place of one that died
+_STREAMS = {"stdout": "o", "stderr": "e"}  # and the prefix by which a successor finds them
+_LOKI_DRAIN = 3.0  # seconds for the sender to send what it has when we end
 
 
-class _Writing(Protocol):
-    """A sink with a queue: its descriptor is watched while something waits."""
+class _Queued(Protocol):
+    """A sink with a queue: its descriptor is watched while the queue has something."""
 
     def fileno(self) -> int: ...
     @property
@@ -38,18 +38,18 @@ class _Writing(Protocol):
 
 
 class Output(Closing):
-    """Where the words of the supervisor and of its workers go.  Owns all of it.
+    """The log of the supervisor and its workers.  Owns the file, the pipes and the sinks.
 
     Attributes:
-        file: which workers share; None where there is none.
+        file: the file that workers share; None where there is none.
         tail: the last entries of each component.
     """
 
     def __init__(self, config: Log, reactor: Reactor, succession: Succession) -> None:
-        """Open what the specification names.
+        """Open the file and the sinks of the specification.
 
         Args:
-            config: of the specification.
+            config: the section ``[log]``.
             reactor: watches what is read and written.
             succession: has the pipes of a predecessor's workers, and gets ours.
 
@@ -59,10 +59,10 @@ class Output(Closing):
         """
         self._reactor = reactor
         self._succession = succession
-        self._captures: dict[int, list[Capture]] = {}  # by worker
-        self._watched: dict[int, _Writing] = {}  # by descriptor
+        self._captures: dict[int, list[Capture]] = {}  # by worker id
+        self._watched: dict[int, _Queued] = {}  # by descriptor
         self.tail = RingTail()
-        self._stdout = StreamSink(1, text=True) if config.stdout else None
+        self._stdout = StreamSink(1, text=True, name="stdout") if config.stdout else None
         self._loki: LokiSink | None = None
         self._loki_not_before = 0.0
         self.file: LogFile | None = None
@@ -74,6 +74,7 @@ class Output(Closing):
                 max_bytes=config.max_bytes,
                 keep=config.keep,
             )
+        self._logs = Logs(self.file, self.tail, pid=os.getpid())
         try:
             if config.loki is not None:
                 self._loki = LokiSink(config.loki)
@@ -81,24 +82,29 @@ class Output(Closing):
         except BaseException:
             self.close()
             raise
-        sinks = [sink for sink in (self._stdout, self._loki) if sink is not None]
-        self._logs = Logs(self.file, self.tail, sinks, pid=os.getpid())
+        self._logs.sinks += [sink for sink in (self._stdout, self._loki) if sink is not None]
 
-    def say(self, level: str, text: str, **fields: object) -> None:
-        """A record of the supervisor's own; fields that are None are left out."""
-        known = {name: value for name, value in fields.items() if value is not None}
-        self._logs.say(level.upper(), text, **known)
+    def record(self, level: str, text: str) -> None:
+        """Add a record of the supervisor."""
+        self._logs.record(level.upper(), text)
 
     def capture(self, origin: Origin, stream: str) -> Capture:
-        """A pipe for one stream of a worker, read from now on.
+        """Make a pipe for one stream of a worker, and read it from now on.
+
+        Args:
+            origin: the worker.
+            stream: "stdout" or "stderr".
 
         Returns:
-            Its ``writer`` is for the worker, and to be closed here after the spawn.
+            The stream.  Its ``writer`` is for the worker; close it here after the spawn.
+
+        Raises:
+            OSError: pipe2(2) failed.
         """
         return self._read(origin, stream, None)
 
     def readopt(self, worker: Worker) -> None:
-        """A predecessor's worker: read on from its pipes, and expect it to have its log file."""
+        """Take over a predecessor's worker: read its pipes, expect it to have the log file."""
         origin = Origin(component=worker.component, worker=worker.id, generation=worker.generation)
         for stream in _STREAMS:
             if (fd := self._succession.take(_name(worker.id, stream))) is not None:
@@ -110,40 +116,43 @@ class Output(Closing):
         assert origin.worker is not None
         name = _name(origin.worker, stream)
 
-        def end(number: int) -> None:
+        def end(capture_fd: int) -> None:
             self._succession.drop(name)
-            self._reactor.remove(number)
+            self._reactor.remove(capture_fd)
 
-        made = Capture(origin, stream, self._logs.add, on_end=end, reader=fd)
-        self._captures.setdefault(origin.worker, []).append(made)
+        capture = Capture(origin, stream, self._logs.add, on_end=end, reader=fd)
+        self._captures.setdefault(origin.worker, []).append(capture)
 
         def handle(events: int) -> None:
-            made.handle(time.monotonic())
+            capture.handle(time.monotonic())
 
-        self._reactor.add(made.fileno(), handle)
-        self._succession.put(name, made)
-        return made
+        self._reactor.add(capture.fileno(), handle)
+        self._succession.put(name, capture)
+        return capture
 
     def worker_gone(self, worker_id: int, now: float) -> None:
-        """A worker has been reaped: what is in its pipes is still read."""
+        """Take the end of a worker that was reaped: the rest of its pipes is still read."""
         if self.file is not None:
-            self.file.gone(worker_id)
+            self.file.forget(worker_id)
         for capture in self._captures.get(worker_id, ()):
             capture.worker_gone(now)
 
     def poll(self, now: float) -> Switch | None:
-        """What is to be done every 200 ms.
+        """Do what is due every 200 ms: end streams, restart the sender, publish, rotate.
+
+        Args:
+            now: time.monotonic().
 
         Returns:
-            What is to be sent to workers, if there is a new file.
+            The order to send to workers, if there is a new file.
         """
-        for worker, captures in list(self._captures.items()):
+        for worker_id, captures in list(self._captures.items()):
             for capture in captures:
                 if capture.overdue(now):
                     capture.handle(now)
             captures[:] = [capture for capture in captures if not capture.ended]
             if not captures:
-                del self._captures[worker]
+                del self._captures[worker_id]
         if self._loki is not None and self._loki.down and now >= self._loki_not_before:
             self._restart_loki(self._loki, now)
         switch = self._logs.poll(now)
@@ -151,21 +160,25 @@ class Output(Closing):
         return switch
 
     def pending_switch(self) -> Switch | None:
-        """What is to be sent to workers that have an older file."""
-        return None if self.file is None else self.file.pending_switch()
+        """Return the order for the workers that have an older file; None if there is none."""
+        return None if self.file is None else self.file.next_switch(time.monotonic())
+
+    def lost(self) -> dict[str, int]:
+        """Return the counts of lost records, as :meth:`._logs.Logs.lost` has them."""
+        return self._logs.lost()
 
     def settle(self) -> None:
-        """Watch those sinks whose reader has no room, and no others."""
+        """Watch the descriptors of those sinks that have a queue, and no others."""
         if self._stdout is not None:
             self._watch(self._stdout, always=False)
         if self._loki is not None and not self._loki.down:
             self._watch(self._loki, always=True)
 
     def reopen(self) -> None:
-        """Somebody has moved the file: go on in the one that its path means."""
+        """Go on in the file that the path means now: another program has moved ours."""
         self._logs.reopen()
 
-    def _watch(self, sink: _Writing, *, always: bool) -> None:
+    def _watch(self, sink: _Queued, *, always: bool) -> None:
         fd = sink.fileno()
         wanted, watched = sink.wants_write, fd in self._watched
         if wanted == watched:
@@ -177,11 +190,11 @@ class Output(Closing):
         if always:
             self._reactor.change(fd, READABLE | WRITABLE if wanted else READABLE)
         elif wanted:
-            self._reactor.add(fd, lambda _: self._on_room(sink), WRITABLE)
+            self._reactor.add(fd, lambda _: self._on_writable(sink), WRITABLE)
         else:
             self._reactor.remove(fd)
 
-    def _on_room(self, sink: _Writing) -> None:
+    def _on_writable(self, sink: _Queued) -> None:
         sink.handle()
         self.settle()
 
@@ -192,24 +205,26 @@ class Output(Closing):
         if self._loki.down:
             self._reactor.remove(fd)
             self._watched.pop(fd, None)
-            self._loki_not_before = time.monotonic() + _LOKI_AGAIN
-            self.say("warning", f"the sender for Loki has died: {self._loki.error or 'no reason'}")
+            self._loki_not_before = time.monotonic() + _LOKI_RESTART
+            why = self._loki.error or "it reported no error"
+            self.record("warning", f"the sender for Loki has died: {why}")
 
     def _restart_loki(self, loki: LokiSink, now: float) -> None:
         try:
             loki.restart()
         except OSError as error:
-            self._loki_not_before = now + _LOKI_AGAIN
-            self.say("error", f"the sender for Loki cannot be started: {error}")
+            self._loki_not_before = now + _LOKI_RESTART
+            self.record("error", f"the sender for Loki cannot be started: {error}")
             return
         self._reactor.add(loki.fileno(), self._on_loki)
 
     def close(self) -> None:
-        """Write what can be written, and close everything."""
+        """Write what can be written without waiting, and close everything."""
         for captures in self._captures.values():
             for capture in captures:
                 capture.close()
         self._captures.clear()
+        self._logs.close()
         if self._stdout is not None:
             if self._stdout.fileno() in self._watched:
                 self._reactor.remove(self._stdout.fileno())
@@ -220,9 +235,9 @@ class Output(Closing):
                 self._reactor.remove(self._loki.fileno())
             self._loki.finish()
             try:
-                self._loki.process.wait(_LOKI_FAREWELL)
+                self._loki.process.wait(_LOKI_DRAIN)
             except TimeoutError:
-                pass  # it is slow, or Loki is: close() ends it
+                pass  # the sender is slow, or Loki is: close() ends it
             self._loki.close()
         if self.file is not None:
             self.file.close()
@@ -233,7 +248,7 @@ def _name(worker_id: int, stream: str) -> str:
 
 
 class _Forwarder(logging.Handler):
-    """Records of our own loggers become lines of the log."""
+    """A handler that puts the records of our own loggers into the log."""
 
     def __init__(self, output: Output) -> None:
         super().__init__(logging.INFO)
@@ -241,11 +256,11 @@ class _Forwarder(logging.Handler):
         self._busy = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self._busy:  # what the log itself has to say
+        if self._busy:  # a record of the log itself
             return
         self._busy = True
         try:
-            self._output.say(record.levelname, record.getMessage())
+            self._output.record(record.levelname, record.getMessage())
         except Exception:
             self.handleError(record)
         finally:
@@ -254,7 +269,7 @@ class _Forwarder(logging.Handler):
 
 @contextmanager
 def forwarded(output: Output) -> Iterator[None]:
-    """What the supervisor's rooms log goes where the workers' output goes."""
+    """Put the records of the supervisor's loggers into the log, until the block ends."""
     logger = logging.getLogger("pyforkfd")
     handler, level = _Forwarder(output), logger.level
     logger.addHandler(handler)

@@ -1,4 +1,4 @@
-"""Writes records to a description that many processes share: one writev(2) for each."""
+"""A writer of records to a description that many processes share: one writev(2) for each."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ _RING_BYTES = 1 << 20
 _writers: weakref.WeakSet[RecordWriter] = weakref.WeakSet()
 
 
-def _start_anew() -> None:
+def _reset_in_child() -> None:
     for writer in list(_writers):
-        writer._forked()
+        writer._reset()
 
 
-os.register_at_fork(after_in_child=_start_anew)
+os.register_at_fork(after_in_child=_reset_in_child)
 
 
 def _flush_at_exit(reference: weakref.ref[RecordWriter]) -> None:
     writer = reference()
     if writer is not None:
-        with suppress(OSError):  # closed before us, and there is nobody to tell
-            writer.flush()
+        with suppress(OSError):  # closed before us, and no reader of an error is left
+            writer._end()
 
 
 class RecordWriter:
-    """Records of one process, written to a shared descriptor.
+    """A writer of one process's records to a shared descriptor.
 
     The description has O_APPEND, so the kernel puts each writev at the end of the file
     under the inode's lock: records of several processes neither mix nor overwrite one
@@ -51,26 +51,28 @@ class RecordWriter:
     order of their numbers, save for one that a signal handler writes while another is on
     its way, and for buffered ones, which are marked.
 
-    What cannot be written is lost and counted, ``lost``, and the next record that can be
-    says how many: a full disk must not stop a service.  A write that the kernel cuts short
-    (ENOSPC, RLIMIT_FSIZE, a quota) leaves a torn line; the next write begins a new one.
+    A record that cannot be written is lost and counted in ``lost``, and the next record that
+    can be written has the count: a full disk must not stop a service.  A write that the
+    kernel cuts short (ENOSPC, RLIMIT_FSIZE, a quota) leaves a torn line; the next write
+    begins a new one.  At the end of the process, a record of its own has the count.
 
     Safe to use from many threads, from signal handlers, and after a fork: the child has its
-    own pid and numbers, and not its parent's buffered records.  What is buffered at the end
-    of the process is written, by atexit.
+    own pid and numbers, and not its parent's buffered records.  Buffered records are written
+    at the end of the process, by atexit.
 
     Args:
-        fd: borrowed, and kept in use; :meth:`replace` puts another file behind it.
+        fd: borrowed, and used until the end; :meth:`replace` puts another file behind it.
         origin: fields of every record.
         limit: the longest line in bytes, newline included.
-        ring_bytes: how much :meth:`buffer` holds.
+        ring_bytes: capacity of the buffer of :meth:`buffer`.
 
     Raises:
         OSError: EBADF, fd is not open.
         ValueError: the limit is below 1024 bytes.
 
     Attributes:
-        lost: records that could not be written, and those that fell out of the ring.
+        lost: count of the records that could not be written, and of those that fell out of
+            the ring.
     """
 
     def __init__(
@@ -86,25 +88,25 @@ class RecordWriter:
         self._ring: collections.deque[bytes] = collections.deque()
         self._ring_bytes, self._ring_bound = 0, ring_bytes
         self._buffering = False
-        self._forked()
+        self._reset()
         _writers.add(self)
-        # Here and not at the import: a zygote's worker runs only what it has registered.
+        # Here and not at the import: a zygote's worker runs only what it has registered itself.
         atexit.register(_flush_at_exit, weakref.ref(self))
 
-    def _forked(self) -> None:
+    def _reset(self) -> None:
         # A signal handler may log while its thread is in here, hence re-entrant; a thread
-        # that held the lock is not in the child, hence new.
+        # that held the lock does not exist in a forked child, hence new.
         self._lock = threading.RLock()
         self._pid = os.getpid()
         self._seq = 0
         self.lost = 0
-        self._unsaid = 0  # lost, and not said yet
+        self._unreported = 0  # lost, and in no record yet
         self._torn = False
         self._ring.clear()
         self._ring_bytes = 0
 
     def fileno(self) -> int:
-        """The borrowed descriptor."""
+        """Return the borrowed descriptor."""
         return self._fd
 
     def write(
@@ -117,16 +119,19 @@ class RecordWriter:
         exception: str = "",
         extra: Mapping[Any, Any] | None = None,
     ) -> None:
-        """Write one record, or keep it while buffering.  Never raises for the write.
+        """Write one record, or buffer it.  A write that fails does not raise.
 
         Args:
-            level: its name.
+            level: name of the level.
             message: any text.
-            number: the level as logging has it.  From 30, WARNING, it is written even
-                while buffering; from 40, ERROR, what is buffered is written before it.
+            number: the level as logging has it.  From 30, WARNING, the record is written even
+                while buffering; from 40, ERROR, the buffered records are written before it.
             logger: name of the logger.
             exception: a traceback as text.
             extra: further fields.
+
+        Raises:
+            OSError: EBADF, the program has closed the descriptor.
         """
         with self._lock:
             head: dict[str, Any] = {
@@ -139,24 +144,27 @@ class RecordWriter:
             self._seq += 1
             if logger:
                 head["logger"] = logger
-            keep = self._buffering and number < _WARNING
-            if keep:
+            buffered = self._buffering and number < _WARNING
+            if buffered:
                 head["buffered"] = True
-            elif self._unsaid:
-                head["lost"] = self._unsaid
+            elif self._unreported:
+                head["lost"] = self._unreported
             line = encode(head, message, exception=exception, extra=extra, limit=self._limit)
-            if keep:
-                self._keep(line)
+            if buffered:
+                self._append(line)
                 return
             if number >= _ERROR:
                 self.flush()
             if self._put(line) and "lost" in head:
-                self._unsaid -= head["lost"]
+                self._unreported -= head["lost"]
 
     def buffer(self, on: bool = True) -> None:
-        """Keep records below WARNING in memory from now on; or write what there is, and all.
+        """Buffer records below WARNING in memory from now on, or end that.
 
-        The oldest fall out when the ring is full, and are counted.
+        The oldest fall out when the ring is full, and are counted in ``lost``.
+
+        Args:
+            on: False: write the buffered records, and every record from now on.
         """
         with self._lock:
             self._buffering = on
@@ -164,7 +172,7 @@ class RecordWriter:
                 self.flush()
 
     def flush(self) -> None:
-        """Write what is buffered, oldest first; buffering goes on."""
+        """Write the buffered records, oldest first; buffering goes on."""
         with self._lock:
             while self._ring:
                 line = self._ring.popleft()
@@ -184,12 +192,19 @@ class RecordWriter:
             ValueError: it is the descriptor itself.
         """
         if fd == self._fd:
-            raise ValueError(f"replace: {fd} is the descriptor that is to be replaced")
+            raise ValueError(
+                f"replace: {fd} is the descriptor that is to be replaced: pass another one"
+            )
         with self._lock:
             os.dup2(fd, self._fd, inheritable=os.get_inheritable(self._fd))
             self._torn = False
 
-    def _keep(self, line: bytes) -> None:
+    def _end(self) -> None:
+        self.flush()
+        if lost := self._unreported:
+            self.write("WARNING", f"{lost} records could not be written", number=_WARNING)
+
+    def _append(self, line: bytes) -> None:
         size = len(line)  # no call within the sum: a signal handler may log as well
         self._ring.append(line)
         self._ring_bytes += size
@@ -208,7 +223,7 @@ class RecordWriter:
             written = os.writev(self._fd, parts)
         except OSError as error:
             if error.errno == errno.EBADF:
-                raise  # somebody closed it: that is an error of the program's
+                raise  # closed by the program: an error of its own
             self._count_lost()
             return False
         # The rest in a second write could land behind another process's record.
@@ -219,4 +234,4 @@ class RecordWriter:
 
     def _count_lost(self) -> None:
         self.lost += 1
-        self._unsaid += 1
+        self._unreported += 1

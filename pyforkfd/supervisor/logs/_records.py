@@ -1,10 +1,11 @@
-"""A log record as one line of JSON: made, cut to a bound, read again.  Pure."""
+"""A log record as one line of JSON: encoding, cutting to a bound, decoding.  Pure."""
 
 from __future__ import annotations
 
 import calendar
 import functools
 import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,9 +13,15 @@ from typing import Any
 
 MAX_LINE = 16384  # bytes with the newline; a bound keeps one record from filling a sink's memory
 _MAX_NAME = 256  # characters of a logger's name or a level where the rest had to be cut
+_MAX_LOST = 1 << 32  # that one record may report: a worker may write anything
 _OWN = frozenset(
     "time seq level component worker generation pid logger message exception stream "
     "cut lost buffered".split()
+)
+# The head of a record with the field "stream", as captured() and the supervisor write it.
+_PUBLISHED = re.compile(
+    rb'\{"time":"[^"]{30}",(?:"level":"[^"]*",)?"component":"[^"\\]*",'
+    rb'(?:"(?:worker|generation|pid)":\d+,){0,3}"stream":"(?!log")'
 )
 # Made once: json.dumps() would make another for each record, which is half of its cost.
 _encode = json.JSONEncoder(
@@ -24,12 +31,12 @@ _encode = json.JSONEncoder(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Who writes: the fields that all records of a worker have.
+    """The worker that writes: the fields that all its records have.
 
     Attributes:
         component: the worker's component.
-        worker: its number, never used again.
-        generation: the generation it is of.
+        worker: the worker's id, never used again.
+        generation: the worker's generation.
     """
 
     component: str
@@ -37,7 +44,7 @@ class Origin:
     generation: int | None = None
 
     def fields(self) -> dict[str, Any]:
-        """As they are in a record; what is not known is not there."""
+        """Return the fields as a record has them, without those that are not known."""
         known = {"worker": self.worker, "generation": self.generation}
         return {"component": self.component} | {k: v for k, v in known.items() if v is not None}
 
@@ -47,11 +54,12 @@ class Entry:
     """A record on its way through the supervisor.
 
     Attributes:
-        time: nanoseconds since 1970, UTC, taken where it was written.
-        origin: who wrote it.
+        time: nanoseconds since 1970, UTC, taken where the record was written.
+        origin: the worker that wrote it.
         stream: "log" for a record, "stdout" or "stderr" for a captured line.
         level: name of the level, empty for a captured line.
         line: the record as JSON in UTF-8, without its newline.
+        lost: its field of this name: records that its writer lost before.
     """
 
     time: int
@@ -59,22 +67,27 @@ class Entry:
     stream: str
     level: str
     line: bytes
+    lost: int = 0
 
 
 def time_text(ns: int) -> str:
-    """Nanoseconds since 1970 as UTC, RFC 3339: all nine digits, so that text sorts as time."""
+    """Return a time as UTC, RFC 3339, with all nine digits, so that text sorts as time.
+
+    Args:
+        ns: nanoseconds since 1970.
+    """
     seconds, rest = divmod(ns, 1_000_000_000)
     return f"{_second_text(seconds)}.{rest:09}Z"
 
 
 def time_ns(text: str) -> int:
-    """The inverse of :func:`time_text`.
+    """Return the nanoseconds since 1970 of a text that :func:`time_text` made.
 
     Raises:
-        ValueError: it is not of that form.
+        ValueError: the text is not of that form.
     """
     if len(text) != 30 or text[19] != "." or text[29] != "Z" or not text[20:29].isdigit():
-        raise ValueError(f"{text!r} is not a time as records have it")
+        raise ValueError(f"{text!r} is not a time such as 2026-11-25T20:54:23.123456789Z")
     return _seconds(text[:19]) * 1_000_000_000 + int(text[20:29])
 
 
@@ -96,19 +109,18 @@ def encode(
     extra: Mapping[Any, Any] | None = None,
     limit: int = MAX_LINE,
 ) -> bytes:
-    """One record as one line, newline included, of at most ``limit`` bytes.
+    """Encode a record as one line, newline included, of at most ``limit`` bytes.
 
-    A longer one loses its extra fields, then the end of its message and the beginning of
-    its traceback, and says in ``"cut"`` how long it was.  It is never split: half a record
-    is of use to nobody, and two lines of one record could be told apart from two records
-    by nobody.
+    A longer record loses its extra fields, then the end of its message and the beginning of
+    its traceback, and ``"cut"`` has its full length.  It is never split: half a record is of
+    no use, and two lines of one record could not be distinguished from two records.
 
     Args:
         head: time, seq, level and the fields of the origin; plain values.
         message: any text; newlines and lone surrogates are escaped as JSON has it.
         exception: a traceback.
-        extra: fields of the application's.  What JSON cannot hold is there as its repr();
-            a name of ours gets a ``_`` behind it.
+        extra: fields of the application.  A value that JSON cannot hold is replaced by its
+            repr(); a reserved name gets a ``_`` behind it.
         limit: bytes; at least 1024.
     """
     body: dict[str, Any] = {**head, "message": message}
@@ -121,17 +133,17 @@ def encode(
         return line + b"\n"
     short = {k: v[:_MAX_NAME] if isinstance(v, str) else v for k, v in head.items()}
     short["cut"] = len(line) + 1
-    room = limit - len(_dump(short)) - len(b',"message":"","exception":""\n')
-    half = room // 2 if exception else 0
-    short["message"] = _cut(message, room - half)
+    space = limit - len(_dump(short)) - len(b',"message":"","exception":""\n')
+    half = space // 2 if exception else 0
+    short["message"] = _cut(message, space - half)
     if exception:
-        # The last lines say what was raised, and where.
+        # The last lines have the exception that was raised, and its place.
         short["exception"] = _cut(exception[::-1], half)[::-1]
     return _dump(short) + b"\n"
 
 
 def decode(line: bytes) -> Entry | None:
-    """An :class:`Entry` of a line without its newline; None if it is no record of ours."""
+    """Decode a line without its newline; None if it is not a record."""
     try:
         body = json.loads(line)
         origin = Origin(
@@ -145,26 +157,40 @@ def decode(line: bytes) -> Entry | None:
             stream=str(body.get("stream", "log")),
             level=str(body.get("level", "")),
             line=line,
+            lost=_lost(body.get("lost")),
         )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
 
 
+def is_published(line: bytes) -> bool:
+    """Return whether a line of the log file was written by the supervisor, and published then.
+
+    For a line that :func:`captured` made, or a record of the supervisor; much cheaper than
+    :func:`decode`, which has the last word on a line that this does not recognize.
+    """
+    return _PUBLISHED.match(line) is not None
+
+
 def captured(origin: Origin, stream: str, ns: int, text: bytes, *, cut: int = 0) -> Entry:
-    r"""A line of a foreign program's output as an entry.
+    r"""Make an entry of a captured line.
 
     Args:
-        origin: whose output it is.
+        origin: the worker.
         stream: "stdout" or "stderr".
-        ns: when it was read.
-        text: the line; bytes that are not UTF-8 are there as ``\xNN``.
-        cut: how many bytes the line had, if it had more than these.
+        ns: the time at which the line was read.
+        text: the line; bytes that are not UTF-8 become ``\xNN``.
+        cut: length of the whole line in bytes, if it had more than these.
     """
     head = {"time": time_text(ns), **origin.fields(), "stream": stream}
     if cut:
         head["cut"] = cut
     head["message"] = text.decode("utf-8", "backslashreplace")
     return Entry(time=ns, origin=origin, stream=stream, level="", line=_dump(head))
+
+
+def _lost(value: object) -> int:
+    return min(max(value, 0), _MAX_LOST) if isinstance(value, int) else 0
 
 
 def _free_name(name: str) -> str:
@@ -176,7 +202,7 @@ def _dump(body: Mapping[Any, Any]) -> bytes:
         text = _encode(body)
     except (ValueError, TypeError, RecursionError):  # NaN, a loop, a key that is a tuple
         text = _encode({k: v if _is_plain(v) else repr(v) for k, v in body.items()})
-    # What UTF-8 cannot hold is a lone surrogate, and its backslash form is JSON's own.
+    # Only a lone surrogate has no UTF-8, and its backslash form is JSON's own.
     return text.encode("utf-8", "backslashreplace")
 
 
@@ -184,9 +210,9 @@ def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, str | int)
 
 
-def _cut(text: str, room: int) -> str:
-    """The longest beginning, or nearly, that takes no more than ``room`` bytes in JSON."""
-    kept = text[: max(room, 0)]
-    while kept and (size := len(_dump({"": kept})) - len(b'{"":""}')) > room:
-        kept = kept[: min(len(kept) - 1, len(kept) * room // size)]
-    return kept
+def _cut(text: str, space: int) -> str:
+    """Return the longest beginning, or nearly, that takes at most ``space`` bytes in JSON."""
+    head = text[: max(space, 0)]
+    while head and (size := len(_dump({"": head})) - len(b'{"":""}')) > space:
+        head = head[: min(len(head) - 1, len(head) * space // size)]
+    return head

@@ -1,4 +1,4 @@
-"""The supervisor's numbers: what components and their workers have done, the dead included.
+"""The counters of components and their workers, ended ones included.
 
 Pure but for the page of slots: no clock, no I/O, and nothing of Prometheus.
 """
@@ -8,44 +8,29 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias, get_args
 
 from pyforkfd._page import SharedPage, SlotSnapshot
 from pyforkfd.supervisor.spec._limits import RESOURCES, Resource
 from pyforkfd.supervisor.state._events import Cause
 
+from ._families import FAMILIES, Family
+
 BOOT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper bounds in seconds of the histogram of boot times, without the infinite one."""
 
 CAUSES: tuple[Cause, ...] = get_args(Cause)
-"""Of a worker's end; each is shown from the start, with 0, so that the first one is a change."""
+"""The causes of a worker's end.  Each is shown from the start, with 0: its first is a change."""
 
 _STATE_VERSION = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
-    """One metric: its name as it is shown, and what it means.
-
-    Attributes:
-        name: counters end in ``_total``.
-        kind: of what sort.
-        labels: their names.
-        help: one sentence.
-    """
-
-    name: str
-    kind: Literal["counter", "gauge", "histogram"]
-    labels: tuple[str, ...]
-    help: str
-
-
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Counts of one histogram.
+    """The counts of one histogram.
 
     Attributes:
-        counts: how many fell into each bucket of :data:`BOOT_BUCKETS`, and above the last.
+        counts: count of the values in each bucket of :data:`BOOT_BUCKETS`, and above the last.
         sum: of all values.
     """
 
@@ -56,53 +41,18 @@ class Histogram:
 Value: TypeAlias = int | float | Histogram
 Samples: TypeAlias = list[tuple[tuple[str, ...], Value]]
 
-_C, _CW = ("component",), ("component", "worker")
-
-
-def _families(*rows: tuple[str, str, tuple[str, ...], str]) -> dict[str, Family]:
-    return {
-        name: Family(name=name, kind=kind, labels=labels, help=text)  # type: ignore[arg-type]
-        for name, kind, labels, text in rows
-    }
-
-
-FAMILIES: dict[str, Family] = _families(
-    ("forkfd_generation", "gauge", (), "Current generation of the service."),
-    ("forkfd_degraded", "gauge", _C, "1: restarts were given up, the component is degraded."),
-    ("forkfd_reloads_total", "counter", ("outcome",), "Reloads, by how they ended."),
-    ("forkfd_workers", "gauge", _C, "Workers that are there, ready or not."),
-    ("forkfd_workers_wanted", "gauge", _C, "Workers that are to be there."),
-    ("forkfd_workers_ready", "gauge", _C, "Workers that serve."),
-    ("forkfd_requests_total", "counter", _C, "Requests answered, by workers that ended too."),
-    ("forkfd_errors_total", "counter", _C, "Requests that failed, likewise."),
-    ("forkfd_requests_lost_total", "counter", _C, "Requests in flight when their worker ended."),
-    ("forkfd_restarts_total", "counter", _C, "Workers started in place of one that crashed."),
-    ("process_crash_total", "counter", ("component", "cause"), "Ends that nobody asked for."),
-    ("forkfd_exits_total", "counter", ("component", "cause"), "All ends of workers."),
-    ("forkfd_pressure_total", "counter", ("component", "resource"), "Waits that were too long."),
-    ("forkfd_boot_seconds", "histogram", _C, "From the start of a worker until it was ready."),
-    ("forkfd_worker_generation", "gauge", _CW, "Generation of a worker."),
-    ("forkfd_worker_ready", "gauge", _CW, "1: the worker serves."),
-    ("forkfd_worker_requests_total", "counter", _CW, "Requests that a worker answered."),
-    ("forkfd_worker_errors_total", "counter", _CW, "Requests of a worker that failed."),
-    ("forkfd_worker_in_flight", "gauge", _CW, "Requests that a worker is answering."),
-    ("forkfd_worker_heartbeat_age_seconds", "gauge", _CW, "Since a worker last said it moves."),
-    ("forkfd_worker_memory_bytes", "gauge", _CW, "Memory of a worker's cgroup, or its own."),
-)
-"""Every metric, by name, in the order in which they are shown."""
-
 
 @dataclass(slots=True)
 class _Component:
     wanted: int = 0
     degraded: bool = False
-    requests: int = 0  # these three of workers that have ended
+    requests: int = 0  # this and the next two: of workers that have ended
     errors: int = 0
     lost: int = 0
     restarts: int = 0
     crashes: dict[str, int] = field(default_factory=dict)
     exits: dict[str, int] = field(default_factory=dict)
-    lacks: dict[str, int] = field(default_factory=dict)
+    pressure: dict[str, int] = field(default_factory=dict)
     boots: list[int] = field(default_factory=lambda: [0] * (len(BOOT_BUCKETS) + 1))
     boot_sum: float = 0.0
 
@@ -113,28 +63,35 @@ class _Worker:
     generation: int
     slot: int | None
     ready: bool = False
-    # The most that was ever read: a worker that writes nonsense cannot take a total down.
+    # The highest values ever read: a worker that writes nonsense cannot lower a total.
     requests: int = 0
     errors: int = 0
 
 
 class Metrics:
-    """What the supervisor counts; its loop tells, and whoever scrapes asks.
+    """The supervisor's counters: updated by its loop, collected by every scrape.
 
-    It gives out the slots of the page: :meth:`started` claims one, :meth:`ended` adds what its
-    worker counted to the component's totals and clears it.  So a component's counters never go
-    down when a worker is replaced.  One thread, and nothing here waits.
+    The slots of the page are allocated here: :meth:`started` claims one, :meth:`ended` adds
+    the worker's counts to the component's totals and clears the slot.  So a component's
+    counters never go down when a worker is replaced.  One thread, and no call waits.
 
     Args:
         page: borrowed.
-        memory: worker -> bytes, None where they are not known; asked at every scrape.
+        memory: worker id -> bytes, None where they are not known; called at every scrape.
+        log_lost: the log records that this process has lost, by sink; called likewise.
     """
 
     def __init__(
-        self, page: SharedPage, *, memory: Callable[[int], int | None] | None = None
+        self,
+        page: SharedPage,
+        *,
+        memory: Callable[[int], int | None] | None = None,
+        log_lost: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         self._page = page
         self._memory = memory
+        self._log_lost = log_lost
+        self._log_lost_before: dict[str, int] = {}  # by predecessors
         self._slots = [page.slot(index) for index in range(len(page))]
         self._free = list(reversed(range(len(page))))
         self._components: dict[str, _Component] = {}
@@ -144,34 +101,35 @@ class Metrics:
     def component(
         self, name: str, *, wanted: int | None = None, degraded: bool | None = None
     ) -> None:
-        """Say that there is such a component, how many workers it is to have, how it is.
+        """Register a component, or update its state.
 
         Args:
             name: of the component.
-            wanted: None: as before, at first 0.
-            degraded: restarts were given up; None: as before, at first not.
+            wanted: number of its workers; None: as before, at first 0.
+            degraded: whether restarts were given up; None: as before, at first not.
         """
-        known = self._components.setdefault(name, _Component())
-        known.wanted = known.wanted if wanted is None else wanted
-        known.degraded = known.degraded if degraded is None else degraded
+        entry = self._components.setdefault(name, _Component())
+        entry.wanted = entry.wanted if wanted is None else wanted
+        entry.degraded = entry.degraded if degraded is None else degraded
 
     def degraded(self) -> list[str]:
-        """The components that are."""
-        return [name for name, known in self._components.items() if known.degraded]
+        """Return the names of the degraded components."""
+        return [name for name, entry in self._components.items() if entry.degraded]
 
     def started(self, *, component: str, worker_id: int, generation: int) -> int | None:
-        """A worker is about to be started: claim a slot for it.
+        """Claim a slot for a worker that is about to be started.
 
         Args:
-            component: whose it is.
-            worker_id: its number, above 0, of no other worker ever.
+            component: of the worker.
+            worker_id: above 0, of no other worker ever.
             generation: of the worker.
 
         Returns:
-            The slot's number; None: all are taken, and of this worker only its life is counted.
+            The slot's index.  None: all slots are taken; the start and the end of this worker
+            are counted, its requests are not.
 
         Raises:
-            ValueError: there is such a worker.
+            ValueError: the worker is registered already.
         """
         slot = self._free[-1] if self._free else None
         self.adopted(component=component, worker_id=worker_id, generation=generation, slot=slot)
@@ -180,19 +138,20 @@ class Metrics:
         return slot
 
     def adopted(self, *, component: str, worker_id: int, generation: int, slot: int | None) -> None:
-        """A worker runs already, with what its slot holds: after an upgrade.
+        """Register a worker that runs already, with the counts of its slot: after an upgrade.
 
         Args:
-            component: whose it is.
-            worker_id: its number.
+            component: of the worker.
+            worker_id: of the worker.
             generation: of the worker.
-            slot: its slot's number; None: it has none.
+            slot: index of its slot; None: it has none.
 
         Raises:
-            ValueError: there is such a worker, or the slot is another's or not there.
+            ValueError: the worker is registered already, or the slot is taken or not in the
+                page.
         """
         if worker_id in self._workers:
-            raise ValueError(f"worker {worker_id} is there already")
+            raise ValueError(f"worker {worker_id} is registered already")
         if slot is not None:
             try:
                 self._free.remove(slot)
@@ -202,153 +161,164 @@ class Metrics:
         self._workers[worker_id] = _Worker(component, generation, slot)
 
     def ready(self, worker_id: int, *, boot_seconds: float | None = None) -> None:
-        """A worker serves.
+        """Count that a worker serves.
 
         Args:
-            worker_id: its number; unknown ones are no error, for they may have ended meanwhile.
+            worker_id: unknown ones are no error: a worker may have ended meanwhile.
             boot_seconds: since its start, where this is the first time; None: not counted.
         """
-        if (known := self._workers.get(worker_id)) is None:
+        if (worker := self._workers.get(worker_id)) is None:
             return
-        known.ready = True
+        worker.ready = True
         if boot_seconds is not None:
-            of = self._components[known.component]
-            of.boots[bisect_left(BOOT_BUCKETS, boot_seconds)] += 1
-            of.boot_sum += boot_seconds
+            component = self._components[worker.component]
+            component.boots[bisect_left(BOOT_BUCKETS, boot_seconds)] += 1
+            component.boot_sum += boot_seconds
 
     def unready(self, worker_id: int) -> None:
-        """A worker does not serve any more: it drains, or is paused."""
-        if (known := self._workers.get(worker_id)) is not None:
-            known.ready = False
+        """Count that a worker does not serve any more: it drains, or is paused."""
+        if (worker := self._workers.get(worker_id)) is not None:
+            worker.ready = False
 
     def ended(self, worker_id: int, *, cause: Cause, expected: bool) -> None:
-        """A worker has been reaped: its numbers become the component's, its slot is free.
+        """Count the end of a worker: add its counts to the component's, and free its slot.
 
         Args:
-            worker_id: its number.
+            worker_id: of the worker.
             cause: of its end.
-            expected: it was told to end, so that this is no crash.
+            expected: the end was requested, so that it is not a crash.
 
         Raises:
-            KeyError: there is no such worker.
+            KeyError: the worker is not registered.
         """
-        known = self._workers[worker_id]
-        of = self._components[known.component]
-        snapshot = None if known.slot is None else self._slots[known.slot].snapshot()
+        worker = self._workers[worker_id]
+        component = self._components[worker.component]
+        snapshot = None if worker.slot is None else self._slots[worker.slot].snapshot()
         if snapshot is not None and snapshot.worker == worker_id:
-            _look(known, snapshot)
-            of.lost += _in_flight(snapshot)
-        of.requests += known.requests
-        of.errors += known.errors
-        of.exits[cause] = of.exits.get(cause, 0) + 1
+            _update(worker, snapshot)
+            component.lost += _in_flight(snapshot)
+        component.requests += worker.requests
+        component.errors += worker.errors
+        _count(component.exits, cause)
         if not expected:
-            of.crashes[cause] = of.crashes.get(cause, 0) + 1
+            _count(component.crashes, cause)
         del self._workers[worker_id]
-        if known.slot is not None:
-            self._slots[known.slot].clear()
-            self._free.append(known.slot)
+        if worker.slot is not None:
+            self._slots[worker.slot].clear()
+            self._free.append(worker.slot)
 
     def restarted(self, component: str) -> None:
-        """A worker is started in place of one that crashed."""
+        """Count the start of a worker in place of one that crashed."""
         self._components.setdefault(component, _Component()).restarts += 1
 
-    def lacked(self, component: str, resource: Resource) -> None:
-        """A worker has waited for too long for what it lacks."""
-        lacks = self._components.setdefault(component, _Component()).lacks
-        lacks[resource] = lacks.get(resource, 0) + 1
+    def pressure(self, component: str, resource: Resource) -> None:
+        """Count a wait for a resource that was longer than its bound."""
+        _count(self._components.setdefault(component, _Component()).pressure, resource)
 
     def reloaded(self, outcome: str) -> None:
-        """A reload has ended.
+        """Count the end of a reload.
 
         Args:
-            outcome: ``done``, or how it failed; a label.
+            outcome: ``done``, or the kind of failure; a label.
         """
-        self._reloads[outcome] = self._reloads.get(outcome, 0) + 1
+        _count(self._reloads, outcome)
 
     def collect(self, now_ns: int) -> Iterator[tuple[Family, Samples]]:
-        """Every metric with its values now, in the order of :data:`FAMILIES`.
+        """Return every metric with its values now, in the order of :data:`FAMILIES`.
 
         Args:
-            now_ns: CLOCK_MONOTONIC, as time.monotonic_ns() has it.
+            now_ns: CLOCK_MONOTONIC, time.monotonic_ns().
         """
         rows: dict[str, Samples] = {name: [] for name in FAMILIES}
         rows["forkfd_generation"].append(((), self._page.generation))
         for outcome, count in sorted(self._reloads.items()):
             rows["forkfd_reloads_total"].append(((outcome,), count))
+        for sink, count in self._all_log_lost().items():
+            rows["forkfd_log_lost_total"].append(((sink,), count))
         live = {name: _Live() for name in self._components}
         snapshots = self._page.snapshots()
-        for worker, known in self._workers.items():
-            mine = live[known.component]
-            mine.workers += 1
-            mine.ready += known.ready
-            labels = (known.component, str(worker))
-            snapshot = None if known.slot is None else snapshots[known.slot]
-            for name, value in self._of_worker(worker, known, snapshot, now_ns):
+        for worker_id, worker in self._workers.items():
+            sums = live[worker.component]
+            sums.workers += 1
+            sums.ready += worker.ready
+            labels = (worker.component, str(worker_id))
+            snapshot = None if worker.slot is None else snapshots[worker.slot]
+            for name, value in self._worker_values(worker_id, worker, snapshot, now_ns):
                 rows[name].append((labels, value))
-            mine.requests += known.requests
-            mine.errors += known.errors
-        for component, of in self._components.items():
-            for name, number in _of_component(of, live[component]):
-                rows[name].append(((component,), number))
-            for name, causes in (
-                ("process_crash_total", of.crashes),
-                ("forkfd_exits_total", of.exits),
+            sums.requests += worker.requests
+            sums.errors += worker.errors
+        for component_name, component in self._components.items():
+            for name, number in _component_values(component, live[component_name]):
+                rows[name].append(((component_name,), number))
+            for name, keys, counts in (
+                ("process_crash_total", CAUSES, component.crashes),
+                ("forkfd_exits_total", CAUSES, component.exits),
+                ("forkfd_pressure_total", RESOURCES, component.pressure),
             ):
-                for cause, n in (dict.fromkeys(CAUSES, 0) | causes).items():
-                    rows[name].append(((component, cause), n))
-            for resource, n in (dict.fromkeys(RESOURCES, 0) | of.lacks).items():
-                rows["forkfd_pressure_total"].append(((component, resource), n))
+                for key, count in (dict.fromkeys(keys, 0) | counts).items():
+                    rows[name].append(((component_name, key), count))
         for name, samples in rows.items():
             yield FAMILIES[name], samples
 
-    def _of_worker(
-        self, worker: int, known: _Worker, snapshot: SlotSnapshot | None, now_ns: int
+    def _worker_values(
+        self, worker_id: int, worker: _Worker, snapshot: SlotSnapshot | None, now_ns: int
     ) -> Iterable[tuple[str, Value]]:
-        yield "forkfd_worker_generation", known.generation
-        yield "forkfd_worker_ready", int(known.ready)
-        if snapshot is not None and snapshot.worker == worker:
-            _look(known, snapshot)
-            yield "forkfd_worker_requests_total", known.requests
-            yield "forkfd_worker_errors_total", known.errors
+        yield "forkfd_worker_generation", worker.generation
+        yield "forkfd_worker_ready", int(worker.ready)
+        if snapshot is not None and snapshot.worker == worker_id:
+            _update(worker, snapshot)
+            yield "forkfd_worker_requests_total", worker.requests
+            yield "forkfd_worker_errors_total", worker.errors
             yield "forkfd_worker_in_flight", _in_flight(snapshot)
             if snapshot.beat_ns:
                 age = max(0, now_ns - snapshot.beat_ns) / 1e9
                 yield "forkfd_worker_heartbeat_age_seconds", age
-        if self._memory is not None and (used := self._memory(worker)) is not None:
+        if self._memory is not None and (used := self._memory(worker_id)) is not None:
             yield "forkfd_worker_memory_bytes", used
 
+    def _all_log_lost(self) -> dict[str, int]:
+        now, before = self._log_lost(), self._log_lost_before
+        return {sink: now.get(sink, 0) + before.get(sink, 0) for sink in {**now, **before}}
+
     def state(self) -> dict[str, Any]:
-        """Totals for the program that takes over, of what JSON knows; workers not included."""
-        # A worker's numbers stay in the page, and are adopted with its slot.
+        """Return the totals for a successor, as values that JSON knows; workers not included."""
+        # A worker's counts stay in the page, and are adopted with its slot.
         return {
             "version": _STATE_VERSION,
             "reloads": dict(self._reloads),
+            "log_lost": self._all_log_lost(),
             "components": {
-                name: {key: getattr(of, key) for key in _Component.__slots__}
-                for name, of in self._components.items()
+                name: {key: getattr(component, key) for key in _Component.__slots__}
+                for name, component in self._components.items()
             },
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state` of the program before us gave.
+        """Continue from the totals of a predecessor.
+
+        Args:
+            state: what its :meth:`state` returned.
 
         Raises:
-            ValueError: it is of another version; nothing has changed.
+            ValueError: the state is of another version; nothing has changed.
         """
         if state.get("version") != _STATE_VERSION:
-            raise ValueError(f"metrics: state of version {state.get('version')} is not known")
+            raise ValueError(
+                f"metrics: state of version {state.get('version')}: this is {_STATE_VERSION}"
+            )
         components = {}
         for name, values in state["components"].items():
-            of = components[name] = _Component(**values)
-            if len(of.boots) != len(BOOT_BUCKETS) + 1:
-                of.boots, of.boot_sum = _Component().boots, 0.0
+            component = components[name] = _Component(**values)
+            if len(component.boots) != len(BOOT_BUCKETS) + 1:
+                component.boots, component.boot_sum = _Component().boots, 0.0
         self._components = components
         self._reloads = dict(state["reloads"])
+        self._log_lost_before = dict(state.get("log_lost", {}))
 
 
 @dataclass(slots=True)
 class _Live:
-    """Sums over the workers that are there."""
+    """Sums over the running workers of a component."""
 
     workers: int = 0
     ready: int = 0
@@ -356,23 +326,27 @@ class _Live:
     errors: int = 0
 
 
-def _of_component(of: _Component, live: _Live) -> Iterable[tuple[str, Value]]:
-    yield "forkfd_degraded", int(of.degraded)
+def _component_values(component: _Component, live: _Live) -> Iterable[tuple[str, Value]]:
+    yield "forkfd_degraded", int(component.degraded)
     yield "forkfd_workers", live.workers
-    yield "forkfd_workers_wanted", of.wanted
+    yield "forkfd_workers_wanted", component.wanted
     yield "forkfd_workers_ready", live.ready
-    yield "forkfd_requests_total", of.requests + live.requests
-    yield "forkfd_errors_total", of.errors + live.errors
-    yield "forkfd_requests_lost_total", of.lost
-    yield "forkfd_restarts_total", of.restarts
-    yield "forkfd_boot_seconds", Histogram(tuple(of.boots), of.boot_sum)
+    yield "forkfd_requests_total", component.requests + live.requests
+    yield "forkfd_errors_total", component.errors + live.errors
+    yield "forkfd_requests_lost_total", component.lost
+    yield "forkfd_restarts_total", component.restarts
+    yield "forkfd_boot_seconds", Histogram(tuple(component.boots), component.boot_sum)
 
 
-def _look(known: _Worker, snapshot: SlotSnapshot) -> None:
-    known.requests = max(known.requests, snapshot.requests)
-    known.errors = max(known.errors, snapshot.errors)
+def _count(counts: dict[str, int], key: str) -> None:
+    counts[key] = counts.get(key, 0) + 1
+
+
+def _update(worker: _Worker, snapshot: SlotSnapshot) -> None:
+    worker.requests = max(worker.requests, snapshot.requests)
+    worker.errors = max(worker.errors, snapshot.errors)
 
 
 def _in_flight(snapshot: SlotSnapshot) -> int:
-    """One request less than begun reads as 2**64 - 1: an end() too many."""
+    """Return the requests in flight; 0 after an end() too many, which reads as 2**64 - 1."""
     return snapshot.in_flight if snapshot.in_flight < 2**63 else 0

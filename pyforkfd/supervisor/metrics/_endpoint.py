@@ -1,4 +1,4 @@
-"""Where Prometheus finds the counters, joined to the loop: a listener, a file, or both."""
+"""The metrics endpoint on the loop: a listener, a text file, or both."""
 
 from __future__ import annotations
 
@@ -19,13 +19,21 @@ _TICK = 1.0  # seconds
 
 
 class Endpoint(Closing):
-    """Nothing where the specification names neither.  Owns its listener."""
+    """The listener and the text file of the metrics.  Owns its listener.
+
+    Where the specification names neither, nothing is done.
+    """
 
     def __init__(self, config: Metrics, counters: Counters, reactor: Reactor) -> None:
         """Bind the listener.
 
+        Args:
+            config: the section ``[metrics]``.
+            counters: the values to show.
+            reactor: watches the listener.
+
         Raises:
-            MetricsUnavailableError: there is no prometheus_client.
+            MetricsUnavailableError: prometheus_client is missing or too old.
             OSError, ValueError: the listener cannot be made.
         """
         self._config = config
@@ -45,11 +53,11 @@ class Endpoint(Closing):
 
     @property
     def is_open(self) -> bool:
-        """There is something to :meth:`look` after."""
+        """Whether :meth:`poll` has anything to do."""
         return self._exposition is not None
 
-    def look(self, now: float) -> None:
-        """Drop those who are too slow, and write the file when it is time."""
+    def poll(self, now: float) -> None:
+        """Drop connections that are too slow, and write the file when that is due."""
         if self._server is not None and now >= self._tick_at:
             self._tick_at = now + _TICK
             self._server.tick()

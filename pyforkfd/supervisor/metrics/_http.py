@@ -1,11 +1,11 @@
-"""Requests and answers of the metrics page: the little of HTTP/1.1 that a scraper needs, pure."""
+"""Requests and answers of the metrics page: the part of HTTP/1.1 that a scraper needs.  Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 MAX_HEAD = 8192
-"""Bytes that a request may have up to its empty line."""
+"""Bound in bytes of a request up to its empty line."""
 
 _PHRASES = {
     200: "OK",
@@ -21,12 +21,12 @@ _TEXT = "text/plain; charset=utf-8"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What was asked for.
+    """A parsed request.
 
     Attributes:
         method: as it was sent.
-        path: without what follows a question mark.
-        accept: the header, empty if there is none.
+        path: without its query.
+        accept: the header Accept, empty if there is none.
     """
 
     method: str
@@ -36,10 +36,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What is said to it.
+    """An answer to a request.
 
     Attributes:
-        status: a number of RFC 9110.
+        status: a status code of RFC 9110.
         body: the text.
         content_type: of the body.
     """
@@ -50,11 +50,11 @@ class Answer:
 
     @classmethod
     def of_text(cls, status: int, text: str = "") -> Answer:
-        """One line; without a text the status in words."""
+        """Make an answer of one line; without a text, of the status in words."""
         return cls(status=status, body=f"{text or _PHRASES[status]}\n".encode())
 
     def wire(self, method: str) -> bytes:
-        """Its bytes; the connection ends with it.
+        """Encode the answer; the connection ends with it.
 
         Args:
             method: of the request; HEAD gets no body.
@@ -72,7 +72,11 @@ class Answer:
 
 
 def parse(received: bytes | bytearray) -> Request | Answer | None:
-    """What has come so far: a request, what is wrong with it, or None: more must come."""
+    """Parse the bytes received so far.
+
+    Returns:
+        The request; the answer that refuses it; or None: more must arrive.
+    """
     head, end, _ = bytes(received[: MAX_HEAD + 1]).partition(b"\r\n\r\n")
     if not end:
         return Answer.of_text(431) if len(received) > MAX_HEAD else None

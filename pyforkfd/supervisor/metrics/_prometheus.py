@@ -1,6 +1,6 @@
-"""The supervisor's numbers in Prometheus' formats: a collector, and a file for node_exporter.
+"""The metrics in Prometheus' formats: a collector, and a file for node_exporter.
 
-Wants prometheus_client, the extra ``metrics``; it is imported when it is first needed.
+Requires prometheus_client, the extra ``metrics``, which is imported when it is first needed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from pyforkfd._types import StrPath
 
-from ._counters import BOOT_BUCKETS, Family, Histogram, Metrics, Samples
+from ._counters import BOOT_BUCKETS, Histogram, Metrics, Samples
+from ._families import Family
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -27,7 +28,7 @@ _BOUNDS = (*map(str, BOOT_BUCKETS), "+Inf")
 
 
 class MetricsUnavailableError(ImportError):
-    """Metrics are wanted, and prometheus_client is not there or too old; the text says which."""
+    """prometheus_client, which metrics require, is missing or too old; the text has which."""
 
 
 def _client(module: str) -> ModuleType:
@@ -37,21 +38,21 @@ def _client(module: str) -> ModuleType:
         return importlib.import_module(f"prometheus_client.{module}")
     except ImportError as error:
         raise MetricsUnavailableError(
-            f"metrics want prometheus_client 0.20 or later (pip install 'pyforkfd[metrics]'): "
+            f"metrics require prometheus_client 0.20 or later (pip install 'pyforkfd[metrics]'): "
             f"{error}",
             name="prometheus_client",
         ) from error
 
 
 class Collector:
-    """A custom collector of prometheus_client over :class:`Metrics`: nothing is kept twice.
+    """A custom collector of prometheus_client over :class:`Metrics`, without state of its own.
 
     Args:
-        metrics: asked at every scrape.
+        metrics: read at every scrape.
         clock: CLOCK_MONOTONIC in ns.
 
     Raises:
-        MetricsUnavailableError: there is no prometheus_client.
+        MetricsUnavailableError: prometheus_client is missing or too old.
     """
 
     def __init__(self, metrics: Metrics, clock: Callable[[], int] = time.monotonic_ns) -> None:
@@ -60,19 +61,19 @@ class Collector:
         self._core = _client("metrics_core")
 
     def collect(self) -> Iterator[Metric]:
-        """Each metric with its samples; called by a registry."""
+        """Return each metric with its samples; called by a registry."""
         for family, samples in self._metrics.collect(self._clock()):
             yield self._family(family, samples)
 
     def _family(self, family: Family, samples: Samples) -> Metric:
-        made = _KINDS[family.kind](self._core, family)
+        metric = _KINDS[family.kind](self._core, family)
         for labels, value in samples:
             if isinstance(value, Histogram):
                 below = zip(_BOUNDS, accumulate(value.counts), strict=True)
-                made.add_metric(labels, list(below), value.sum)
+                metric.add_metric(labels, list(below), value.sum)
             else:
-                made.add_metric(labels, value)
-        return made
+                metric.add_metric(labels, value)
+        return metric
 
 
 _KINDS = {
@@ -83,13 +84,13 @@ _KINDS = {
 
 
 class Exposition:
-    """Renders the metrics; of a registry of its own, so that other collectors may be added.
+    """A renderer of the metrics, with a registry of its own for further collectors.
 
     Args:
-        metrics: what is shown.
+        metrics: the values to show.
 
     Raises:
-        MetricsUnavailableError: there is no prometheus_client.
+        MetricsUnavailableError: prometheus_client is missing or too old.
 
     Attributes:
         registry: for more collectors, such as prometheus_client's own of the process.
@@ -102,38 +103,38 @@ class Exposition:
         self.registry.register(Collector(metrics))
 
     def render(self, accept: str = "") -> tuple[str, bytes]:
-        """All metrics now.
+        """Render all metrics with their values now.
 
         Args:
-            accept: the header of a request: OpenMetrics where it is asked for, else text.
+            accept: the header Accept of a request: OpenMetrics where it names that, else text.
 
         Returns:
             The content type, and the text.
         """
-        # Nothing else of the header is handed on: the client library stumbles over some.
-        wanted = _OPENMETRICS if _OPENMETRICS in accept else ""
-        encode, content_type = self._choose(f"{wanted}; version=1.0.0" if wanted else "")
+        # Nothing else of the header is passed on: some values make the client library fail.
+        accepted = f"{_OPENMETRICS}; version=1.0.0" if _OPENMETRICS in accept else ""
+        encode, content_type = self._choose(accepted)
         return content_type, encode(self.registry)
 
 
 def write_textfile(path: StrPath, data: bytes) -> None:
-    """Replace a file at once, as node_exporter's textfile collector wants it.
+    """Replace a file at once, as node_exporter's textfile collector requires it.
 
-    Readers see the old text or the new, never a part: it is written beside, under a name
-    that the collector does not take (``.NAME.PID``), and renamed (rename(2)).  It writes to a
-    file system, which may be slow; keep it on a tmpfs.
+    Readers see the old text or the new, never a part: the text is written beside the file,
+    under a name that the collector does not take (``.NAME.PID``), and renamed (rename(2)).
+    Writing to a file system may be slow: put the file on a tmpfs.
 
     Args:
-        path: its directory must be there; the name should end in ``.prom``.
+        path: its directory must exist; the name should end in ``.prom``.
         data: the whole text; readable for all (0o644, whatever the umask).
 
     Raises:
-        OSError: as open(2), write(2) and rename(2) say; the old file stays, and no other.
+        OSError: open(2), write(2) or rename(2) failed; the old file stays, and no other.
     """
     target = os.fsdecode(path)
     directory, name = os.path.split(target)
     beside = os.path.join(directory, f".{name}.{os.getpid()}")
-    # A link that somebody else has put there is neither followed nor written to.
+    # A link that another user has put there is neither followed nor written to.
     with contextlib.suppress(FileNotFoundError):
         os.unlink(beside)
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -1,4 +1,4 @@
-"""The metrics page over TCP or a Unix socket, served by a loop that must not wait."""
+"""A server of the metrics page over TCP or a Unix socket, for a loop that must not wait."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pyforkfd._closing import Closing
 from ._http import Answer, Request, parse
 
 MAX_CONNECTIONS = 16
-"""At the same time; one more takes the place of the oldest."""
+"""Bound of the open connections; one more replaces the oldest."""
 
 PATIENCE = 5.0
 """Seconds that a connection may take, from its acceptance to its end."""
 
-_ACCEPTS = 16  # in one turn, so that a flood leaves the loop its time
+_ACCEPTS = 16  # in one turn, so that a flood leaves time to the rest of the loop
 _PART = 4096  # bytes read in one turn of a connection
 _MAX_IGNORED = 65536  # bytes read after the answer
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -31,31 +31,31 @@ class _Connection:
     sock: socket.socket
     deadline: float
     received: bytearray = field(default_factory=bytearray)
-    unsent: memoryview | None = None  # the answer; None: it is not known yet
+    unsent: memoryview | None = None  # the answer; None: the request is not complete yet
     ignored: int = 0
 
 
 class ScrapeServer(Closing):
-    """GET /metrics and GET /healthz, from a loop of one thread.
+    """A server of GET /metrics and GET /healthz, for a loop of one thread.
 
     The loop watches :meth:`fileno` (an epoll with the listener and all connections in it, so
-    the number never changes), calls :meth:`handle` when it is readable, and :meth:`tick` about
-    once a second.  No call waits or raises for what a peer does.  A connection has
-    :data:`PATIENCE` seconds, whatever it does, 8 KiB for its request, and serves one; there are
-    :data:`MAX_CONNECTIONS` at most.  While the process is out of descriptors, none is accepted
-    until the next tick.
+    the descriptor never changes), calls :meth:`handle` when it is readable, and :meth:`tick`
+    about once a second.  No call waits, or raises for what a peer does.  A connection has
+    :data:`PATIENCE` seconds in all, 8 KiB for its request, and serves one request; there are
+    :data:`MAX_CONNECTIONS` at most.  While the process is out of descriptors, no connection
+    is accepted until the next tick.
 
     A context manager.
 
     Args:
-        listener: taken, as :func:`pyforkfd.bind` makes it: TCP or Unix, listening.  It is made
-            non-blocking, for all who have it.
+        listener: taken, as :func:`pyforkfd.bind` makes it: TCP or Unix, listening.  Made
+            non-blocking, for every process that has it.
         render: the header Accept -> content type and text.
         degraded: the reasons why /healthz answers 503; none: it answers 200.
         clock: seconds, monotonic.
 
     Raises:
-        OSError: there can be no epoll; the listener is closed.
+        OSError: the epoll cannot be made; the listener is closed.
     """
 
     def __init__(
@@ -81,23 +81,23 @@ class ScrapeServer(Closing):
             raise
 
     def fileno(self) -> int:
-        """The descriptor to watch for reading; it stays this object's."""
+        """Return the descriptor to watch for reading; borrowed."""
         return self._epoll.fileno()
 
     def __len__(self) -> int:
-        """How many connections are open."""
+        """Return the number of open connections."""
         return len(self._connections)
 
     def handle(self) -> None:
-        """Do what can be done now; some of it may be left for the next call."""
-        for number, _ in self._epoll.poll(0):
-            if number == self._listener.fileno():
+        """Do what can be done without waiting; a part may be left for the next call."""
+        for fd, _ in self._epoll.poll(0):
+            if fd == self._listener.fileno():
                 self._accept()
-            elif (connection := self._connections.get(number)) is not None:
+            elif (connection := self._connections.get(fd)) is not None:
                 self._advance(connection)
 
     def tick(self) -> None:
-        """Drop the connections whose time is up, and accept again."""
+        """Drop the connections whose time is over, and accept again."""
         now = self._clock()
         for connection in [c for c in self._connections.values() if c.deadline <= now]:
             self._drop(connection)
@@ -106,7 +106,7 @@ class ScrapeServer(Closing):
             self._epoll.modify(self._listener, select.EPOLLIN)
 
     def close(self) -> None:
-        """Close the listener and all connections; once closed, do nothing."""
+        """Close the listener and all connections.  A second call does nothing."""
         for connection in list(self._connections.values()):
             self._drop(connection)
         self._epoll.close()
@@ -116,7 +116,7 @@ class ScrapeServer(Closing):
         for _ in range(_ACCEPTS):
             try:
                 sock, _ = self._listener.accept()
-            except OSError as error:  # none is there, or it has gone (accept(2) names many)
+            except OSError as error:  # none waits, or it was reset (accept(2) has the list)
                 if error.errno in _EXHAUSTED:
                     self._exhausted = True
                     self._epoll.modify(self._listener, 0)  # it would stay readable
@@ -131,7 +131,7 @@ class ScrapeServer(Closing):
                 sock.close()
                 return
             self._connections[sock.fileno()] = connection
-            self._advance(connection)  # most requests are there already
+            self._advance(connection)  # most requests have arrived already
 
     def _advance(self, connection: _Connection) -> None:
         try:
@@ -143,7 +143,7 @@ class ScrapeServer(Closing):
                 self._await_end(connection)
         except BlockingIOError:
             pass
-        except OSError:  # the peer has gone
+        except OSError:  # the peer has closed
             self._drop(connection)
 
     def _read(self, connection: _Connection) -> None:
@@ -164,8 +164,8 @@ class ScrapeServer(Closing):
         assert connection.unsent is not None
         connection.unsent = connection.unsent[connection.sock.send(connection.unsent) :]
         if not connection.unsent:
-            # Closed with bytes unread, the kernel would send a reset, which may destroy what
-            # the peer has not read of the answer.  So the peer's end is waited for.
+            # On a close with unread bytes the kernel would send a reset, which may destroy the
+            # part of the answer that the peer has not read.  So wait for the peer's end.
             connection.sock.shutdown(socket.SHUT_WR)
             self._epoll.modify(connection.sock, select.EPOLLIN)
 
@@ -185,15 +185,15 @@ class ScrapeServer(Closing):
             if request.path == "/healthz":
                 reasons = ", ".join(self._degraded())
                 return Answer.of_text(503, f"degraded: {reasons}") if reasons else _HEALTHY
-        except Exception as error:  # a collector of somebody else's must not end the loop
+        except Exception as error:  # a foreign collector must not end the loop
             return Answer.of_text(500, f"{request.path}: {type(error).__name__}: {error}")
-        return Answer.of_text(404, "there are /metrics and /healthz")
+        return Answer.of_text(404, f"{request.path}: not found; try /metrics or /healthz")
 
     def _drop(self, connection: _Connection) -> None:
-        number = connection.sock.fileno()
-        del self._connections[number]
+        fd = connection.sock.fileno()
+        del self._connections[fd]
         with contextlib.suppress(OSError):
-            self._epoll.unregister(number)  # a child born just now may hold the open file
+            self._epoll.unregister(fd)  # a child that was just forked may hold the open file
         connection.sock.close()
 
 

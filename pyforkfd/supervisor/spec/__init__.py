@@ -1,1 +1,1 @@
-"""A service's specification: read, checked, compared; nothing is looked up or opened."""
+"""A service's specification: described, read, checked and compared."""

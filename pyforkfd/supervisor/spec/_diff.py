@@ -1,4 +1,4 @@
-"""What a new specification changes of the one that runs: pure."""
+"""The difference between a new specification and the one that runs: pure."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ._spec import Component, Service
 
 T = TypeVar("T")
 
-# A worker that runs has nothing of these: the supervisor goes by the new ones from then on.
-_OURS = frozenset(
+# No worker was started with these: the supervisor alone uses them, and takes the new ones.
+_OF_THE_SUPERVISOR = frozenset(
     """workers readiness boot_timeout drain_timeout stop_signal stop_timeout dump_signal
     reload_signal restart recycle heartbeat memory_guard on_crash""".split()
 )
@@ -19,12 +19,12 @@ _OURS = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Names:
-    """Names of one kind of thing, by what became of them; each sorted.
+    """Names of components, listeners or zygotes by their change; each sorted.
 
     Attributes:
-        added: only in the new specification.
-        removed: only in the old one.
-        changed: in both, and not the same.
+        added: names that only the new specification has.
+        removed: names that only the old one has.
+        changed: names of which both have different values.
     """
 
     added: tuple[str, ...] = ()
@@ -37,16 +37,16 @@ class Names:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """What has to happen to go from one specification to another.
+    """The changes from one specification to another.
 
     Attributes:
-        components: changed: a worker of the old generation is not what the new one describes,
-            by itself or by a listener or zygote of its: a new generation is needed.
-        adjusted: components of which only what the supervisor does has changed (number of
+        components: of the changed ones, or of a listener or zygote of theirs, a worker would be
+            started differently: they need a new generation.
+        adjusted: components of which only the supervisor's part has changed (number of
             workers, time-outs, policies): no worker has to leave.
-        listeners: changed: the socket must be bound anew.
-        zygotes: changed: it must be started anew.
-        sections: "control", "log", "metrics", "rollback", ... of the service that changed.
+        listeners: the sockets of the changed ones must be bound anew.
+        zygotes: the changed ones must be started anew.
+        sections: other keys of the service that changed: "control", "log", "rollback", ...
     """
 
     components: Names = Names()
@@ -62,7 +62,7 @@ class Difference:
 
 
 def diff(old: Service, new: Service) -> Difference:
-    """Compare two valid specifications; false where nothing has changed."""
+    """Compare two valid specifications; the difference is false where nothing has changed."""
     listeners = _compare(old.listeners, new.listeners)
     zygotes = _compare(old.zygotes, new.zygotes)
     components = _compare(old.components, new.components)
@@ -95,7 +95,7 @@ def _of_the_worker(component: Component) -> dict[str, object]:
     return {
         field.name: getattr(component, field.name)
         for field in fields(Component)
-        if field.name not in _OURS
+        if field.name not in _OF_THE_SUPERVISOR
     }
 
 

@@ -1,4 +1,4 @@
-"""What a component's workers may do, as options of a spawn: the least that they need."""
+"""User, capabilities and confinement of a component's workers, as options of a spawn."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import pwd
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pyforkfd import _core
+from pyforkfd._options import WorkerOptions
 from pyforkfd._types import Capabilities
 
 from ._spec import Component, Privileges
 from ._units import rlimit_number
 
 NETWORK = ("NET_BIND_SERVICE",)
-"""What workers with listeners may keep."""
+"""Capabilities that workers with listeners have by default."""
 CAPABILITIES = {name: number for number, name in enumerate(_core.capability_names())}
 """Name without CAP_ -> number."""
 _LARGEST_FILTER = 8 * 4096  # BPF_MAXINSNS, of 8 bytes each
@@ -26,14 +26,14 @@ _LARGEST_FILTER = 8 * 4096  # BPF_MAXINSNS, of 8 bytes each
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """What a process holds, and may therefore pass on or take away.
+    """Capabilities and identity of a process, which it may pass on or take away.
 
     Attributes:
-        permitted: numbers of capabilities.
-        effective: those in force now.
-        user: its uid, where real, effective and saved are one; else None.
-        group: its gid, likewise.
-        groups: its extra groups.
+        permitted: numbers of the permitted capabilities.
+        effective: numbers of those that are in force now.
+        user: the uid, where real, effective and saved are one; else None.
+        group: the gid, likewise.
+        groups: the extra groups.
     """
 
     permitted: frozenset[int]
@@ -44,7 +44,7 @@ class Holder:
 
     @classmethod
     def now(cls) -> Holder:
-        """The calling thread."""
+        """Return those of the calling thread."""
         users, groups = set(os.getresuid()), set(os.getresgid())
         status = dict(
             line.split(":\t", 1)
@@ -60,7 +60,7 @@ class Holder:
         )
 
     def may(self, capability: str) -> bool:
-        """It has this capability in force."""
+        """Whether a capability is in force."""
         return CAPABILITIES[capability] in self.effective
 
 
@@ -69,33 +69,37 @@ def _numbers(mask: int) -> frozenset[int]:
 
 
 def capability_number(name: str) -> int:
-    """``"NET_RAW"`` or ``"CAP_NET_RAW"`` -> 13."""
+    """Return the number of a capability: 13 of ``"NET_RAW"`` or ``"CAP_NET_RAW"``.
+
+    Raises:
+        ValueError: no capability has this name.
+    """
     try:
         return CAPABILITIES[name.upper().removeprefix("CAP_")]
     except KeyError:
-        raise ValueError(f'there is no capability "{name}"') from None
+        raise ValueError(f'there is no capability "{name}"; write one of capabilities(7)') from None
 
 
 def capabilities_for(component: Component, holder: Holder) -> Capabilities:
-    """All capability sets of a worker.
+    """Return all capability sets of a worker.
 
-    What the component names is asked for, and the spawn fails where the supervisor does not
-    have it.  What is only the default is given where the supervisor has it.  The bounding
-    set takes CAP_SETPCAP to reduce: without it, it stays if no_new_privs makes it useless or
-    nobody named the capabilities, since then nothing was asked for that is not done.
+    Capabilities that the component names are demanded: the spawn fails where the supervisor
+    does not have them.  The default ones are given where the supervisor has them.  Reducing
+    the bounding set takes CAP_SETPCAP.  Without that the set stays as it is if no_new_privs
+    makes it useless, or if the component names no capabilities and so demands nothing.
     """
     privileges = component.privileges
     if privileges.capabilities is not None:
-        kept = frozenset(map(capability_number, privileges.capabilities))
+        allowed = frozenset(map(capability_number, privileges.capabilities))
     elif not component.listen:
-        kept = frozenset()
+        allowed = frozenset()
     else:
-        kept = frozenset(map(capability_number, NETWORK))
+        allowed = frozenset(map(capability_number, NETWORK))
         if "user" not in privileges.namespaces:  # who makes one has all of them inside
-            kept &= holder.permitted
+            allowed &= holder.permitted
     reducible = holder.may("SETPCAP") or "user" in privileges.namespaces
     useless = privileges.no_new_privs or privileges.capabilities is None
-    chosen = tuple(sorted(kept))
+    chosen = tuple(sorted(allowed))
     return Capabilities(
         bounding=chosen if reducible or not useless else None,
         permitted=chosen,
@@ -104,41 +108,39 @@ def capabilities_for(component: Component, holder: Holder) -> Capabilities:
     )
 
 
-def spawn_options(component: Component, holder: Holder | None = None) -> dict[str, Any]:
-    """The component as keyword arguments of :class:`pyforkfd.Command` and of Zygote.spawn.
+def spawn_options(component: Component, holder: Holder | None = None) -> WorkerOptions:
+    """Return a component's options, for :class:`pyforkfd.Command` and for Zygote.spawn.
 
     Args:
-        component: a valid one.
-        holder: who spawns; None is the calling process as it is now.
+        component: a valid component.
+        holder: the privileges of the process that spawns; None: the calling process now.
 
     Returns:
-        cwd, umask, nice, cpu_affinity, rlimits, and all of the privileges.  Not in it: what
-        the loop knows (program or function, descriptors, cgroup) and :func:`environment`.
+        cwd, umask, nice, cpu_affinity, rlimits, and all privileges; not the options that the
+        engine adds (program or function, descriptors, cgroup) and :func:`environment`.
 
     Raises:
-        OSError: the file of the filter cannot be read; it names the file.
+        OSError: the file of the filter cannot be read; the error names the file.
         ValueError: that file is no filter; a name is unknown.
     """
     holder = holder or Holder.now()
     privileges = component.privileges
-    options: dict[str, Any] = {
+    options: WorkerOptions = {
         "capabilities": capabilities_for(component, holder),
         "no_new_privs": privileges.no_new_privs,
         "namespaces": privileges.namespaces,
     }
     if not is_already(privileges, holder):
-        options |= {
-            "user": privileges.user,
-            "group": privileges.group,
-            "extra_groups": privileges.extra_groups,
-        }
+        options["user"] = privileges.user
+        options["group"] = privileges.group
+        options["extra_groups"] = privileges.extra_groups
     if privileges.seccomp is not None:
         options["seccomp"] = read_filter(privileges.seccomp)
     if privileges.chroot is not None:
         options["chroot"] = privileges.chroot
     for name in ("cwd", "umask", "nice", "cpu_affinity"):
-        if getattr(component, name) is not None:
-            options[name] = getattr(component, name)
+        if (value := getattr(component, name)) is not None:
+            options[name] = value
     if component.rlimits:
         options["rlimits"] = {
             rlimit_number(name): both_limits(value) for name, value in component.rlimits.items()
@@ -147,11 +149,12 @@ def spawn_options(component: Component, holder: Holder | None = None) -> dict[st
 
 
 def environment(component: Component, ours: Mapping[str, str]) -> dict[str, str]:
-    """The whole environment of a worker, before the loop adds what it has to say.
+    """Return the environment of a worker, before the loop adds its own variables.
 
     Args:
-        component: whose.
-        ours: the supervisor's; what a service manager told us alone is left out.
+        component: the worker's.
+        ours: the supervisor's environment; variables that a service manager set for the
+            supervisor alone are left out.
     """
     mine = {"LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES"}
     mine |= {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "MAINPID", "FORKFD_WORKER"}
@@ -160,16 +163,16 @@ def environment(component: Component, ours: Mapping[str, str]) -> dict[str, str]
 
 
 def both_limits(value: int | tuple[int, int]) -> tuple[int, int]:
-    """(soft, hard); one number is both."""
+    """Return (soft, hard); one number is both."""
     return value if isinstance(value, tuple) else (value, value)
 
 
 def read_filter(path: str) -> bytes:
-    """A seccomp filter from its file.
+    """Read a seccomp filter from its file.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is not an array of struct sock_filter.
+        OSError: the file cannot be read.
+        ValueError: the file is not an array of struct sock_filter.
     """
     with open(path, "rb") as file:
         program = file.read(_LARGEST_FILTER + 1)
@@ -181,7 +184,7 @@ def read_filter(path: str) -> bytes:
 
 
 def is_already(privileges: Privileges, holder: Holder) -> bool:
-    """The supervisor is whom the worker is to be: nothing to change, no privilege needed."""
+    """Whether the supervisor has the worker's user and groups, so that nothing changes."""
     user, group, groups = identity(privileges)
     return (
         user in (None, holder.user)
@@ -191,11 +194,11 @@ def is_already(privileges: Privileges, holder: Holder) -> bool:
 
 
 def identity(privileges: Privileges) -> tuple[int | None, int | None, frozenset[int] | None]:
-    """Uid, gid and extra groups that a worker gets; None: the supervisor's.
+    """Return uid, gid and extra groups of a worker; None: the supervisor's.
 
     Raises:
-        LookupError: a user or group is not in its database; it names it.
-        ValueError: a uid is not in the database and no group is said.
+        LookupError: a user or group is not in its database; the message names it.
+        ValueError: a uid is not in the database, and no group is given.
     """
     user, group = privileges.user, privileges.group
     uid: int | None = None
@@ -208,7 +211,7 @@ def identity(privileges: Privileges) -> tuple[int | None, int | None, frozenset[
         uid = entry.pw_uid if entry else int(user)
         if gid is None:
             if entry is None:
-                raise ValueError(f"uid {user} is not in the user database: say group as well")
+                raise ValueError(f"uid {user} is not in the user database; write a group as well")
             gid = entry.pw_gid
         if groups is None:
             groups = frozenset(os.getgrouplist(entry.pw_name, gid) if entry else ())
@@ -216,7 +219,11 @@ def identity(privileges: Privileges) -> tuple[int | None, int | None, frozenset[
 
 
 def user_entry(user: str | int) -> pwd.struct_passwd | None:
-    """Of the user database; None for a uid that is not in it."""
+    """Return an entry of the user database; None for a uid that is not in it.
+
+    Raises:
+        LookupError: no user has this name.
+    """
     if isinstance(user, str):
         try:
             return pwd.getpwnam(user)
@@ -229,7 +236,11 @@ def user_entry(user: str | int) -> pwd.struct_passwd | None:
 
 
 def group_number(group: str | int) -> int:
-    """Of a group by name, or the number itself."""
+    """Return the gid of a group's name; a number is returned as it is.
+
+    Raises:
+        LookupError: no group has this name.
+    """
     if not isinstance(group, str):
         return group
     try:
@@ -239,16 +250,16 @@ def group_number(group: str | int) -> int:
 
 
 def find_program(program: str, path: str, root: str, cwd: str) -> str:
-    """Where execvpe(3) would find a program.
+    """Return the path at which execvpe(3) would find a program.
 
     Args:
-        program: with a slash, or looked for along ``path``.
+        program: with a slash a path, without one a name to search along ``path``.
         path: PATH of the child.
-        root: its root directory.
-        cwd: its directory, within that.
+        root: root directory of the child.
+        cwd: working directory of the child, within the root.
 
     Raises:
-        OSError: as the exec would fail; it names what was tried.
+        OSError: the error of the exec; the message has the path that was tried.
     """
     refused: OSError | None = None
     for part in [""] if "/" in program else path.split(":"):

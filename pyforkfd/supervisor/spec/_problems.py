@@ -1,22 +1,29 @@
-"""What is wrong with a specification, and where."""
+"""Problems of a specification, each with its place."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
+
+Place: TypeAlias = tuple[str | int, ...]
+"""Keys and indexes that lead to a value, ``("components", "web", "listen", 0)``."""
+Findings: TypeAlias = Iterator[tuple[Place, str]]
+"""Place of a wrong value, and what is wrong; what to write."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One thing that is wrong in a specification.
+    """One wrong value in a specification.
 
     Attributes:
-        place: keys that lead to it, ``("components", "web", "workers")``; a number is an
-            index, from 0.
-        text: what is wrong, and why.
-        line: where the file has it, from 1; None where there is no file.
+        place: keys that lead to the value, ``("components", "web", "workers")``; a number is
+            an index, from 0.
+        text: the fault, its reason, and what to write.
+        line: line of the value in the file, from 1; None: there is no file.
     """
 
-    place: tuple[str | int, ...]
+    place: Place
     text: str
     line: int | None = None
 
@@ -26,14 +33,20 @@ class Problem:
 
 
 class SpecError(ValueError):
-    """A specification makes no sense; all that is wrong with it, a line each.
+    """A specification is wrong; the message has a line for each problem.
 
     Attributes:
         problems: every problem, in the order of the file.
+        source: the file's name; None: the specification was not read from a file.
     """
 
     def __init__(self, problems: tuple[Problem, ...], source: str | None = None) -> None:
-        """Name the problems, and the file that has them."""
+        """Join the problems into a message.
+
+        Args:
+            problems: every problem.
+            source: name of the file that has them.
+        """
         self.problems = problems
         self.source = source
         super().__init__("\n".join(self._lines()))

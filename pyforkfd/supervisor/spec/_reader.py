@@ -3,44 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import os
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
-from . import _units
-from ._spec import Bytes, Limits, MemoryGuard, Problem, Seconds
+from ._bounds import Bounds
+from ._problems import Place, Problem
+from ._units import MODE, Unit
 
-_UNITS: dict[str, Callable[[str], float]] = {
-    "seconds": _units.seconds,
-    "bytes": _units.size,
-    "limit": _units.limit,
-    "signal": _units.signal_number,
-}
-# Plain numbers to those who use them; here they have a unit.
-_MEASURED: dict[type, dict[str, Any]] = {
-    Limits: {"memory_max": Bytes, "memory_high": Bytes, "swap_max": Bytes},
-    MemoryGuard: {
-        "high": Bytes,
-        "low": Bytes,
-        "seconds": Seconds,
-        "recycle": Bytes,
-        "recycle_after": Seconds,
-    },
-}
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
-_MEASURES = {
-    "seconds": "a duration",
-    "bytes": "a size",
-    "limit": "a limit",
-    "signal": "a signal",
-}
 
 
 class _Wrong:
-    """Stands for a value that could not be read; what is wrong has been said."""
+    """The stand-in for a value with a problem that was noted."""
 
 
 WRONG = _Wrong()
@@ -48,41 +25,81 @@ WRONG = _Wrong()
 
 @functools.cache
 def fields_of(kind: type) -> Mapping[str, Any]:
-    """Name -> annotation of a dataclass's fields, units included."""
+    """Map the names of a dataclass's fields to their annotations, with units and bounds."""
     hints = get_type_hints(kind, include_extras=True)
-    found = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
-    for name, unit in _MEASURED.get(kind, {}).items():
-        if name in found:
-            optional = type(None) in get_args(found[name])
-            found[name] = unit | None if optional else unit
-    return found
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def check_fields(value: object) -> list[str]:
+    """Check a dataclass's fields by their annotations, for its ``__post_init__``.
+
+    Args:
+        value: an instance of a dataclass.
+
+    Returns:
+        A line ``field: problem`` for each.
+    """
+    kind: type = type(value)
+    reader = Reader(from_file=False)
+    for name, annotation in fields_of(kind).items():
+        reader.read(getattr(value, name), annotation, (name,))
+    return [str(problem) for problem in reader.problems]
+
+
+def metadata_of(annotation: Any) -> tuple[Unit | None, Bounds | None]:
+    """Return the unit and the bounds of an ``Annotated`` number."""
+    _, *metadata = get_args(annotation)
+    return (
+        next((one for one in metadata if isinstance(one, Unit)), None),
+        next((one for one in metadata if isinstance(one, Bounds)), None),
+    )
 
 
 class Reader:
-    """Reads values by annotations and collects what is wrong with them.
+    """Reads values by annotations and collects the problems.
 
-    Args:
-        units: strings stand for durations, sizes and signals, tables for dataclasses, and
-            "none" for None, as in a file.
+    Attributes:
+        problems: every problem, in the order of the values.
+        mistyped: places of the values that could not be read; those out of bounds are not
+            among them.
     """
 
-    def __init__(self, *, units: bool) -> None:
-        """Nothing is wrong yet."""
-        self.problems: list[Problem] = []
-        self._units = units
+    def __init__(self, *, from_file: bool) -> None:
+        """Start without problems.
 
-    def wrong(self, place: tuple[str | int, ...], text: str) -> _Wrong:
-        """Note a problem."""
+        Args:
+            from_file: strings stand for durations, sizes and signals, tables for
+                dataclasses, and "none" for None.
+        """
+        self.problems: list[Problem] = []
+        self.mistyped: list[Place] = []
+        self._from_file = from_file
+
+    def wrong(self, place: Place, text: str) -> _Wrong:
+        """Note a value that cannot be read."""
+        self.mistyped.append(place)
+        return self._note(place, text)
+
+    def _note(self, place: Place, text: str) -> _Wrong:
         self.problems.append(Problem(place=place, text=text))
         return WRONG
 
-    def read(self, value: Any, wanted: Any, place: tuple[str | int, ...]) -> Any:
-        """The value as the annotation wants it, or WRONG."""
+    def read(self, value: Any, wanted: Any, place: Place) -> Any:
+        """Convert a value to its annotation.
+
+        Args:
+            value: as the file or the caller has it.
+            wanted: the annotation.
+            place: keys that lead to the value.
+
+        Returns:
+            The converted value, or WRONG after noting a problem.
+        """
         origin, arguments = get_origin(wanted), get_args(wanted)
         if wanted is Any:
             return value
         if origin is Annotated:
-            return self._measured(value, arguments[0], arguments[1], place)
+            return self._number(value, wanted, place)
         if origin in (Union, types.UnionType):
             return self._union(value, arguments, place)
         if origin is Literal:
@@ -97,133 +114,157 @@ class Reader:
             return self._dataclass(value, cast(type, wanted), place)
         return self._plain(value, wanted, place)
 
-    def _plain(self, value: Any, wanted: type, place: tuple[str | int, ...]) -> Any:
-        if text := _impossible(value):
+    def _plain(self, value: Any, wanted: type, place: Place) -> Any:
+        if text := _unrepresentable(value):
             return self.wrong(place, text)
         if wanted is float and type(value) is int:
-            return float(value) if self._units else value
+            return float(value) if self._from_file else value
         # A bool is an int, which nobody means; signal.SIGTERM is one too, which is fine.
         if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
             hint = ""
             if isinstance(value, str) and wanted in (int, float, bool):
-                hint = ": write it without quotation marks"
+                hint = "; write it without quotation marks"
             return self.wrong(place, f"{shown(value)} is not {_WORDS[wanted]}{hint}")
         return value
 
-    def _measured(self, value: Any, wanted: type, unit: str, place: tuple[str | int, ...]) -> Any:
-        if self._units and isinstance(value, str):
+    def _number(self, value: Any, wanted: Any, place: Place) -> Any:
+        kind = get_args(wanted)[0]
+        unit, bounds = metadata_of(wanted)
+        number = (
+            self._plain(value, kind, place)
+            if unit is None
+            else self._measured(value, kind, unit, place)
+        )
+        if number is WRONG or bounds is None or bounds.contain(number):
+            return number
+        return self._note(
+            place, f"{shown(value)} is out of range; {self._advice(value, kind, unit, bounds)}"
+        )
+
+    def _measured(self, value: Any, kind: type, unit: Unit, place: Place) -> Any:
+        if self._from_file and isinstance(value, str) and unit.parse is not None:
             try:
-                return _UNITS[unit](value)
+                return unit.read(value)
             except ValueError as error:
                 return self.wrong(place, str(error))
-        if isinstance(value, str | bool) or not isinstance(value, int | wanted):
-            what = _MEASURES[unit] if self._units else f"a number ({unit})"
-            return self.wrong(place, f"{shown(value)} is not {what}")
-        return self._plain(value, wanted, place)
+        if isinstance(value, str | bool) or not isinstance(value, int | kind):
+            if self._from_file:
+                return self.wrong(place, unit.refusal(shown(value)))
+            return self.wrong(place, f"{shown(value)} is not {_WORDS[kind]}; write {unit.plain}")
+        return self._plain(value, kind, place)
 
-    def _union(self, value: Any, members: Sequence[Any], place: tuple[str | int, ...]) -> Any:
+    def _advice(self, value: Any, kind: type, unit: Unit | None, bounds: Bounds) -> str:
+        if unit is None:
+            return f"write {_WORDS[kind]}, {bounds.text()}"
+        if unit is MODE and set(str(value)) <= set("01234567") and len(str(value)) <= 3:
+            return f"write 0o{value}"
+        name = unit.name if self._from_file else unit.plain
+        return f"write {name}, {bounds.text(unit.show)}"
+
+    def _union(self, value: Any, members: Sequence[Any], place: Place) -> Any:
         if value is None and type(None) in members:
             return None
         rest = [member for member in members if member is not type(None)]
-        if self._units and value == "none" and len(rest) < len(members) and str not in rest:
+        if self._from_file and value == "none" and len(rest) < len(members) and str not in rest:
             return None
-        if text := _impossible(value):
+        if text := _unrepresentable(value):
             return self.wrong(place, text)
         if len(rest) == 1:
             return self.read(value, rest[0], place)
-        tried = [Reader(units=self._units) for _ in rest]
-        for reader, member in zip(tried, rest, strict=True):
-            read = reader.read(value, member, place)
+        attempts = [Reader(from_file=self._from_file) for _ in rest]
+        for reader, member in zip(attempts, rest, strict=True):
+            result = reader.read(value, member, place)
             if not reader.problems:
-                return read
-        # The one that came furthest is the one that was meant.
-        best = max(tried, key=lambda reader: max(len(p.place) for p in reader.problems))
+                return result
+        # The member that was read furthest is the one that was meant.
+        best = max(attempts, key=lambda reader: max(len(p.place) for p in reader.problems))
         if len(best.problems[0].place) > len(place):
             self.problems += best.problems
+            self.mistyped += best.mistyped
             return WRONG
         return self.wrong(place, f"{shown(value)} is not {' or '.join(map(_words, rest))}")
 
-    def _tuple(self, value: Any, members: Sequence[Any], place: tuple[str | int, ...]) -> Any:
+    def _tuple(self, value: Any, members: Sequence[Any], place: Place) -> Any:
         if not isinstance(value, list | tuple):
-            hint = f": write [{shown(value)}]" if isinstance(value, str) else ""
+            hint = f"; write [{shown(value)}]" if isinstance(value, str) else ""
             return self.wrong(place, f"{shown(value)} is not an array{hint}")
         if members[-1] is Ellipsis:
             wanted = [members[0]] * len(value)
         elif len(value) != len(members):
-            return self.wrong(place, f"{shown(value)} has not {len(members)} elements")
+            return self.wrong(place, f"{shown(value)} is not an array of {len(members)} elements")
         else:
             wanted = list(members)
-        read = [
+        elements = [
             self.read(element, member, (*place, index))
             for index, (element, member) in enumerate(zip(value, wanted, strict=True))
         ]
-        return WRONG if any(element is WRONG for element in read) else tuple(read)
+        return WRONG if any(element is WRONG for element in elements) else tuple(elements)
 
-    def _mapping(self, value: Any, wanted: Any, place: tuple[str | int, ...]) -> Any:
+    def _mapping(self, value: Any, wanted: Any, place: Place) -> Any:
         if not isinstance(value, Mapping):
             return self.wrong(place, f"{shown(value)} is not a table")
-        found = {}
+        result = {}
         for key, element in value.items():
             if not isinstance(key, str):
                 self.wrong(place, f"the key {key!r} is not a string")
                 continue
-            if text := _impossible(key):
+            if text := _unrepresentable(key):
                 self.wrong((*place, key), f"the key {text}")
                 continue
-            if self._units and isinstance(element, dict) and dataclasses.is_dataclass(wanted):
-                element = self._named(key, element, cast(type, wanted), (*place, key))
-            read = self.read(element, wanted, (*place, key))
-            if read is not WRONG:
-                found[key] = read
-        return found
+            if self._from_file and isinstance(element, dict) and dataclasses.is_dataclass(wanted):
+                element = self._with_name(key, element, cast(type, wanted), (*place, key))
+            converted = self.read(element, wanted, (*place, key))
+            if converted is not WRONG:
+                result[key] = converted
+        return result
 
-    def _named(
-        self, key: str, table: dict[str, Any], wanted: type, place: tuple[str | int, ...]
+    def _with_name(
+        self, key: str, table: dict[str, Any], wanted: type, place: Place
     ) -> dict[str, Any]:
-        """In a file a thing's name is its key."""
+        """Add the name of a component, listener or zygote: in a file, the key of its table."""
         if "name" not in fields_of(wanted):
             return table
         if "name" in table:
-            self.wrong((*place, "name"), f'the name is that of the table, "{key}"')
+            self.wrong((*place, "name"), f'the table\'s key is the name, "{key}"; remove this')
         return table | {"name": key}
 
-    def _dataclass(self, value: Any, wanted: type, place: tuple[str | int, ...]) -> Any:
+    def _dataclass(self, value: Any, wanted: type, place: Place) -> Any:
         fields = fields_of(wanted)
         if isinstance(value, wanted):
             for name, annotation in fields.items():
                 self.read(getattr(value, name), annotation, (*place, name))
             return value
-        if not (self._units and isinstance(value, dict)):
-            what = "a table" if self._units else f"a {wanted.__name__}"
+        if not (self._from_file and isinstance(value, dict)):
+            what = "a table" if self._from_file else f"a {wanted.__name__}"
             return self.wrong(place, f"{shown(value)} is not {what}")
-        read = {}
+        arguments = {}
         for key, element in value.items():
             if key not in fields:
                 self.wrong((*place, key), _unknown(key, wanted, fields))
                 continue
-            got = self.read(element, fields[key], (*place, key))
-            if got is not WRONG:
-                read[key] = got
+            converted = self.read(element, fields[key], (*place, key))
+            if converted is not WRONG:
+                arguments[key] = converted
         for field in dataclasses.fields(wanted):
             if field.default is field.default_factory is dataclasses.MISSING:
                 if field.name not in value:
-                    self.wrong(place, f"has no {field.name}")
-                if field.name not in read:
+                    self.wrong(place, f'has no "{field.name}", which is required')
+                if field.name not in arguments:
                     return WRONG
         try:
-            return wanted(**read)
-        except ValueError as error:  # "field: text" a line, from classes that check themselves
+            return wanted(**arguments)
+        except ValueError as error:  # a line "field: text" each, from classes that check themselves
             for line in str(error).splitlines():
                 name, colon, text = line.partition(": ")
                 if colon and name in fields:
-                    self.wrong((*place, name), text)
+                    self._note((*place, name), text)
                 else:
-                    self.wrong(place, line)
+                    self._note(place, line)
             return WRONG
 
 
-def _impossible(value: Any) -> str | None:
-    """What no system call can be given."""
+def _unrepresentable(value: Any) -> str | None:
+    """Return why no system call can take a value; None: one can."""
     if isinstance(value, str):
         if "\0" in value:
             return "has a null byte"
@@ -237,7 +278,7 @@ def _impossible(value: Any) -> str | None:
 
 
 def shown(value: Any) -> str:
-    """A value as a message has it: not longer than that it can be read."""
+    """Format a value for a message, cut to 60 characters."""
     if isinstance(value, bool):
         return str(value).lower()
     text = f'"{value}"' if isinstance(value, str) else repr(value)
@@ -245,7 +286,9 @@ def shown(value: Any) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A question to end a message with, or nothing."""
+    """Return the end of a message that suggests a similar name, or an empty string."""
+    import difflib  # for a message alone: describing a service does not load it
+
     close = difflib.get_close_matches(name, sorted(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -253,7 +296,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def _unknown(key: str, kind: type, fields: Mapping[str, Any]) -> str:
     for name, annotation in fields.items():
         for inner in (annotation, *get_args(annotation)):
-            if dataclasses.is_dataclass(inner) and key in fields_of(cast(type, inner)):
+            is_table = isinstance(inner, type) and dataclasses.is_dataclass(inner)
+            if is_table and key in fields_of(inner):
                 return f"no such key here; did you mean {name}.{key}?"
     return f"no such key{nearest(key, fields) or ' of ' + kind.__name__}"
 
@@ -267,7 +311,8 @@ def _none_of(value: Any, choices: Sequence[Any]) -> str:
 
 def _words(annotation: Any) -> str:
     if get_origin(annotation) is Annotated:
-        return _MEASURES[get_args(annotation)[1]]
+        unit, _ = metadata_of(annotation)
+        return _WORDS[get_args(annotation)[0]] if unit is None else unit.name
     if get_origin(annotation) is tuple:
         arguments = get_args(annotation)
         if arguments[-1] is Ellipsis:

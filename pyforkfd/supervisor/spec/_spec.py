@@ -1,4 +1,4 @@
-"""A service, described completely: frozen values, nothing is looked up or opened here."""
+"""The description of a service: frozen values; nothing is opened or checked against the system."""
 
 from __future__ import annotations
 
@@ -7,22 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pyforkfd._spawn import Namespace
+from pyforkfd._types import Namespace
 
+from ._bounds import ABOVE_0, AT_LEAST_0, AT_LEAST_1, AT_LEAST_2, Bounds
 from ._limits import Limits as Limits
 from ._limits import MemoryGuard as MemoryGuard
 from ._limits import Pressure as Pressure
 from ._problems import Problem as Problem
 from ._problems import SpecError as SpecError
-
-Seconds: TypeAlias = Annotated[float, "seconds"]
-"""A duration; in a file also ``"500ms"``, ``"30s"``, ``"5m"``, ``"2h"``, ``"1d"``."""
-Bytes: TypeAlias = Annotated[int, "bytes"]
-"""A size; in a file also ``"64K"``, ``"512M"``, ``"2G"``, in powers of 1024."""
-Limit: TypeAlias = Annotated[int, "limit"]
-"""A resource limit, -1 is none; in a file also a size, or ``"unlimited"``."""
-Signal: TypeAlias = Annotated[int, "signal"]
-"""A signal's number; in a file also its name, ``"SIGTERM"``."""
+from ._units import Bytes, Limit, Mode, Seconds, Signal
 
 Stream: TypeAlias = Literal["capture", "inherit", "null"]
 """Where a worker's output goes: to the log by line, where the supervisor's goes, nowhere."""
@@ -32,98 +25,111 @@ LokiLabel: TypeAlias = Literal["component", "worker", "generation", "stream", "l
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listener:
-    """A socket that the supervisor binds once, keeps, and gives to workers.
+    """A socket that the supervisor binds once, holds, and gives to workers.
 
     Attributes:
-        name: what components call it; its name in LISTEN_FDNAMES.
-        address: as for :func:`pyforkfd.bind`: ``tcp://host:port``, ``unix:/path``,
-            ``unix:@name``, ``vsock:port``; and ``udp://host:port``, ``unixgram:/path``
-            (datagrams), ``unixpacket:/path`` (SOCK_SEQPACKET), ``systemd:NAME`` (what the
-            service manager gave the supervisor under this name).
-        backlog: connections that may wait; the kernel cuts it to net.core.somaxconn.
-        shards: SO_REUSEPORT, a socket of its own for each position of a worker; the kernel
-            spreads connections over them.  TCP and UDP only.
-        mode: permissions of a path; None is 0o777 less the umask.
-        nodelay: TCP_NODELAY, which accepted sockets inherit.
-        ipv6_only: an IPv6 listener does not take IPv4.
+        name (string; required): components refer to it, LISTEN_FDNAMES has it.
+        address (string; required): as for :func:`pyforkfd.bind`: ``tcp://host:port``,
+            ``unix:/path``, ``unix:@name``, ``vsock:port``; and ``udp://host:port``,
+            ``unixgram:/path`` (datagrams), ``unixpacket:/path`` (SOCK_SEQPACKET), ``systemd:NAME``
+            (the socket that the service manager passed under this name).
+        backlog (integer, 1 or more; default 4096): connections that may wait; the kernel cuts it to
+            net.core.somaxconn.
+        shards (boolean; default False): SO_REUSEPORT, a socket of its own for each position of a
+            worker; the kernel spreads connections over them.  TCP and UDP only.
+        mode (permissions, from 0 to 0o777; default None): of a path; None: 0o777 less the umask.
+        nodelay (boolean; default True): TCP_NODELAY, which accepted sockets inherit.
+        ipv6_only (boolean; default False): an IPv6 listener does not take IPv4.
     """
 
     name: str
     address: str
-    backlog: int = 4096
+    backlog: Annotated[int, AT_LEAST_1] = 4096
     shards: bool = False
-    mode: int | None = None
+    mode: Mode | None = None
     nodelay: bool = True
     ipv6_only: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restart:
-    """What happens when a worker ends by itself.
+    """The restart of a worker that ended by itself.
 
     Attributes:
-        policy: "always"; "on-failure" (not after exit code 0); "never".
-        backoff: seconds before a restart that follows a crash; doubled by each further one.
-        backoff_cap: seconds, at most.
-        max_restarts: so many restarts of one component within ``within`` are accepted; one
-            more and the component is given up (FATAL), the service degraded.
-        within: seconds.
+        policy ("always", "on-failure" or "never"; default "always"): ends that are followed by a
+            restart; "on-failure": all but exit code 0.
+        backoff (seconds, 0 or more; default 0.1): pause before a restart that follows a crash; each
+            further crash doubles it.
+        backoff_cap (seconds, 0 or more; default 30): longest pause; not below ``backoff``.
+        max_restarts (integer, 0 or more; default 10): restarts of one component within ``within``;
+            one more and the component is given up (FATAL), the service degraded.
+        within (seconds, above 0; default 60): the time in which ``max_restarts`` are counted.
     """
 
     policy: Literal["always", "on-failure", "never"] = "always"
-    backoff: Seconds = 0.1
-    backoff_cap: Seconds = 30.0
-    max_restarts: int = 10
-    within: Seconds = 60.0
+    backoff: Annotated[Seconds, AT_LEAST_0] = 0.1
+    backoff_cap: Annotated[Seconds, AT_LEAST_0] = 30.0
+    max_restarts: Annotated[int, AT_LEAST_0] = 10
+    within: Annotated[Seconds, ABOVE_0] = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recycle:
-    """When a healthy worker is replaced; its replacement is ready before it leaves.
+    """Bounds at which a healthy worker is replaced; its replacement is ready before it leaves.
 
     Attributes:
-        requests: after so many, as it counts them on its page.
-        age: seconds after it became ready.
-        memory: bytes it uses.
-        jitter: share by which a worker's own requests and age are moved up or down, so that
-            not all are replaced at once.
+        requests (integer, 1 or more; default None): requests that the worker has counted on its
+            page.
+        age (seconds, above 0; default None): time since the worker became ready.
+        memory (bytes, above 0; default None): memory that the worker uses; below
+            ``limits.memory_max``.
+        jitter (number, from 0 to below 1; default 0.1): share by which a worker's own ``requests``
+            and ``age`` are moved up or down, so that not all are replaced at once.
     """
 
-    requests: int | None = None
-    age: Seconds | None = None
-    memory: Bytes | None = None
-    jitter: float = 0.1
+    requests: Annotated[int, AT_LEAST_1] | None = None
+    age: Annotated[Seconds, ABOVE_0] | None = None
+    memory: Annotated[Bytes, ABOVE_0] | None = None
+    jitter: Annotated[float, Bounds(0, 1, open="most")] = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat:
-    """When a worker that is ready counts as blocked.
+    """The rule by which a worker that is ready counts as blocked.
 
     Attributes:
-        interval: seconds between two looks at the page.
-        stale_after: seconds without a beat; then its stack is dumped and it is evicted.
-        required: a worker that has never beaten is stale too.
+        interval (seconds, above 0; default 0.2): time between two checks of the page.
+        stale_after (seconds, above 0; default 5): time without a beat after which the worker's
+            stack is dumped and it is evicted; above ``interval``.
+        required (boolean; default False): a worker that has never beaten is stale too.
     """
 
-    interval: Seconds = 0.2
-    stale_after: Seconds = 5.0
+    interval: Annotated[Seconds, ABOVE_0] = 0.2
+    stale_after: Annotated[Seconds, ABOVE_0] = 5.0
     required: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Privileges:
-    """What a worker may do.  The default is the least that a network service needs.
+    """A worker's user, capabilities and confinement; by default the least that a server needs.
 
     Attributes:
-        user: name or uid; brings the group and extra groups of its entry.
-        group: name or gid.
-        extra_groups: names or gids; None: those of the user, else the supervisor's.
-        capabilities: all that it has, by name (``"NET_BIND_SERVICE"``).  None:
-            NET_BIND_SERVICE where the component has listeners, else none.
-        no_new_privs: nothing that it executes gains privileges, PR_SET_NO_NEW_PRIVS.
-        namespaces: new ones for each worker: cgroup, ipc, mnt, net, pid, time, user, uts.
-        seccomp: path of a file with the filter, an array of struct sock_filter.
-        chroot: its root directory.
+        user (string or integer; default None): name or uid; brings the group and extra groups of
+            its entry.  None: the supervisor's.
+        group (string or integer; default None): name or gid.  None: that of the user, else the
+            supervisor's.
+        extra_groups (tuple of strings or integers; default None): names or gids; None: those of the
+            user, else the supervisor's.
+        capabilities (tuple of strings; default None): all capabilities, by name
+            (``"NET_BIND_SERVICE"``).  None: NET_BIND_SERVICE where the component has listeners,
+            else none.
+        no_new_privs (boolean; default True): no program that the worker executes gains privileges,
+            PR_SET_NO_NEW_PRIVS.
+        namespaces (tuple of "cgroup", "ipc", "mnt", "net", "pid", "time", "user" or "uts"; default
+            ()): new namespaces for each worker.
+        seccomp (string; default None): path of a file with the filter, an array of struct
+            sock_filter.
+        chroot (string; default None): path of the worker's root directory.
     """
 
     user: str | int | None = None
@@ -141,47 +147,62 @@ class Component:
     """Workers of one kind.
 
     Attributes:
-        name: what it is called in logs, metrics and orders.
-        command: the program and its arguments; either this or ``function``.
-        function: ``"package.module:function"``, called in a worker that a zygote made.
-        args: positional arguments of the function.
-        kwargs: keyword arguments of the function.
-        zygote: the name of the zygote that makes the workers; None is one of the
+        name (string; required): logs, metrics and requests refer to it.
+        command (tuple of strings; default None): the program and its arguments; either this or
+            ``function``.
+        function (string; default None): ``"package.module:function"``, called in a worker that a
+            zygote starts.
+        args (tuple; default ()): positional arguments of the function.
+        kwargs (mapping; default empty): keyword arguments of the function.
+        zygote (string; default None): name of the zygote that starts the workers; None: one of the
             component's own, which has imported the function's module.
-        workers: how many are to be ready; 0: none until it is scaled.
-        listen: names of the listeners its workers get.
-        give: how they get them: "listen_fds" (3, 4, ... with LISTEN_FDS, LISTEN_PID,
-            LISTEN_FDNAMES), "numbers" (see there), "channel" (sent over the FdChannel).
-        numbers: listener -> the worker's descriptor, for ``give="numbers"``.
-        env: variables, added to the supervisor's own.
-        clear_env: start from an empty environment instead.
-        cwd: directory; None is the supervisor's.
-        umask: file mode creation mask; None is the supervisor's.
-        nice: the nice value itself.
-        cpu_affinity: numbers of the processors its workers may run on.
-        rlimits: ``"NOFILE"`` -> limit, or (soft, hard); -1 is none.
-        privileges: user, capabilities and confinement.
-        limits: of each worker's cgroup.
-        pressure: when one waits for too long for what it lacks; wants its cgroup.
-        cgroup: a cgroup for each worker: "prefer" (a warning where that is impossible),
-            "require", "off".
-        readiness: when a worker is ready: "notify" (it says READY=1 or calls our helper),
-            "accept" (it has accepted a connection or waits for one), "started".
-        boot_timeout: seconds until it must be ready.
-        drain_timeout: seconds it may take to finish what it has begun; then stop_signal.
-        stop_signal: asks it to end.
-        stop_timeout: seconds between that and SIGKILL of its whole tree.
-        dump_signal: sent to a stale worker, so that it dumps its stacks; None: none is.
-        reload_signal: sent on a reload that changed nothing of this component, for workers
-            that read their configuration anew; None: such a reload restarts them.
-        restart: what happens when one ends by itself.
-        recycle: when a healthy one is replaced.
-        heartbeat: when one counts as blocked.
-        memory_guard: when its memory is too much; None: not watched.
-        on_crash: what runs after a crash, in a process of its own: each
-            ``"package.module:function"``, or a command.
-        stdout: where its standard output goes.
-        stderr: where its standard error goes.
+        workers (integer, 0 or more; default 1): workers that are to be ready; 0: none until the
+            component is scaled.
+        listen (tuple of strings; default ()): names of the listeners that its workers get.
+        give ("listen_fds", "numbers" or "channel"; default "listen_fds"): way in which they get
+            them: "listen_fds" (3, 4, ... with LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES), "numbers"
+            (see there), "channel" (sent over the FdChannel).
+        numbers (mapping of integers; default None): listener -> the worker's descriptor, 3 to 1023,
+            for ``give="numbers"``.
+        env (mapping of strings; default None): variables, added to the supervisor's own.
+        clear_env (boolean; default False): start from an empty environment instead.
+        cwd (string; default None): path of the working directory; None: the supervisor's.
+        umask (permissions, from 0 to 0o777; default None): file mode creation mask; None: the
+            supervisor's.
+        nice (integer, from -20 to 19; default None): the nice value itself; None: the supervisor's.
+        cpu_affinity (tuple of integers; default None): numbers of the processors that its workers
+            may run on, from 0; None: the supervisor's.
+        rlimits (mapping of limit or tuple of 2; default None): ``"NOFILE"`` -> limit, or (soft,
+            hard); -1: no limit.
+        privileges (Privileges; default Privileges()): user, capabilities and confinement.
+        limits (Limits; default empty): limits of each worker's cgroup.
+        pressure (Pressure; default empty): shares of time that a worker may wait for a resource;
+            needs its cgroup.
+        cgroup ("prefer", "require" or "off"; default "prefer"): a cgroup for each worker: "prefer"
+            (a warning where that is impossible), "require", "off".
+        readiness ("notify", "accept" or "started"; default "notify"): sign that a worker is ready:
+            "notify" (it sends READY=1 or calls our helper), "accept" (it has accepted a connection
+            or waits for one), "started" (its program has run for a second).
+        boot_timeout (seconds, above 0; default 30): time until a worker must be ready.
+        drain_timeout (seconds, 0 or more; default 30): time in which a worker may finish what it
+            has begun; then ``stop_signal``.
+        stop_signal (signal's number; default SIGTERM): signal that requests a worker to end.
+        stop_timeout (seconds, 0 or more; default 5): time between ``stop_signal`` and SIGKILL of
+            the worker's whole tree.
+        dump_signal (signal's number; default SIGABRT): signal to a stale worker, so that it dumps
+            its stacks; None: none is sent.
+        reload_signal (signal's number; default None): signal on a reload that changed nothing of
+            this component, for workers that read their configuration anew; None: such a reload
+            restarts them.
+        restart (Restart; default Restart()): restart of a worker that ended by itself.
+        recycle (Recycle; default Recycle()): bounds at which a healthy worker is replaced.
+        heartbeat (Heartbeat; default Heartbeat()): rule by which a worker counts as blocked.
+        memory_guard (MemoryGuard; default None): bounds of a worker's memory; None: it is not
+            watched.
+        on_crash (tuple of strings or tuple of strings; default ()): run after a crash, each in a
+            process of its own: ``"package.module:function"``, or a command.
+        stdout ("capture", "inherit" or "null"; default "capture"): where standard output goes.
+        stderr ("capture", "inherit" or "null"; default "capture"): where standard error goes.
     """
 
     name: str
@@ -190,15 +211,15 @@ class Component:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     zygote: str | None = None
-    workers: int = 1
+    workers: Annotated[int, AT_LEAST_0] = 1
     listen: tuple[str, ...] = ()
     give: Literal["listen_fds", "numbers", "channel"] = "listen_fds"
     numbers: Mapping[str, int] | None = None
     env: Mapping[str, str] | None = None
     clear_env: bool = False
     cwd: str | None = None
-    umask: int | None = None
-    nice: int | None = None
+    umask: Mode | None = None
+    nice: Annotated[int, Bounds(-20, 19)] | None = None
     cpu_affinity: tuple[int, ...] | None = None
     rlimits: Mapping[str, Limit | tuple[Limit, Limit]] | None = None
     privileges: Privileges = Privileges()
@@ -206,10 +227,10 @@ class Component:
     pressure: Pressure = field(default_factory=Pressure)
     cgroup: Literal["prefer", "require", "off"] = "prefer"
     readiness: Literal["notify", "accept", "started"] = "notify"
-    boot_timeout: Seconds = 30.0
-    drain_timeout: Seconds = 30.0
+    boot_timeout: Annotated[Seconds, ABOVE_0] = 30.0
+    drain_timeout: Annotated[Seconds, AT_LEAST_0] = 30.0
     stop_signal: Signal = signal.SIGTERM
-    stop_timeout: Seconds = 5.0
+    stop_timeout: Annotated[Seconds, AT_LEAST_0] = 5.0
     dump_signal: Signal | None = signal.SIGABRT
     reload_signal: Signal | None = None
     restart: Restart = Restart()
@@ -222,7 +243,7 @@ class Component:
 
     @property
     def can_pause(self) -> bool:
-        """Its workers take orders: those that do not speak to us cannot be told to pause."""
+        """Whether its workers read a channel, and can thus be ordered to pause."""
         return self.readiness == "notify"
 
 
@@ -231,10 +252,10 @@ class ZygoteSpec:
     """A process that has imported what workers need, and clones itself for each.
 
     Attributes:
-        name: what components call it.
-        preload: modules to import, in this order.
-        setup: ``"package.module:function"``, called after the imports.
-        env: variables, added to the supervisor's own.
+        name (string; required): components refer to it.
+        preload (tuple of strings; default ()): modules to import, in this order.
+        setup (string; default None): ``"package.module:function"``, called after the imports.
+        env (mapping of strings; default None): variables, added to the supervisor's own.
     """
 
     name: str
@@ -245,17 +266,18 @@ class ZygoteSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Control:
-    """The Unix socket by which the supervisor takes orders.
+    """The Unix socket on which the supervisor takes requests.
 
     Attributes:
-        path: of the socket; None: there is none, but ``pyforkfd serve`` chooses one.
-        mode: its permissions.
-        allow_users: names or uids that may give orders, besides root and the supervisor's;
-            ``mode`` must let them in.
+        path (string; default None): of the socket, or ``@name`` in the abstract namespace; None:
+            there is none, but ``pyforkfd serve`` chooses one.
+        mode (permissions, from 0 to 0o777; default 0o600): of the socket.
+        allow_users (tuple of strings or integers; default ()): names or uids that may send
+            requests, besides root and the supervisor's; ``mode`` must let them in.
     """
 
     path: str | None = None
-    mode: int = 0o600
+    mode: Mode = 0o600
     allow_users: tuple[str | int, ...] = ()
 
 
@@ -264,24 +286,28 @@ class Loki:
     """Grafana Loki's push endpoint, as a sink of the log.
 
     Attributes:
-        url: http or https; without a path, /loki/api/v1/push is meant.
-        labels: fields of a record that are labels of its stream; Loki keeps one stream for
-            each combination of values, so that few are better, and a worker's number is never
-            used again; the line has all of them in any case.
-        static_labels: further labels with fixed values.
-        tenant: X-Scope-OrgID.
-        user: of basic authentication, with password_file.
-        password_file: path; read before each request, so that the secret may be changed.
-        token_file: path of a bearer token; not beside user.
-        ca_file: path of certificates to trust instead of the system's.
-        batch_bytes: bytes of lines after which a batch is sent.
-        batch_seconds: age of its first line after which it is sent.
-        timeout: seconds for connecting, and for each wait for the other end.
-        retries: tries after the first before a batch is dropped.
-        backoff: seconds before the second try; then twice that, and so on.
-        backoff_cap: seconds; the most between two tries, unless Retry-After asks for more.
-        buffer: bytes kept in memory while the endpoint does not answer; beyond them the
-            oldest are dropped and counted.
+        url (string; required): http or https; without a path, /loki/api/v1/push is meant.
+        labels (tuple of "component", "worker", "generation", "stream" or "level"; default
+            component, stream, level): fields of a record that are labels of its stream.  Few are
+            better: each combination of values is a stream, and a worker's number is never used
+            again.  The line has all fields in any case.
+        static_labels (mapping of strings; default empty): further labels with fixed values.
+        tenant (string; default None): X-Scope-OrgID.
+        user (string; default None): of basic authentication, with ``password_file``.
+        password_file (string; default None): path; read before each request, so it may change.
+        token_file (string; default None): path of a bearer token; not beside ``user``.
+        ca_file (string; default None): path of certificates to trust instead of the system's.
+        batch_bytes (bytes, above 0; default 1M): size of the lines at which a batch is sent.
+        batch_seconds (seconds, above 0; default 1): age of its first line at which a batch is sent.
+        timeout (seconds, above 0; default 10): time for connecting, and for each wait for the
+            endpoint.
+        retries (integer, 0 or more; default 10): tries after the first before a batch is dropped.
+        backoff (seconds, 0 or more; default 0.5): pause before the second try; each further one
+            doubles it.
+        backoff_cap (seconds, 0 or more; default 30): longest pause between two tries, unless
+            Retry-After demands a longer one.
+        buffer (bytes, above 0; default 8M): lines in memory while the endpoint does not answer;
+            beyond them the oldest are dropped and counted.
     """
 
     url: str
@@ -292,33 +318,34 @@ class Loki:
     password_file: str | None = None
     token_file: str | None = None
     ca_file: str | None = None
-    batch_bytes: Bytes = 1 << 20
-    batch_seconds: Seconds = 1.0
-    timeout: Seconds = 10.0
-    retries: int = 10
-    backoff: Seconds = 0.5
-    backoff_cap: Seconds = 30.0
-    buffer: Bytes = 8 << 20
+    batch_bytes: Annotated[Bytes, ABOVE_0] = 1 << 20
+    batch_seconds: Annotated[Seconds, ABOVE_0] = 1.0
+    timeout: Annotated[Seconds, ABOVE_0] = 10.0
+    retries: Annotated[int, AT_LEAST_0] = 10
+    backoff: Annotated[Seconds, AT_LEAST_0] = 0.5
+    backoff_cap: Annotated[Seconds, AT_LEAST_0] = 30.0
+    buffer: Annotated[Bytes, ABOVE_0] = 8 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Log:
-    """Where records go.
+    """The sinks of the log.
 
     Attributes:
-        path: file that all processes append to; None: there is none.
-        mode: permissions of the file when it is made.
-        max_bytes: the supervisor rotates the file at this size; None: never.
-        keep: how many rotated files stay, 1 at least.
-        dsync: O_DSYNC, a record is on the disk when its write returns.
-        stdout: records also go to the supervisor's standard output.
-        loki: records also go to Loki.
+        path (string; default None): file that all processes append to; None: there is none.
+        mode (permissions, from 0 to 0o777; default 0o640): of the file when it is created.
+        max_bytes (bytes, above 0; default None): size at which the supervisor rotates the file;
+            None: never.
+        keep (integer, 1 or more; default 5): rotated files that stay.
+        dsync (boolean; default False): O_DSYNC, a record is on the disk when its write returns.
+        stdout (boolean; default True): records also go to the supervisor's standard output.
+        loki (Loki; default None): records also go to Loki.
     """
 
     path: str | None = None
-    mode: int = 0o640
-    max_bytes: Bytes | None = None
-    keep: int = 5
+    mode: Mode = 0o640
+    max_bytes: Annotated[Bytes, ABOVE_0] | None = None
+    keep: Annotated[int, AT_LEAST_1] = 5
     dsync: bool = False
     stdout: bool = True
     loki: Loki | None = None
@@ -329,14 +356,16 @@ class Metrics:
     """Where Prometheus finds metrics.
 
     Attributes:
-        address: ``tcp://host:port`` or ``unix:/path`` of the endpoint; None: there is none.
-        textfile: path of a file for node_exporter's textfile collector, replaced whole.
-        interval: seconds between two of these files.
+        address (string; default None): ``tcp://host:port`` or ``unix:/path`` of the endpoint; None:
+            there is none.
+        textfile (string; default None): path of a file for node_exporter's textfile collector,
+            replaced whole; ends in ``.prom``.
+        interval (seconds, above 0; default 15): time between two of these files.
     """
 
     address: str | None = None
     textfile: str | None = None
-    interval: Seconds = 15.0
+    interval: Annotated[Seconds, ABOVE_0] = 15.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -344,17 +373,19 @@ class Service:
     """All that one supervisor runs.
 
     Attributes:
-        name: of the service.
-        components: name -> component.
-        listeners: name -> listener.
-        zygotes: name -> zygote.
-        control: the control socket.
-        log: where records go.
-        metrics: where Prometheus finds metrics.
-        rollback: seconds that the old generation stays paused after a reload, to be gone
-            back to at once; 0: it leaves.
-        max_generations: of one component at a time, those that are leaving included.
-        keeper: a small process outlives the supervisor and starts it again.
+        name (string; required): of the service.
+        components (mapping of Component; required): name -> component.
+        listeners (mapping of Listener; default empty): name -> listener.
+        zygotes (mapping of ZygoteSpec; default empty): name -> zygote.
+        control (Control; default Control()): the control socket.
+        log (Log; default Log()): the sinks of the log.
+        metrics (Metrics; default Metrics()): where Prometheus finds metrics.
+        rollback (seconds, 0 or more; default 0): time that the old generation stays paused after a
+            reload, for a rollback at once; 0: it leaves.
+        max_generations (integer, 2 or more; default 3): generations of one component at a time,
+            the one that comes and those that leave.
+        keeper (boolean; default False): a small process outlives the supervisor and starts it
+            again.
     """
 
     name: str
@@ -364,6 +395,6 @@ class Service:
     control: Control = Control()
     log: Log = Log()
     metrics: Metrics = Metrics()
-    rollback: Seconds = 0.0
-    max_generations: int = 3
+    rollback: Annotated[Seconds, AT_LEAST_0] = 0.0
+    max_generations: Annotated[int, AT_LEAST_2] = 3
     keeper: bool = False

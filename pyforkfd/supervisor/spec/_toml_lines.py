@@ -1,13 +1,12 @@
-"""On which line a TOML document has a key: what tomllib does not tell."""
+"""The line of every key of a TOML document, which tomllib does not report."""
 
 from __future__ import annotations
 
 import re
 import tomllib
 from collections.abc import Mapping
-from typing import TypeAlias
 
-Place: TypeAlias = tuple[str | int, ...]
+from ._problems import Place
 
 _SPACE = re.compile(r"[ \t]*")
 _BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
@@ -24,17 +23,17 @@ def locate(text: str) -> Mapping[Place, int]:
     """Find the line of every key, table, element of an array and element of those.
 
     Args:
-        text: a document that tomllib accepts; of others the answer means nothing.
+        text: a document that tomllib accepts; the lines of others mean nothing.
 
     Returns:
-        Path of keys and indexes -> line, from 1: where it is written, or, of a table that
-        is only implied, where it is implied first.
+        Path of keys and indexes -> line, from 1; of a table that is only implied, the first
+        line that implies it.
     """
     return _Locator(text).lines
 
 
 def line_of(lines: Mapping[Place, int], place: Place) -> int | None:
-    """The line of a place, or of the innermost thing around it that is written."""
+    """Return the line of a place, or of the innermost written table or key around it."""
     for length in range(len(place), 0, -1):
         if place[:length] in lines:
             return lines[place[:length]]
@@ -42,6 +41,8 @@ def line_of(lines: Mapping[Place, int], place: Place) -> int | None:
 
 
 class _Locator:
+    """A scanner of a document; ``lines`` is complete when it is constructed."""
+
     def __init__(self, text: str) -> None:
         self.text = text
         self.at = 0
@@ -97,7 +98,7 @@ class _Locator:
         self._value(place)
 
     def _key(self) -> list[str]:
-        """A dotted key; leaves us at the = or ] behind it."""
+        """Scan a dotted key up to the = or ] behind it."""
         keys = []
         while True:
             self._skip(_SPACE)

@@ -1,1 +1,1 @@
-"""What outlives a supervisor: keeper, hand-over of descriptors, hot upgrade."""
+"""The hand-over from a supervisor to its successor: record, keeper, hot upgrade."""

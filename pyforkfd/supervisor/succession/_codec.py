@@ -1,4 +1,4 @@
-"""The supervisor's values as JSON, and back: what a program writes the next one reads."""
+"""The supervisor's values as JSON, and back: written by one program, read by its successor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pyforkfd.supervisor.state import _events, _model
 
 
 class CodecError(ValueError):
-    """A value cannot be written, or what was written cannot be read here."""
+    """A value cannot be encoded, or an encoded one cannot be decoded by this program."""
 
 
 def _values(modules: Iterable[ModuleType]) -> dict[str, type]:
@@ -39,19 +39,19 @@ _PLAIN = frozenset({type(None), bool, int, float, str})
 
 
 def encode(value: object, specs: list[Component] | None = None) -> Any:
-    """A value as what :mod:`json` writes.
+    """Encode a value for :mod:`json`.
 
     An object is a value with its kind: ``{"Worker": {...}}``, ``{"tuple": [...]}``.  Fields of
-    dataclasses that have their default are left out.  What has no kind, such as an argument of
-    a worker's function, is pickled.
+    dataclasses that have their default are left out.  A value without a kind, such as an
+    argument of a worker's function, is pickled.
 
     Args:
-        value: any.
-        specs: components that were met, each to be written once: all workers of one share it.
-            Those that are not there are added.  None: each is written where it is met.
+        value: any value.
+        specs: components that were encoded so far: each is written once, as all its workers
+            share it.  New ones are added.  None: each is written where it occurs.
 
     Raises:
-        CodecError: that is impossible.
+        CodecError: the value cannot be pickled.
     """
     cls = type(value)
     if cls in _PLAIN:
@@ -59,8 +59,8 @@ def encode(value: object, specs: list[Component] | None = None) -> Any:
     if specs is not None and isinstance(value, Component):
         return {"spec": _index(value, specs)}
     if (known := _FIELDS.get(cls)) is not None:
-        told = ((field, getattr(value, field.name)) for field in known)
-        body = {field.name: encode(v, specs) for field, v in told if not _is_default(field, v)}
+        pairs = ((field, getattr(value, field.name)) for field in known)
+        body = {field.name: encode(v, specs) for field, v in pairs if not _is_default(field, v)}
         return {cls.__name__: body}
     if isinstance(value, enum.Enum) and _CLASSES.get(cls.__name__) is cls:
         return {cls.__name__: value.name}
@@ -93,16 +93,16 @@ def _is_default(field: Field[Any], value: object) -> bool:
 
 
 def decode(plain: Any, specs: Sequence[Component] = ()) -> Any:
-    """The value that was encoded; equal to it, with plain dicts for mappings.
+    """Decode a value: equal to the encoded one, with plain dicts for mappings.
 
-    Fields that are not known here are of a newer program, and are left out.
+    Unknown fields are those of a newer program, and are left out.
 
     Args:
-        plain: what :mod:`json` has read.
-        specs: as :func:`encode` has left them.
+        plain: the value that :mod:`json` has read.
+        specs: the components that :func:`encode` has added.
 
     Raises:
-        CodecError: an object is of no kind that is known here, or lacks what it needs.
+        CodecError: an object's kind is unknown, or a required field is missing.
     """
     if not isinstance(plain, dict):
         return plain

@@ -1,4 +1,4 @@
-"""A text that outlives its writer, whole, whenever that is killed."""
+"""A text that is whole whenever its writer is killed."""
 
 from __future__ import annotations
 
@@ -7,40 +7,44 @@ import struct
 
 from pyforkfd._fd import Fd
 
-_HEADER = struct.Struct("=QQQ")  # where the text is, its length, what of it is done
-_DONE = 16  # where the last of them is
+_HEADER = struct.Struct("=QQQ")  # the text's offset and length, and its progress
+_PROGRESS_AT = 16  # offset of the progress in the header
 
 
 class Record:
-    """A memfd with a text, which is replaced as a whole.  Owns it.
+    """A memfd with a text that is replaced as a whole, and a count of its actions that are done.
 
-    A new text never overwrites the last: it is written beside it, then the header is.  A write
-    of a few bytes within one page is done or not done when SIGKILL comes.
+    A new text never overwrites the last one: it is written beside it, then the header is
+    written.  SIGKILL does not split a write of a few bytes within one page.  Owns the memfd.
     """
 
     def __init__(self, fd: Fd | None = None) -> None:
-        """Make an empty one, or go on with a predecessor's; taken."""
+        """Create an empty record, or continue a predecessor's.
+
+        Args:
+            fd: the predecessor's memfd; taken.
+        """
         self._fd = Fd(os.memfd_create("forkfd-handover")) if fd is None else fd
         self._done = 0
         if fd is None:
             os.pwrite(self._fd.fileno(), _HEADER.pack(_HEADER.size, 0, 0), 0)
 
     def fileno(self) -> int:
-        """The descriptor's number; it stays this object's."""
+        """Return the number of the memfd; borrowed."""
         return self._fd.fileno()
 
     def _header(self) -> tuple[int, int, int]:
-        at, length, done = _HEADER.unpack(os.pread(self._fd.fileno(), _HEADER.size, 0))
-        return at, length, done
+        offset, length, done = _HEADER.unpack(os.pread(self._fd.fileno(), _HEADER.size, 0))
+        return offset, length, done
 
     def write(self, text: bytes) -> None:
-        """Replace the text; nothing of the new one is done.
+        """Replace the text and reset the count.
 
         Raises:
             OSError: ENOSPC, ENOMEM; the old text stays.
         """
-        at, length, _ = self._header()
-        place = _HEADER.size if _HEADER.size + len(text) <= at else at + length
+        offset, length, _ = self._header()
+        place = _HEADER.size if _HEADER.size + len(text) <= offset else offset + length
         view = memoryview(text)
         while view:
             view = view[os.pwrite(self._fd.fileno(), view, place + len(text) - len(view)) :]
@@ -48,15 +52,15 @@ class Record:
         os.pwrite(self._fd.fileno(), _HEADER.pack(place, len(text), 0), 0)
 
     def advance(self) -> None:
-        """One more of what the text demands is done."""
+        """Count one more action of the text as done."""
         self._done += 1
-        os.pwrite(self._fd.fileno(), struct.pack("=Q", self._done), _DONE)
+        os.pwrite(self._fd.fileno(), struct.pack("=Q", self._done), _PROGRESS_AT)
 
     def read(self) -> tuple[bytes, int]:
-        """The text, and how much of it is done."""
-        at, length, done = self._header()
-        return os.pread(self._fd.fileno(), length, at), done
+        """Return the text, and the number of its actions that are done."""
+        offset, length, done = self._header()
+        return os.pread(self._fd.fileno(), length, offset), done
 
     def close(self) -> None:
-        """Close it."""
+        """Close the memfd."""
         self._fd.close()

@@ -1,4 +1,4 @@
-"""What a supervisor tells its successor, whether that is another program or the same again."""
+"""The record that a supervisor writes for its successor, another program or the same again."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from pyforkfd.supervisor.state._model import State
 
 from ._codec import CodecError, decode, encode
 
-VERSION = 1
-"""Raised when a successor of another version would misunderstand; new fields need no other."""
+VERSION = 2
+"""The version of the record: raised when an older program would misread it; new fields do not."""
 
 
 class HandoverError(ValueError):
-    """What a predecessor has left cannot be taken over; says why."""
+    """A predecessor's record or descriptors cannot be taken over; the message has the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handover:
-    """Everything that is known, but for descriptors, which are known by name.
+    """The state of a supervisor, without descriptors, to which it refers by name.
 
-    A worker 12 has a pidfd ``p12`` and a channel ``c12``.
+    Worker 12 has a pidfd ``p12`` and a channel ``c12``.
 
     Attributes:
-        state: the heart's; its times are of the clock that runs since the machine started.
-        service: what runs.
-        services: the same by generation, for all that still have workers.
-        todo: what the last step demanded.
-        sockets: descriptor -> (address, shards, position).
-        directory: where the notify socket is.
-        rooms: room -> what it wants to be told, plain values.
+        state: of the state machine; its times are CLOCK_MONOTONIC's, which runs since boot.
+        service: the specification that runs.
+        services: generation -> its specification, of all that still have workers.
+        todo: actions of the last step.
+        sockets: name of a descriptor -> (address, shards, position).
+        directory: path of the directory of the notify socket.
+        resources: part of the supervisor -> its own record, plain values.
     """
 
     state: State
@@ -43,25 +43,32 @@ class Handover:
     todo: tuple[Action, ...]
     sockets: Mapping[str, tuple[str, bool, int]]
     directory: str
-    rooms: Mapping[str, Any] = field(default_factory=dict)
+    resources: Mapping[str, Any] = field(default_factory=dict)
 
     def remaining(self, done: int) -> list[Action]:
-        """What is still to be done after so many of ``todo``.
+        """Return the actions that are left.
 
-        Workers that were to be started and are not known to have been are to be started,
-        whoever demanded that and when: a zygote may just have been awaited.
+        Workers without a pid are to be started, whichever step demanded it: one may have waited
+        for its zygote.
+
+        Args:
+            done: number of actions of ``todo`` that were performed.
         """
         absent = [Spawn(w.id) for w in self.state.workers.values() if w.pid is None]
         return [*(a for a in self.todo[done:] if not isinstance(a, Spawn)), *absent]
 
     def promised(self, done: int) -> int:
-        """How many requests for another generation have had no answer."""
-        answers = sum(isinstance(action, Reloaded) for action in self.todo[done:])
-        return answers + (self.state.pending is not None)
+        """Return the number of requests for another generation that have no outcome yet.
+
+        Args:
+            done: number of actions of ``todo`` that were performed.
+        """
+        outcomes = sum(isinstance(action, Reloaded) for action in self.todo[done:])
+        return outcomes + (self.state.pending is not None)
 
 
 def dump(handover: Handover) -> bytes:
-    """As JSON."""
+    """Encode a handover as JSON."""
     specs: list[Component] = []
     body = {field.name: encode(getattr(handover, field.name), specs) for field in fields(handover)}
     body["specs"] = [encode(spec) for spec in specs]
@@ -69,15 +76,18 @@ def dump(handover: Handover) -> bytes:
 
 
 def load(data: bytes) -> Handover:
-    """What :func:`dump` has written.
+    """Decode a handover that :func:`dump` has encoded.
 
     Raises:
-        HandoverError: it is of another version, or damaged.
+        HandoverError: the data has another version, or is damaged.
     """
     try:
         body = json.loads(data)
         if body["version"] != VERSION:
-            raise HandoverError(f"handover: version {body['version']}, this is {VERSION}")
+            raise HandoverError(
+                f"handover: the record has version {body['version']}, this program reads version "
+                f"{VERSION} only: stop the service, then start it with this program"
+            )
         specs = [decode(spec) for spec in body["specs"]]
         known = {field.name for field in fields(Handover)}
         return Handover(**{name: decode(body[name], specs) for name in known & body.keys()})

@@ -1,4 +1,4 @@
-"""The keeper's other end: csrc/keeper holds what it is given, and starts us again."""
+"""The supervisor's end of the keeper, csrc/keeper, which holds descriptors and restarts it."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from pyforkfd._fd import Fd
 from pyforkfd._process import Process, exit_status
 
 _REPORT = struct.Struct("=iii")  # struct report of csrc/keeper/link.c: pid, code, status
-_PATIENCE = 1.0  # seconds; it does nothing but answer
+_TIMEOUT = 1.0  # seconds; the keeper does nothing but read its socket
 _MOST_REPORTS = 1024
 
 
 def keeper_program() -> Path:
-    """Where the keeper is."""
+    """Return the path of the keeper."""
     return Path(__file__).with_name("forkfd-keeper")
 
 
-def become_kept(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Execute the keeper in our place, which starts us again as its child.
+def execute_keeper(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Execute the keeper in place of this process; it starts this program again as its child.
 
     Args:
-        arguments: program and arguments to be started; None: those of this process.
+        arguments: program and arguments for the keeper to start; None: those of this process.
 
     Raises:
-        OSError: it could not be executed; nothing has changed.
+        OSError: the keeper cannot be executed; nothing has changed.
     """
     program = os.fspath(keeper_program())
     if arguments is None:
@@ -44,76 +44,91 @@ def become_kept(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def own_arguments() -> list[str]:
-    """What starts this program again: the interpreter by its path, and its options."""
+    """Return the arguments that start this program again: the interpreter's path and options."""
     return [sys.executable, *sys.orig_argv[1:]]
 
 
 class Keeper:
-    """The connection to it.  Owns its descriptor."""
+    """The connection to the keeper.  Owns its descriptor.
+
+    Attributes:
+        gone: the keeper has died.
+    """
 
     def __init__(self, fd: Fd) -> None:
-        """Go on with what it has given us; taken."""
+        """Use the inherited connection.
+
+        Args:
+            fd: the socket; taken.
+        """
         self._sock = socket.socket(fileno=fd.detach())
         self._reports: dict[int, ff.ExitStatus] = {}
         self.gone = False
 
     def fileno(self) -> int:
-        """Readable when it has something to tell; borrowed."""
+        """Return the socket's number, readable when a report has come; borrowed."""
         return self._sock.fileno()
 
     def hold(self, name: str, fd: int) -> None:
-        """Have it hold a duplicate; of a name that it has, in place of that.
+        """Let the keeper hold a duplicate of a descriptor.
+
+        Args:
+            name: the duplicate that it holds by the same name is closed.
+            fd: borrowed.
 
         Raises:
-            OSError: EPIPE where it is gone; TimeoutError.
+            OSError: EPIPE where the keeper has died; TimeoutError.
         """
-        ff.send_fds(self._sock, b"+" + name.encode(), [fd], timeout=_PATIENCE)
+        ff.send_fds(self._sock, b"+" + name.encode(), [fd], timeout=_TIMEOUT)
 
     def release(self, name: str = "") -> None:
-        """Have it close what it holds by a name; without one all.
+        """Let the keeper close a duplicate.
+
+        Args:
+            name: of the duplicate; empty: all of them.
 
         Raises:
             OSError: as :meth:`hold`.
         """
-        ff.send_fds(self._sock, b"-" + name.encode(), [], timeout=_PATIENCE)
+        ff.send_fds(self._sock, b"-" + name.encode(), [], timeout=_TIMEOUT)
 
     def serving(self) -> None:
-        """Tell it that starting us was no failure.
+        """Report that this supervisor serves, so that its start counts as no failure.
 
         Raises:
             OSError: as :meth:`hold`.
         """
-        ff.send_fds(self._sock, b"=", [], timeout=_PATIENCE)
+        ff.send_fds(self._sock, b"=", [], timeout=_TIMEOUT)
 
     def read(self) -> None:
-        """Take what it has told: how its children ended, our predecessor's workers."""
+        """Read the reports of its children's ends, which are a predecessor's workers."""
         self._receive(0.0)
 
     def _receive(self, timeout: float) -> bool:
-        got = False
+        received = False
         while not self.gone:
-            self._sock.settimeout(0.0 if got else timeout)
+            self._sock.settimeout(0.0 if received else timeout)
             try:
                 data = self._sock.recv(_REPORT.size)
             except (BlockingIOError, TimeoutError):
-                return got
+                return received
             except OSError:
                 data = b""
             if len(data) < _REPORT.size:
-                self.gone = True  # it sends us SIGTERM by that, prctl(2) PR_SET_PDEATHSIG
-                return got
-            got = True
+                self.gone = True  # SIGTERM comes with it, prctl(2) PR_SET_PDEATHSIG
+                return received
+            received = True
             pid, code, status = _REPORT.unpack(data)
             known = exit_status((True, code, status, None))
             assert known is not None
             self._reports[pid] = known
             if len(self._reports) > _MOST_REPORTS:
                 del self._reports[next(iter(self._reports))]
-        return got
+        return received
 
     def status(self, pid: int) -> ff.ExitStatus | None:
-        """How a child of it has ended, which has; None if it does not tell in time."""
-        until = time.monotonic() + _PATIENCE
+        """Return the exit status of the keeper's child that has ended; None: no report in time."""
+        until = time.monotonic() + _TIMEOUT
         self._receive(0.0)
         while pid not in self._reports and (left := until - time.monotonic()) > 0:
             if not self._receive(left):
@@ -121,17 +136,17 @@ class Keeper:
         return self._reports.pop(pid, None)
 
     def forget(self, pid: int) -> None:
-        """Whatever was told of this number was of another process, which ended long ago."""
+        """Discard the reports of a pid: they are of an earlier process with the same number."""
         self.read()
         self._reports.pop(pid, None)
 
     def close(self) -> None:
-        """Close the connection; what it holds it goes on to hold."""
+        """Close the connection; the keeper goes on holding its duplicates."""
         self._sock.close()
 
 
 class Adopted(Process):
-    """A process of our predecessor: the keeper's child, who reaps it and tells us."""
+    """A predecessor's process: a child of the keeper, which reaps it and reports its end."""
 
     __slots__ = ("_keeper",)
 
@@ -151,6 +166,6 @@ class Adopted(Process):
     def poll(self) -> ff.ExitStatus | None:
         """The exit status, or None while it runs."""
         if self._status is None and self.pidfd >= 0 and _core.wait_pidfd(self.pidfd, 0):
-            # Since Linux 6.15 the pidfd would tell as well, once it is reaped.
+            # Since Linux 6.15 the pidfd has the status as well, once the process is reaped.
             self._status = self._keeper.status(self.pid)
         return super().poll()

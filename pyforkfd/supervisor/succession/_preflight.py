@@ -1,4 +1,4 @@
-"""A look at the program that is to be executed in our place: it must show that it could."""
+"""The trial of the program that is to take over: it has to prove that it can."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from ._durable_text import Record
 from ._keeper import own_arguments
 from ._succession import VARIABLE, variable
 
-PATIENCE = 30.0  # seconds; imports and a look at the configuration
-_LAST_WORDS = 2000  # bytes of its output that are worth the log
+PATIENCE = 30.0  # seconds; for imports and the configuration
+_LONGEST_OUTPUT = 2000  # bytes of the end of its output that are logged
 
 
 class Preflight:
-    """The program, started beside us with all that it would find.
+    """The new program, started beside this one with everything that it would inherit.
 
     It imports, reads and checks its configuration and the handover, and changes nothing.
     """
 
     def __init__(self, fds: Mapping[str, int], text: bytes) -> None:
-        """Start it.
+        """Start the program.
 
         Args:
-            fds: name -> what it would inherit; borrowed.
-            text: of the record: a copy, since we go on writing ours while it reads.
+            fds: name -> descriptor that it would inherit; borrowed.
+            text: the record's, which is copied: this program goes on writing its own.
 
         Raises:
-            SpawnError: it could not be started.
+            SpawnError: the program cannot be started.
         """
         copy = Record()
         self.deadline = time.monotonic() + PATIENCE
         self._late = False
         self._proof = Fd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         self._output = Fd(os.memfd_create("forkfd-preflight"))
-        given = {**fds, "record": copy.fileno(), "preflight": self._proof.fileno()}
+        inherited = {**fds, "record": copy.fileno(), "preflight": self._proof.fileno()}
         try:
             copy.write(text)
             self._process = ff.spawn(
@@ -48,9 +48,9 @@ class Preflight:
                     0: ff.DEVNULL,
                     1: self._output.fileno(),
                     2: self._output.fileno(),
-                    **{number: number for number in given.values()},
+                    **{fd: fd for fd in inherited.values()},
                 },
-                env={**os.environ, VARIABLE: variable(given)},
+                env={**os.environ, VARIABLE: variable(inherited)},
                 signal_mask=(),
                 process_group=0,
                 parent_death_signal=signal.SIGKILL,
@@ -64,27 +64,27 @@ class Preflight:
             copy.close()
 
     def fileno(self) -> int:
-        """Readable when it has ended; borrowed."""
+        """Return a descriptor that is readable when the program has ended; borrowed."""
         return self._process.fileno()
 
     def look(self) -> None:
-        """End it if it takes too long."""
+        """Kill the program if its time is over."""
         if time.monotonic() >= self.deadline and not self._late:
             self._late = True
             self._process.kill()
 
     def why_not(self) -> str:
-        """Of one that has ended: why it cannot take our place; empty if it can."""
+        """Return why the program, which has ended, cannot take over; empty: it can."""
         status = self._process.wait()
         if self._late:
-            return f"the new program has not shown within {PATIENCE:g} s that it can take over"
+            return f"the new program has not proved within {PATIENCE:g} s that it can take over"
         if status.success and self._proven():
             return ""
         size = os.fstat(self._output.fileno()).st_size
-        words = os.pread(self._output.fileno(), _LAST_WORDS, max(0, size - _LAST_WORDS))
-        said = words.decode(errors="replace").strip() or "it has said nothing"
-        what = "has ended without a look at the handover" if status.success else str(status)
-        return f"the new program cannot take over: {what}\n{said}"
+        output = os.pread(self._output.fileno(), _LONGEST_OUTPUT, max(0, size - _LONGEST_OUTPUT))
+        written = output.decode(errors="replace").strip() or "(no output)"
+        what = "has ended without reading the handover" if status.success else str(status)
+        return f"the new program cannot take over: {what}\n{written}"
 
     def _proven(self) -> bool:
         try:
@@ -93,7 +93,7 @@ class Preflight:
             return False
 
     def close(self) -> None:
-        """End it, and forget it."""
+        """Kill the program, reap it, and close its descriptors."""
         self._process.kill()
         self._process.wait()
         self._process.close()

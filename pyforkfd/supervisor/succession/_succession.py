@@ -1,8 +1,8 @@
-"""What a supervisor keeps ready for its successor, and takes over from its predecessor.
+"""Descriptors and record that a supervisor takes over and leaves to its successor.
 
-There are two ways to become a successor: a keeper starts it after its predecessor was killed,
-or the predecessor executes it in its own place.  Both find descriptors that they inherit, and
-FORKFD_HANDOVER="NAME=NUMBER ..." which says what they are.  ``record`` has all the rest.
+A successor is started by the keeper after its predecessor was killed, or executed by the
+predecessor in its own place.  Either way it inherits descriptors, and FORKFD_HANDOVER="NAME=NUMBER
+..." with their names.  The descriptor ``record`` has everything else.
 """
 
 from __future__ import annotations
@@ -42,24 +42,25 @@ class Succession(Closing):
     """Descriptors by name, and the record.  A context manager.
 
     Attributes:
-        past: what our predecessor has left; None: there was none.
-        done: how much of its ``todo`` it had done.
-        keeper: None: nobody starts us again.
-        rehearsal: we are only to prove that we could take over.
+        past: the predecessor's record; None: there was no predecessor.
+        done: number of actions of its ``todo`` that it had performed.
+        keeper: the connection to the keeper; None: there is none.
+        rehearsal: set for a program that is only to prove that it could take over.
         directory: for sockets with a path; removed at the end, but not by a crash.
-        rooms: room -> plain values that its successor is to be told; change them at will.
+        resources: part of the supervisor -> its own record for the successor, plain values;
+            changed at will.
     """
 
     def __init__(self) -> None:
-        """Take what the environment tells of.
+        """Take the descriptors and the record that the environment names.
 
         Raises:
-            HandoverError: it cannot be taken over.
+            HandoverError: they cannot be taken over.
         """
-        given = _given(os.environ.pop(VARIABLE, ""))
-        self._fds: dict[str, int] = {}  # borrowed from the rooms
+        inherited = _inherited_fds(os.environ.pop(VARIABLE, ""))
+        self._fds: dict[str, int] = {}  # borrowed from the resources
         self._sockets: dict[str, tuple[Key, socket.socket]] = {}
-        self._unclaimed = {name: _owned(name, fd) for name, fd in given.items()}
+        self._unclaimed = {name: _owned(name, fd) for name, fd in inherited.items()}
         self._dumped = b""
         self._directory: str | None = None
         self.rehearsal = self.take(_PREFLIGHT)
@@ -69,7 +70,7 @@ class Succession(Closing):
         self._record = Record(record)
         self.past: Handover | None = None
         self.done = 0
-        self.rooms: dict[str, Any] = {}
+        self.resources: dict[str, Any] = {}
         if record is None:
             return
         text, self.done = self._record.read()
@@ -77,23 +78,22 @@ class Succession(Closing):
         self._fds.update({name: fd.fileno() for name, fd in self._unclaimed.items()})
         self.past = load(text)
         self._directory = self.past.directory
-        self.rooms = dict(self.past.rooms)
+        self.resources = dict(self.past.resources)
 
     @property
     def directory(self) -> str:
+        """Path of a directory for sockets; removed at the end, but not by a crash."""
         if self._directory is None:
             self._directory = tempfile.mkdtemp(prefix="pyforkfd-")
             os.chmod(self._directory, 0o711)  # nobody can list it, any worker use its names
         return self._directory
 
-    # What our predecessor had
-
     def take(self, name: str) -> Fd | None:
-        """A descriptor of our predecessor; the caller owns it.  None: it had none."""
+        """Return a descriptor of the predecessor; the caller owns it.  None: there was none."""
         return self._unclaimed.pop(name, None)
 
     def sockets(self) -> dict[Key, socket.socket]:
-        """Its listening sockets; the caller owns them."""
+        """Return the predecessor's listening sockets; the caller owns them."""
         found = {}
         for name, key in ({} if self.past is None else self.past.sockets).items():
             if (fd := self.take(name)) is not None:
@@ -102,18 +102,18 @@ class Succession(Closing):
         return found
 
     def notify_socket(self) -> Fd | None:
-        """What was given to :meth:`put_notify`; the caller owns it."""
+        """Return the predecessor's notify socket; the caller owns it.  None: there was none."""
         return self.take(_NOTIFY)
 
     def worker(self, worker_id: int, pid: int | None) -> tuple[Process, ff.FdChannel] | None:
-        """A worker's process and channel; the caller owns them.
+        """Return the process and channel of a predecessor's worker; the caller owns them.
 
         Args:
-            worker_id: its id.
-            pid: as far as it is known.
+            worker_id: the worker.
+            pid: the pid in the record, if any.
 
         Returns:
-            None where its process is not known.  A channel that was closed is closed.
+            None: there is no pidfd of its process.  A channel that was closed is closed.
         """
         pidfd, channel = self.take(f"p{worker_id}"), self.take(f"c{worker_id}")
         if pidfd is None:
@@ -139,10 +139,10 @@ class Succession(Closing):
         return Process((), pid, pidfd.detach(), "clone3", {}, frozenset())
 
     def finish(self) -> None:
-        """All is taken that anybody wants: close the rest, and end whoever nobody knows.
+        """Close the descriptors that were not taken, and kill orphans.
 
-        A worker of which no name is known was started in the moment its supervisor was killed:
-        it is the keeper's child now, in the session we have from it, and leads its group.
+        An orphan is a worker without a name, started in the moment its supervisor was killed:
+        it is a child of the keeper now, in the session of this process, and leads its group.
         """
         while self._unclaimed:
             name, fd = self._unclaimed.popitem()
@@ -153,57 +153,55 @@ class Succession(Closing):
             for pid in _children(os.getppid()) - known - {os.getpid()}:
                 with suppress(ProcessLookupError):
                     if os.getpgid(pid) == pid and os.getsid(pid) == os.getsid(0):
-                        log.warning("ending process %d, a worker that nobody knows", pid)
+                        log.warning("killing process %d, an orphan: no record has it", pid)
                         os.killpg(pid, signal.SIGKILL)
 
-    # What our successor is to have
-
     def put(self, name: str, fd: ff.HasFileno | int) -> None:
-        """Let a successor have a descriptor; borrowed until :meth:`drop`.
+        """Leave a descriptor to the successor; borrowed until :meth:`drop`.
 
         Args:
-            name: at most 19 of ``A-Z a-z 0-9 _ - .``; another of that name is replaced.
-            fd: stays open as long as it is here.
+            name: at most 19 of ``A-Z a-z 0-9 _ - .``; replaces another of that name.
+            fd: must stay open until then.
         """
         number = fd if isinstance(fd, int) else fd.fileno()
         self._fds[name] = number
         if self.keeper is not None:
-            with self._told(name):
+            with self._logged_errors(name):
                 self.keeper.hold(name, number)
 
     def drop(self, name: str) -> None:
-        """A successor needs it no more; nothing where it is not here."""
+        """Withdraw a descriptor; do nothing where there is none of that name."""
         if self._fds.pop(name, None) is not None and self.keeper is not None:
-            with self._told(name):
+            with self._logged_errors(name):
                 self.keeper.release(name)
 
     @contextmanager
-    def _told(self, name: str) -> Iterator[None]:
+    def _logged_errors(self, what: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            log.error("the keeper does not take %s: %s", name, error)
+            log.error("keeper: %s: not sent: %s", what, error)
 
     def put_worker(self, worker_id: int, process: Process, channel: ff.FdChannel) -> None:
-        """Let a successor have a worker.  To be called before anything else is done to it."""
+        """Leave a worker to the successor; call this before anything else is done to it."""
         self.put(f"p{worker_id}", process)
         self.put(f"c{worker_id}", channel)
 
     def put_notify(self, fd: ff.HasFileno) -> None:
-        """Let a successor have the notify socket."""
+        """Leave the notify socket to the successor; borrowed."""
         self.put(_NOTIFY, fd)
 
     def drop_channel(self, worker_id: int) -> None:
-        """A worker's channel is about to be closed."""
+        """Withdraw a worker's channel, before it is closed."""
         self.drop(f"c{worker_id}")
 
     def drop_worker(self, worker_id: int) -> None:
-        """It is no more."""
+        """Withdraw a worker that has ended."""
         self.drop(f"p{worker_id}")
         self.drop(f"c{worker_id}")
 
     def put_sockets(self, sockets: Mapping[Key, socket.socket]) -> dict[str, Key]:
-        """Let a successor have these listening sockets, and no others.
+        """Leave these listening sockets to the successor, and no others.
 
         Returns:
             Their names, for the handover.
@@ -222,7 +220,7 @@ class Succession(Closing):
         return {name: key for name, (key, _) in self._sockets.items()}
 
     def save(self, handover: Handover) -> None:
-        """Let a successor know this.  Written before anything of its ``todo`` is done."""
+        """Write the record, before any action of its ``todo`` is performed."""
         text = dump(handover)
         if text == self._dumped:
             return
@@ -232,34 +230,32 @@ class Succession(Closing):
             self.put(_RECORD, self._record)
 
     def serving(self) -> None:
-        """We go on from here: whatever ends us now is no failure to start."""
+        """Report to the keeper that this supervisor serves: its end is no failure to start."""
         if self.keeper is not None:
-            with self._told("that we serve"):
+            with self._logged_errors("that the supervisor serves"):
                 self.keeper.serving()
 
     def advance(self) -> None:
-        """One more action of ``todo`` was performed."""
+        """Count one more action of ``todo`` as performed."""
         self._dumped = b""
         self._record.advance()
 
-    # Successors
-
     def fds(self) -> dict[str, int]:
-        """All names and numbers, the keeper's end not included."""
+        """Return the names and numbers of all descriptors, without the keeper's."""
         return dict(self._fds)
 
     def text(self) -> bytes:
-        """What was saved last."""
+        """Return the record as it was saved last."""
         return self._record.read()[0]
 
     def execute(self) -> None:
-        """Execute the successor in our place: same pid, same children.
+        """Execute the successor in place of this process: same pid, same children.
 
-        To be called in the main thread: the children of all others are told that their
-        parent has died, if they want to be, and those of the main thread are not.
+        Must be called in the main thread: children that other threads have started get their
+        parent-death signal, those of the main thread do not.
 
         Raises:
-            OSError: as execve(2) says; nothing has changed.
+            OSError: the error of execve(2); nothing has changed.
         """
         fds = self.fds()
         if self.keeper is not None:
@@ -278,9 +274,9 @@ class Succession(Closing):
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Where a keeper holds anything an exception is the end of this process, not of more.
+        """End this process on an exception, without cleanup, where the keeper holds descriptors.
 
-        Nothing is put in order, as nothing would be after SIGKILL: the next one takes over.
+        That leaves the same as SIGKILL would: the next supervisor takes over.
         """
         try:
             yield
@@ -288,26 +284,30 @@ class Succession(Closing):
             if self.keeper is None or not self._fds:
                 raise
             traceback.print_exc()
-            log.critical("the supervisor has failed; its keeper starts it again")
+            log.critical("the supervisor has failed; the keeper starts it again")
             logging.shutdown()
             sys.stderr.flush()
             os._exit(_CRASHED)
 
     def prove(self) -> int:
-        """We could take over: tell whoever has asked.  Returns an exit code."""
+        """Report that this program could take over; return its exit code.
+
+        Raises:
+            HandoverError: a descriptor of the record was not inherited.
+        """
         assert self.rehearsal is not None and self.past is not None
         workers = (w.id for w in self.past.state.workers.values() if w.pid is not None)
-        wanted = {_NOTIFY, *self.past.sockets, *(f"p{number}" for number in workers)}
+        wanted = {_NOTIFY, *self.past.sockets, *(f"p{worker_id}" for worker_id in workers)}
         if missing := wanted - self._unclaimed.keys():
-            raise HandoverError(f"handover: without {', '.join(sorted(missing))}")
+            raise HandoverError(f"handover: not inherited: {', '.join(sorted(missing))}")
         os.eventfd_write(self.rehearsal.fileno(), 1)
         return 0
 
     def close(self) -> None:
-        """Nothing is left to take over."""
+        """Withdraw and close everything: nothing is left to take over."""
         if self.rehearsal is None:
             if self.keeper is not None:
-                with self._told("that all is over"):
+                with self._logged_errors("that the service has ended"):
                     self.keeper.release()
             if self._directory is not None:
                 shutil.rmtree(self._directory, ignore_errors=True)
@@ -322,14 +322,15 @@ class Succession(Closing):
 
 
 def inherited_service() -> Service | None:
-    """What a predecessor has run, if we are to take over from one: its file may be broken now.
+    """Return a predecessor's service, of which the file may be broken now.
 
-    None also for a program that is only tried: it has to show that it can read the file.
+    None: there is no predecessor, or this program is only tried and has to prove that it can
+    read the file.
     """
-    given = _given(os.environ.get(VARIABLE, ""))
-    if _RECORD not in given or _PREFLIGHT in given:
+    inherited = _inherited_fds(os.environ.get(VARIABLE, ""))
+    if _RECORD not in inherited or _PREFLIGHT in inherited:
         return None
-    record = Record(Fd(os.dup(given[_RECORD])))
+    record = Record(Fd(os.dup(inherited[_RECORD])))
     try:
         return load(record.read()[0]).service
     finally:
@@ -337,11 +338,11 @@ def inherited_service() -> Service | None:
 
 
 def variable(fds: Mapping[str, int]) -> str:
-    """The value of FORKFD_HANDOVER."""
+    """Return the value of FORKFD_HANDOVER."""
     return " ".join(f"{name}={number}" for name, number in fds.items())
 
 
-def _given(text: str) -> dict[str, int]:
+def _inherited_fds(text: str) -> dict[str, int]:
     found = {}
     for word in text.split():
         if not (match := re.fullmatch("([A-Za-z0-9_.-]{1,19})=([0-9]{1,9})", word)):
@@ -359,7 +360,7 @@ def _owned(name: str, fd: int) -> Fd:
 
 
 def _pid_of(pidfd: int | Fd) -> int | None:
-    """Whom a pidfd means, proc_pid_fdinfo(5); None: it was reaped, or is no pidfd."""
+    """Return the pid of a pidfd, proc_pid_fdinfo(5); None: it was reaped, or is no pidfd."""
     number = pidfd if isinstance(pidfd, int) else pidfd.fileno()
     with open(f"/proc/self/fdinfo/{number}", "rb") as file:
         match = re.search(rb"^Pid:\s*([0-9]+)", file.read(), re.MULTILINE)
@@ -367,7 +368,7 @@ def _pid_of(pidfd: int | Fd) -> int | None:
 
 
 def _children(pid: int) -> set[int]:
-    """Of the first thread of a process; empty where the kernel does not list them."""
+    """Return the children of a process's first thread; none where the kernel does not list them."""
     try:
         with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
             return {int(child) for child in file.read().split()}

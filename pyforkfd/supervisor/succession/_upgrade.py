@@ -1,4 +1,4 @@
-"""The hot upgrade: another program is tried beside us, then executed in our place."""
+"""The hot upgrade: a new program is tried beside this one, then executed in its place."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger("pyforkfd.supervisor")
 
 
 class Upgrade(Closing):
-    """At most one is under way.  A context manager that ends it."""
+    """The upgrade that is under way, if any.  A context manager that ends it."""
 
     def __init__(self, reactor: Reactor, succession: Succession) -> None:
         self._reactor = reactor
@@ -23,56 +23,56 @@ class Upgrade(Closing):
         self._preflight: Preflight | None = None
 
     def begin(self, then: Callable[[], None]) -> None:
-        """Try the program.
+        """Start the trial of the new program.
 
         Args:
-            then: called once it has shown that it can take over; where it cannot the log
-                says why.
+            then: called once the program has proved that it can take over; where it cannot,
+                the reason is logged.
         """
         if self._preflight is not None:
-            log.error("upgrade: one is under way")
+            log.error("upgrade: another is under way; wait for its outcome")
             return
         try:
             self._preflight = Preflight(self._succession.fds(), self._succession.text())
         except OSError as error:
-            _nothing_changed(error)
+            _log_failure(error)
             return
         self._reactor.add(self._preflight.fileno(), lambda _: self._ended(then))
 
     def _ended(self, then: Callable[[], None]) -> None:
         assert self._preflight is not None
-        why_not = self._preflight.why_not()
+        reason = self._preflight.why_not()
         self.close()
-        if why_not:
-            _nothing_changed(why_not)
+        if reason:
+            _log_failure(reason)
         else:
             then()
 
     def execute(self) -> None:
-        """Become the program.  Returns only where that fails."""
+        """Execute the new program in place of this one.  Returns only where that fails."""
         log.info("upgrade: the new program takes over")
         try:
             self._succession.execute()
         except OSError as error:
-            _nothing_changed(error)
+            _log_failure(error)
 
     @property
     def deadline(self) -> float | None:
-        """When to look, if it is under way."""
+        """The time by which the trial must have ended; None: none is under way."""
         return None if self._preflight is None else self._preflight.deadline
 
     def look(self) -> None:
-        """End a trial that takes too long."""
+        """Kill a trial whose time is over."""
         if self._preflight is not None:
             self._preflight.look()
 
     def close(self) -> None:
-        """End what is under way."""
+        """End the trial that is under way."""
         if self._preflight is not None:
             self._reactor.remove(self._preflight.fileno())
             self._preflight.close()
             self._preflight = None
 
 
-def _nothing_changed(why: object) -> None:
+def _log_failure(why: object) -> None:
     log.error("upgrade: nothing has changed: %s", why)

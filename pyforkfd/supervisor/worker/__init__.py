@@ -1,4 +1,4 @@
-"""What a worker in Python imports: its listeners, its readiness, its orders, its heartbeat.
+"""A worker's side of the supervisor: listeners, readiness, orders, heartbeat.
 
     from pyforkfd.supervisor import worker
 
@@ -8,7 +8,7 @@
     me.start_thread()  # or me.attach(loop), or me.poll() in a loop of one's own
     me.ready()
 
-Nothing here is needed to be a worker: LISTEN_FDS and NOTIFY_SOCKET are enough.
+A program can be a worker without this module: LISTEN_FDS and NOTIFY_SOCKET are enough.
 """
 
 from __future__ import annotations

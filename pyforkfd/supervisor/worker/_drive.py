@@ -1,4 +1,4 @@
-"""Who reads a worker's orders and beats for it: an asyncio loop, or a thread."""
+"""The two drivers that poll a worker: an asyncio loop, or a thread."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Driven(Protocol):
-    """A worker, as its drivers see it."""
+    """A worker, as its drivers use it."""
 
     @property
     def listens(self) -> bool: ...
@@ -30,12 +30,17 @@ class Driven(Protocol):
 def drive_on_loop(
     worker: Driven, loop: asyncio.AbstractEventLoop, interval: float
 ) -> Callable[[], None]:
-    """Poll when there is something to read, and every ``interval`` seconds for the beat.
+    """Poll a worker when its channel is readable, and at intervals for its heartbeat.
+
+    Args:
+        worker: the worker.
+        loop: calls its ``poll()``.
+        interval: seconds between two polls.
 
     Returns:
-        What ends it; on the loop's thread.
+        A function that ends it; for the loop's thread.
     """
-    _show_stacks()
+    _enable_faulthandler()
     watched = worker.fileno() if worker.listens else None
     timer: asyncio.TimerHandle | None = None
 
@@ -48,7 +53,7 @@ def drive_on_loop(
         nonlocal watched
         worker.poll()
         if not worker.listens and watched is not None:
-            loop.remove_reader(watched)  # its end stays readable
+            loop.remove_reader(watched)  # a channel at its end stays readable
             watched = None
 
     def stop() -> None:
@@ -64,12 +69,16 @@ def drive_on_loop(
 
 
 def drive_in_thread(worker: Driven, interval: float) -> Callable[[], None]:
-    """Poll in a daemon thread.
+    """Poll a worker in a daemon thread.
+
+    Args:
+        worker: the worker.
+        interval: seconds between two polls.
 
     Returns:
-        What ends it, and waits for its end; also in that very thread.
+        A function that ends the thread and waits for its end; that thread may call it too.
     """
-    _show_stacks()
+    _enable_faulthandler()
     wake = ff.Fd(os.eventfd(0, os.EFD_CLOEXEC))
     waiting = select.poll()
     waiting.register(wake, select.POLLIN)
@@ -79,8 +88,8 @@ def drive_in_thread(worker: Driven, interval: float) -> Callable[[], None]:
     def work() -> None:
         while True:
             worker.poll()
-            if not worker.listens:  # its end stays readable
-                _forget(waiting, worker)
+            if not worker.listens:  # a channel at its end stays readable
+                _unregister(waiting, worker)
             if any(fd == wake.fileno() for fd, _ in waiting.poll(interval * 1000)):
                 return
 
@@ -96,8 +105,11 @@ def drive_in_thread(worker: Driven, interval: float) -> Callable[[], None]:
     return stop
 
 
-def say_watchdog() -> None:
-    """WATCHDOG=1.  Never waits, unlike notify(): a supervisor that is held up holds nobody up."""
+def send_watchdog() -> None:
+    """Send WATCHDOG=1 without ever waiting, unlike notify().
+
+    A supervisor that is held up must not hold its workers up.
+    """
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
@@ -107,17 +119,17 @@ def say_watchdog() -> None:
             manager.setblocking(False)
             manager.sendto(b"WATCHDOG=1", name)
     except OSError:
-        pass  # its queue is full, or there is no supervisor: the next will tell
+        pass  # its queue is full, or there is no supervisor: the next beat is as good
 
 
-def _forget(waiting: select.poll, worker: Driven) -> None:
+def _unregister(waiting: select.poll, worker: Driven) -> None:
     try:
         waiting.unregister(worker.fileno())
     except (KeyError, ValueError):
-        pass  # it was forgotten already, or never had a channel
+        pass  # it was removed already, or never had a channel
 
 
-def _show_stacks() -> None:
-    """So that dump_signal shows them: a zygote's worker began without PYTHONFAULTHANDLER."""
+def _enable_faulthandler() -> None:
+    """Let dump_signal show stacks: a zygote's worker began without PYTHONFAULTHANDLER."""
     if not faulthandler.is_enabled():
         faulthandler.enable()

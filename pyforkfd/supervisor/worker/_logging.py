@@ -1,4 +1,4 @@
-"""A worker's side of logging: stdlib handler, structlog processor, the supervisor's orders."""
+"""A worker's side of logging: stdlib handler, structlog processor, orders for the log."""
 
 from __future__ import annotations
 
@@ -16,53 +16,55 @@ from pyforkfd._types import HasFileno
 from pyforkfd.supervisor.logs._record_writer import RecordWriter
 from pyforkfd.supervisor.logs._records import Origin
 
-# What every record has; the rest was given as extra.
+from ._identity import VARIABLE, identify
+from ._messages import BufferLogs, FlushLogs, LogSwitched, SwitchLog
+from ._protocol import event_body, is_order, order_of
+
+# Attributes of every record; the rest are fields of ``extra``.
 _USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 def log_writer(environment: Mapping[str, str] | None = None) -> RecordWriter | None:
-    """The writer of this worker, from FORKFD_WORKER; None if no log was given to it.
+    """Return the writer of this worker, from FORKFD_WORKER; None if it was given no log.
 
     From os.environ it is the same one each time: the numbers of its records are those of
     the process.
 
     Args:
-        environment: os.environ unless given.
+        environment: None: os.environ.
 
     Raises:
-        ValueError: FORKFD_WORKER is not as the supervisor writes it.
-        OSError: the descriptor it names is not open.
+        ValueError: FORKFD_WORKER is malformed, or the supervisor has another version of the
+            protocol.
+        OSError: the descriptor that it names is not open.
     """
     if environment is None:
-        return _own_writer(os.environ.get("FORKFD_WORKER", ""))
-    return _make_writer(environment.get("FORKFD_WORKER", ""))
+        return _own_writer(os.environ.get(VARIABLE, ""))
+    return _make_writer(environment.get(VARIABLE, ""))
 
 
 def _make_writer(text: str) -> RecordWriter | None:
-    values = dict(part.partition("=")[::2] for part in text.split())
-    if "log" not in values:
+    if not text:
         return None
+    identity = identify(text)
+    if identity.log is None:
+        return None
+    origin = Origin(
+        component=identity.component, worker=identity.worker_id, generation=identity.generation
+    )
     try:
-        origin = Origin(
-            component=values["component"],
-            worker=int(values["worker"]),
-            generation=int(values["generation"]),
-        )
-        fd = int(values["log"])
-    except (LookupError, ValueError) as error:
-        raise ValueError(f"FORKFD_WORKER={text!r}: {error!r}") from None
-    try:
-        return RecordWriter(fd, origin)
+        return RecordWriter(identity.log, origin)
     except OSError as error:
-        raise OSError(error.errno, f"FORKFD_WORKER: log={fd}: {error.strerror}") from None
+        reason = f"{VARIABLE}: log={identity.log}: {error.strerror}"
+        raise OSError(error.errno, reason) from None
 
 
-# By its text, as a zygote may have asked before it became a worker.
+# By its text, as a zygote may have called this before it became a worker.
 _own_writer = functools.lru_cache(maxsize=1)(_make_writer)
 
 
 class ForkfdHandler(logging.Handler):
-    """Writes records of :mod:`logging` to the supervisor's log.
+    """A handler that writes records of :mod:`logging` to the supervisor's log.
 
     The time in a record is that of its write, nanoseconds after that of LogRecord: before
     Python 3.13 the latter has no more than microseconds.  Fields given as ``extra`` are
@@ -79,7 +81,7 @@ class ForkfdHandler(logging.Handler):
         self.writer = writer
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record; an error goes the way of logging.raiseExceptions."""
+        """Write one record; an error is handled as logging.raiseExceptions demands."""
         try:
             extra = {k: v for k, v in vars(record).items() if k not in _USUAL}
             self.writer.write(
@@ -94,16 +96,16 @@ class ForkfdHandler(logging.Handler):
             self.handleError(record)
 
     def close(self) -> None:
-        """Write what is buffered.  The descriptor stays open: it is borrowed."""
+        """Write the buffered records.  The descriptor is borrowed and stays open."""
         try:
             self.writer.flush()
-        except OSError:  # closed before us; logging.shutdown() has nobody to tell
+        except OSError:  # closed already; logging.shutdown() could report it nowhere
             pass
         super().close()
 
 
 class StructlogProcessor:
-    """The last processor of a structlog chain: writes the event to the supervisor's log.
+    """A structlog processor, the last of its chain, that writes to the supervisor's log.
 
     ``event`` becomes the message, ``exc_info`` a traceback, everything else a field.
     The event ends here, so the logger behind the chain writes nothing.  Needs structlog.
@@ -122,9 +124,9 @@ class StructlogProcessor:
         self._end = DropEvent
 
     def __call__(self, logger: Any, method_name: str, event_dict: Mapping[str, Any]) -> NoReturn:
-        """Write; raises DropEvent, structlog's way to end a chain.
+        """Write an event, then raise DropEvent, which ends a structlog chain.
 
-        An error goes the way of logging.raiseExceptions: its traceback to stderr, or
+        An error is handled by logging.raiseExceptions: its traceback goes to stderr, or
         nowhere.
         """
         fields = dict(event_dict)
@@ -148,9 +150,9 @@ class StructlogProcessor:
 
 
 def log_uncaught(writer: RecordWriter) -> None:
-    """Write exceptions that end the process or a thread, after what is buffered.
+    """Log exceptions that end the process or a thread, after the buffered records.
 
-    Puts itself before sys.excepthook and threading.excepthook, which are called as well.
+    The hooks precede those in sys.excepthook and threading.excepthook, which are called too.
     """
     before, before_thread = sys.excepthook, threading.excepthook
 
@@ -177,31 +179,34 @@ def log_uncaught(writer: RecordWriter) -> None:
 def obey(
     writer: RecordWriter, order: Mapping[str, Any], fds: Sequence[int | HasFileno] = ()
 ) -> dict[str, Any] | None:
-    """Do what an order of the supervisor's says of the log.
+    """Follow an order of the supervisor's that concerns the log.
 
     Args:
         writer: this process's.
         order: a message of the channel, parsed.
-        fds: what came with it, borrowed; "log" needs one.
+        fds: the descriptors that came with it, borrowed; "log" needs one.
 
     Returns:
-        The answer to send back to "log", ``{"event": "log", "turn": N}``; None otherwise,
-        also where the order is none of ours.
+        The event to send back for "log", ``{"event": "log", "turn": N}``; None otherwise, also
+        for an order that does not concern the log.
 
     Raises:
-        ValueError: "log" came with another number of descriptors than one.
+        ValueError: the order is malformed, or "log" came with another number of descriptors
+            than one.
     """
-    match order.get("order"):
-        case "buffer_logs":
+    if not is_order(order):
+        return None
+    match order_of(order):
+        case BufferLogs():
             writer.buffer()
-        case "flush_logs":
+        case FlushLogs():
             writer.buffer(False)
-        case "log":
+        case SwitchLog(turn):
             if len(fds) != 1:
-                raise ValueError(f"order 'log' with {len(fds)} descriptors; it has one")
+                raise ValueError(f"order log: {len(fds)} descriptors: it has one")
             fd = fds[0]
             writer.replace(fd if isinstance(fd, int) else fd.fileno())
-            return {"event": "log", "turn": order["turn"]}
+            return event_body(LogSwitched(turn))
     return None
 
 
@@ -216,7 +221,7 @@ def _exception_of(record: logging.LogRecord) -> str:
 
 
 def _traceback(info: Any) -> str:
-    """Structlog's and logging's exc_info: true, an exception, or sys.exc_info()."""
+    """Return the text of an exc_info: True, an exception, or sys.exc_info()."""
     if isinstance(info, BaseException):
         return "".join(traceback.format_exception(info)).rstrip()
     if info is True:

@@ -8,7 +8,6 @@ import resource
 import signal
 import subprocess
 import threading
-import typing
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +42,6 @@ def test_every_option_of_command_is_offered() -> None:
     renamed = {"argv0", "close_others", "new_session"}
     options = set(inspect.signature(ff.Command).parameters) - standard - renamed
     assert set(drop_in.Options.__annotations__) == options
-    described = typing.get_type_hints(ff.Command)
-    wanted = {*inspect.signature(ff.Command).parameters} - {"args", "process_group"}
-    ours = typing.get_type_hints(ff.CommandOptions)
-    assert ours == {name: described[name] for name in wanted}
 
 
 def test_options_of_ours_and_standard_ones_together(tmp_path: Path) -> None:

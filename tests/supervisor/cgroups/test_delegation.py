@@ -1,4 +1,4 @@
-"""Taking the cgroup that we were given, as a supervisor does: in children, which move."""
+"""Dividing a delegated cgroup as a supervisor does, in children, which move."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyforkfd.supervisor.cgroups._delegation import _below, own_cgroup
 from pyforkfd.supervisor.cgroups._tree import open_tree
 from pyforkfd.supervisor.spec._limits import Limits
 
-# What a supervisor does at its start, once for each policy; the limits are an argument too.
+# The start of a supervisor, once for each policy; the limits are an argument too.
 SUPERVISOR = """
 import json, sys
 from pyforkfd import run
@@ -32,16 +32,16 @@ def start(policy):
     except CgroupError as error:
         return {"error": str(error), "notes": getattr(error, "__notes__", [])}
     own = open("/proc/self/cgroup").read().splitlines()[-1]
-    said = {"missing": missing, "tree": tree and str(tree.path), "own": own}
+    report = {"missing": missing, "tree": tree and str(tree.path), "own": own}
     if tree:
-        said["controllers"] = sorted(tree.controllers)
+        report["controllers"] = sorted(tree.controllers)
         with tree, tree.leaf("web.1", limits) as leaf:
             show = ["cat", "/proc/self/cgroup"]
-            said["worker"] = run(show, cgroup=leaf, capture=True, text=True).stdout.strip()
-            said["set"] = {name: (leaf.path / name).read_text().strip()
-                           for name in limits.files() if (leaf.path / name).exists()}
+            report["worker"] = run(show, cgroup=leaf, capture=True, text=True).stdout.strip()
+            report["set"] = {name: (leaf.path / name).read_text().strip()
+                             for name in limits.files() if (leaf.path / name).exists()}
             while not leaf.remove(): pass
-    return said
+    return report
 
 print(json.dumps([start(policy) for policy in sys.argv[1].split()]), flush=True)
 """
@@ -49,72 +49,72 @@ MEMORY_AND_PIDS = '{"memory_max": 1073741824, "pids_max": 50}'
 
 
 def supervise(policies: str, limits: str, *also: str, before: str = "", **options: Any) -> Any:
-    """What a supervisor that is started once with each policy says; of one policy, its words."""
-    said = answer(before + SUPERVISOR, policies, limits, *also, **options)
-    return said if " " in policies else said[0]
+    """Return the report of a supervisor for the policy, or its reports for several."""
+    reports = answer(before + SUPERVISOR, policies, limits, *also, **options)
+    return reports if " " in policies else reports[0]
 
 
-def test_the_supervisor_leaves_an_inner_node(given: Path) -> None:
-    said = supervise("require", MEMORY_AND_PIDS, cgroup=given)
-    assert said["missing"] == []
-    assert said["tree"] == str(given)
-    assert said["own"].endswith(f"/{given.name}/supervisor")
-    assert set(said["controllers"]) == {"memory", "pids"}
-    assert said["worker"].endswith(f"{given.name}/web.1")
-    assert said["set"] == {"memory.max": "1073741824", "pids.max": "50"}
-    assert (given / "cgroup.procs").read_text() == ""
+def test_the_supervisor_leaves_an_inner_node(delegated: Path) -> None:
+    report = supervise("require", MEMORY_AND_PIDS, cgroup=delegated)
+    assert report["missing"] == []
+    assert report["tree"] == str(delegated)
+    assert report["own"].endswith(f"/{delegated.name}/supervisor")
+    assert set(report["controllers"]) == {"memory", "pids"}
+    assert report["worker"].endswith(f"{delegated.name}/web.1")
+    assert report["set"] == {"memory.max": "1073741824", "pids.max": "50"}
+    assert (delegated / "cgroup.procs").read_text() == ""
 
 
-def test_started_again_it_finds_its_place(given: Path) -> None:
-    supervise("require", MEMORY_AND_PIDS, cgroup=given)
+def test_started_again_it_finds_its_place(delegated: Path) -> None:
+    supervise("require", MEMORY_AND_PIDS, cgroup=delegated)
     # As after an upgrade, or by DelegateSubgroup=supervisor.
-    said = supervise("require", MEMORY_AND_PIDS, cgroup=given / "supervisor")
-    assert said["tree"] == str(given)
-    assert said["own"].endswith(f"/{given.name}/supervisor")
+    report = supervise("require", MEMORY_AND_PIDS, cgroup=delegated / "supervisor")
+    assert report["tree"] == str(delegated)
+    assert report["own"].endswith(f"/{delegated.name}/supervisor")
 
 
-def test_all_of_ours_move(given: Path) -> None:
-    """A child, since it descends from us; and a keeper, since we name it."""
-    with sleeper(cgroup=given) as keeper:
+def test_all_of_our_processes_move(delegated: Path) -> None:
+    """Move a child, since it is a descendant, and a keeper, since it is in ``also``."""
+    with sleeper(cgroup=delegated) as keeper:
         before = "import subprocess; child = subprocess.Popen(['sleep', '1000'])\n"
-        said = supervise(
+        report = supervise(
             "require",
             MEMORY_AND_PIDS,
             str(keeper.pid),
             before=before + "import atexit; atexit.register(child.kill)\n",
-            cgroup=given,
+            cgroup=delegated,
         )
-        assert said.get("missing") == []
-        assert (given / "supervisor" / "cgroup.procs").read_text().split() == [str(keeper.pid)]
+        assert report.get("missing") == []
+        assert (delegated / "supervisor" / "cgroup.procs").read_text().split() == [str(keeper.pid)]
 
 
-def test_strangers_are_named_and_stay(given: Path) -> None:
-    with sleeper(cgroup=given) as stranger:
-        said, preferred = supervise("require prefer", MEMORY_AND_PIDS, cgroup=given)
-        assert said["error"].startswith(
+def test_foreign_processes_are_named_and_stay(delegated: Path) -> None:
+    with sleeper(cgroup=delegated) as foreign:
+        report, preferred = supervise("require prefer", MEMORY_AND_PIDS, cgroup=delegated)
+        assert report["error"].startswith(
             f"cannot have the memory controller: write '+memory' to "
-            f"{given}/cgroup.subtree_control: Device or resource busy; other processes are in "
-            f"{given}: sleep ({stranger.pid}); start us in one of our own: "
+            f"{delegated}/cgroup.subtree_control: Device or resource busy; other processes are in "
+            f"{delegated}: sleep ({foreign.pid}); start us in one of our own: "
         )
-        assert "Delegate=yes" in said["error"]
-        (note,) = said["notes"]
+        assert "Delegate=yes" in report["error"]
+        (note,) = report["notes"]
         assert note.startswith("cannot have the pids controller: ")
-        assert (given / "cgroup.procs").read_text().split() == [str(stranger.pid)]
+        assert (delegated / "cgroup.procs").read_text().split() == [str(foreign.pid)]
         assert len(preferred["missing"]) == 2
         assert preferred["set"] == {}
-        assert preferred["worker"].endswith(f"{given.name}/web.1"), (
-            "killing as a whole is still had"
+        assert preferred["worker"].endswith(f"{delegated.name}/web.1"), (
+            "the leaf can still be killed as a whole"
         )
 
 
-def test_all_move_where_the_service_manager_says_that_it_is_ours(given: Path) -> None:
-    os.setxattr(given, "user.delegate", b"1")
-    with sleeper(cgroup=given) as control:
-        assert supervise("require", MEMORY_AND_PIDS, cgroup=given)["missing"] == []
-        assert (given / "supervisor" / "cgroup.procs").read_text().split() == [str(control.pid)]
+def test_all_move_where_the_service_manager_has_marked_the_cgroup(delegated: Path) -> None:
+    os.setxattr(delegated, "user.delegate", b"1")
+    with sleeper(cgroup=delegated) as control:
+        assert supervise("require", MEMORY_AND_PIDS, cgroup=delegated)["missing"] == []
+        assert (delegated / "supervisor" / "cgroup.procs").read_text().split() == [str(control.pid)]
 
 
-# Mounts of its own, which nobody else sees.
+# Mounts in a namespace of its own.
 REMOUNTED = """
 import subprocess, sys
 subprocess.run(["mount", "--make-rprivate", "/"], check=True)
@@ -131,35 +131,37 @@ if child := os.fork():
 
 
 @needs_root
-def test_all_move_in_a_container(given: Path) -> None:
-    """Its first process, which starts the supervisor, is not the supervisor's own."""
+def test_all_move_in_a_container(delegated: Path) -> None:
+    """Move the container's first process too, which starts the supervisor."""
     before = FIRST_OF_A_CONTAINER.replace("COMMAND", "mount -t proc proc /proc")
-    options: dict[str, Any] = {"before": before, "cgroup": given, "namespaces": ["pid", "mnt"]}
-    with sleeper(cgroup=given):
-        said = supervise("require", MEMORY_AND_PIDS, **options)
-        assert f"other processes are in {given}: of another pid namespace (0); " in said["error"]
-    said = supervise("require", MEMORY_AND_PIDS, **options)
-    assert said.get("missing") == [], said
-    assert (given / "cgroup.procs").read_text() == ""
+    options: dict[str, Any] = {"before": before, "cgroup": delegated, "namespaces": ["pid", "mnt"]}
+    with sleeper(cgroup=delegated):
+        report = supervise("require", MEMORY_AND_PIDS, **options)
+        assert (
+            f"other processes are in {delegated}: of another pid namespace (0); " in report["error"]
+        )
+    report = supervise("require", MEMORY_AND_PIDS, **options)
+    assert report.get("missing") == [], report
+    assert (delegated / "cgroup.procs").read_text() == ""
 
 
-def test_a_controller_that_the_parent_keeps(given: Path) -> None:
-    (given / "cgroup.subtree_control").write_text("+pids")
-    poor = given / "poor"
+def test_a_controller_that_the_parent_does_not_enable(delegated: Path) -> None:
+    (delegated / "cgroup.subtree_control").write_text("+pids")
+    poor = delegated / "poor"
     poor.mkdir()
-    said, preferred = supervise("require prefer", MEMORY_AND_PIDS, cgroup=poor)
-    assert said["error"].startswith(
+    report, preferred = supervise("require prefer", MEMORY_AND_PIDS, cgroup=poor)
+    assert report["error"].startswith(
         f"cannot have the memory controller: write '+memory' to {poor}/cgroup.subtree_control: "
-        "No such file or directory; its parent does not hand it on (systemd: Delegate=yes"
+        "No such file or directory; the parent cgroup does not enable the controller (systemd: "
     )
     (text,) = preferred["missing"]
-    assert text == said["error"]
+    assert text == report["error"]
     assert preferred["set"] == {"pids.max": "50"}
 
 
-def test_a_limit_that_is_preferred_and_refused(given: Path) -> None:
+def test_a_preferred_limit_that_is_refused(delegated: Path) -> None:
     limits = Limits(pids_max=2**40)
-    tree, missing = open_tree("prefer", [limits], start=given)
+    tree, missing = open_tree("prefer", [limits], start=delegated)
     assert tree is not None and missing == ()
     with tree, tree.leaf("web.1", limits) as leaf:
         (text,) = leaf.missing
@@ -167,41 +169,41 @@ def test_a_limit_that_is_preferred_and_refused(given: Path) -> None:
 
 
 def test_off_means_off(home: Path) -> None:
-    said = supervise("off", MEMORY_AND_PIDS, cgroup=home)
-    assert (said["tree"], said["missing"]) == (None, [])
-    assert said["own"].endswith(f"/{home.name}")
+    report = supervise("off", MEMORY_AND_PIDS, cgroup=home)
+    assert (report["tree"], report["missing"]) == (None, [])
+    assert report["own"].endswith(f"/{home.name}")
     assert not (home / "supervisor").exists()
 
 
 @needs_root
-def test_a_user_to_whom_it_was_delegated(given: Path) -> None:
+def test_a_user_to_whom_it_was_delegated(delegated: Path) -> None:
     for name in (".", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads"):
-        os.chown(given / name, 65534, 65534)
-    said = supervise("require", MEMORY_AND_PIDS, cgroup=given, **AS_NOBODY)
-    assert said.get("missing") == [], said
-    assert said["set"] == {"memory.max": "1073741824", "pids.max": "50"}
+        os.chown(delegated / name, 65534, 65534)
+    report = supervise("require", MEMORY_AND_PIDS, cgroup=delegated, **AS_NOBODY)
+    assert report.get("missing") == [], report
+    assert report["set"] == {"memory.max": "1073741824", "pids.max": "50"}
 
 
 @needs_root
 def test_a_user_to_whom_half_of_it_was(home: Path) -> None:
     for name in ("cgroup.procs", "cgroup.subtree_control"):
         os.chown(home / name, 65534, 65534)
-    said = supervise("require", "{}", cgroup=home, **AS_NOBODY)
-    assert said["error"].startswith(
+    report = supervise("require", "{}", cgroup=home, **AS_NOBODY)
+    assert report["error"].startswith(
         f"the cgroup is not delegated to us: cannot write {home}: Permission denied; "
     )
 
 
 @needs_root
 def test_a_user_to_whom_it_was_not(home: Path) -> None:
-    said, preferred = supervise("require prefer", MEMORY_AND_PIDS, cgroup=home, **AS_NOBODY)
-    told = (
+    report, preferred = supervise("require prefer", MEMORY_AND_PIDS, cgroup=home, **AS_NOBODY)
+    error = (
         f"the cgroup is not delegated to us: cannot write {home}/cgroup.procs: Permission denied; "
         "let the service manager delegate it (systemd: Delegate=yes in the unit, or "
         "systemd-run --property=Delegate=yes)"
     )
-    assert said["error"] == told
-    assert (preferred["tree"], preferred["missing"]) == (None, [f"no cgroups: {told}"])
+    assert report["error"] == error
+    assert (preferred["tree"], preferred["missing"]) == (None, [f"no cgroups: {error}"])
     assert not (home / "supervisor").exists()
 
 
@@ -213,32 +215,32 @@ READ_ONLY = (
 
 @needs_root
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "error"),
     [
         ("mount -o remount,bind,ro {mount}", READ_ONLY),
         ("umount -l {mount}", "find a cgroup v2 tree in /proc/self/mountinfo: No such file or "),
     ],
     ids=["read-only", "not mounted"],
 )
-def test_a_tree_that_is_not_there_for_us(home: Path, command: str, told: str) -> None:
+def test_a_tree_that_is_not_available(home: Path, command: str, error: str) -> None:
     words = {"mount": str(mount()), "home": str(home)}
     remounted = REMOUNTED.replace("COMMAND", command.format_map(words))
-    said, preferred = supervise(
+    report, preferred = supervise(
         "require prefer", "{}", before=remounted, cgroup=home, namespaces=["mnt"]
     )
-    assert said["error"].startswith(told.format_map(words))
+    assert report["error"].startswith(error.format_map(words))
     assert preferred["tree"] is None
-    assert preferred["missing"] == ["no cgroups: " + said["error"]]
+    assert preferred["missing"] == ["no cgroups: " + report["error"]]
 
 
 def test_two_supervisors_do_not_divide_one_cgroup(home: Path) -> None:
     tree, _ = open_tree("prefer", start=home)
     assert tree is not None
     with tree:
-        said = supervise("require", "{}", cgroup=home)
-        assert said["error"] == (
+        report = supervise("require", "{}", cgroup=home)
+        assert report["error"] == (
             f"lock against other supervisors the cgroup {home}: Resource temporarily unavailable; "
-            "another one divides it; start us in a cgroup of our own"
+            "another supervisor divides it; start us in a cgroup of our own"
         )
     assert supervise("require", "{}", cgroup=home)["tree"] == str(home)
 
@@ -291,5 +293,5 @@ def test_our_own_cgroup(home: Path) -> None:
         ("/", "/a (deleted)", None),
     ],
 )
-def test_where_a_mount_shows_a_cgroup(root: str, path: str, below: str | None) -> None:
+def test_the_path_of_a_cgroup_below_a_mount(root: str, path: str, below: str | None) -> None:
     assert _below(root, path) == below

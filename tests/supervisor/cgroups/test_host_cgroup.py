@@ -1,4 +1,4 @@
-"""What differs from machine to machine: pressure stall information, and what is lacking."""
+"""What differs between machines: pressure stall information, and missing controllers."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ def pressed(tree: Tree) -> Leaf:
     return leaf
 
 
-def test_one_is_told_of_tasks_that_wait(pressed: Leaf) -> None:
+def test_a_trigger_fires_when_tasks_wait(pressed: Leaf) -> None:
     processor = {min(os.sched_getaffinity(0))}
     with pressed, pressed.pressure_trigger("cpu", 50_000, WINDOW) as fd:
-        told = select.poll()
-        told.register(fd, select.POLLPRI)
-        assert told.poll(0) == []
+        poll = select.poll()
+        poll.register(fd, select.POLLPRI)
+        assert poll.poll(0) == []
         # Two that want the same processor: one of them waits.
         with (
             python(BURNER, cgroup=pressed, cpu_affinity=processor),
             python(BURNER, cgroup=pressed, cpu_affinity=processor),
         ):
-            assert told.poll(30_000) == [(fd.fileno(), select.POLLPRI)]
+            assert poll.poll(30_000) == [(fd.fileno(), select.POLLPRI)]
 
 
 def test_a_trigger_ends_with_its_cgroup(pressed: Leaf) -> None:
     with pressed.pressure_trigger("memory", 100_000, WINDOW, full=True) as fd:
         assert pressed.remove()
-        told = select.poll()
-        told.register(fd, select.POLLPRI)
-        ((_, event),) = told.poll(10_000)
+        poll = select.poll()
+        poll.register(fd, select.POLLPRI)
+        ((_, event),) = poll.poll(10_000)
         assert event & select.POLLERR
 
 
@@ -63,18 +63,18 @@ def test_a_window_that_the_kernel_refuses(pressed: Leaf) -> None:
             pressed.pressure_trigger("memory", 3, 2)
 
 
-def test_a_kernel_without_it_says_what_it_needs(tmp_path: Path) -> None:
-    """The file is missing, as in a kernel without CONFIG_PSI; here, in no cgroup at all."""
+def test_without_pressure_information_the_error_names_the_option(tmp_path: Path) -> None:
+    """Make a trigger where its file is missing, as in a kernel without CONFIG_PSI."""
     with Leaf(tmp_path) as leaf, pytest.raises(CgroupError) as caught:
         leaf.pressure_trigger("memory", 100_000, WINDOW)
     assert caught.value.errno == errno.ENOENT
     assert "CONFIG_PSI" in str(caught.value)
 
 
-def test_a_controller_that_this_machine_lacks(home: Path) -> None:
+def test_a_controller_that_this_machine_does_not_have(home: Path) -> None:
     has = (home / "cgroup.controllers").read_text().split()
     if set(CONTROLLERS) <= set(has):
-        pytest.skip("this machine's cgroup v2 tree lacks no controller")
+        pytest.skip("this machine's cgroup v2 tree has all controllers")
     limits = Limits(memory_max=1, cpu_weight=1, pids_max=1)
     v1 = {
         option
@@ -84,10 +84,10 @@ def test_a_controller_that_this_machine_lacks(home: Path) -> None:
     }
     with pytest.raises(CgroupError) as caught:
         open_tree("require", [limits], start=home)
-    told = [str(caught.value), *caught.value.__notes__]
-    lacking = [name for name in CONTROLLERS if name not in has]
-    assert len(told) == len(lacking)
-    for name, text in zip(lacking, told, strict=True):
+    errors = [str(caught.value), *caught.value.__notes__]
+    absent = [name for name in CONTROLLERS if name not in has]
+    assert len(errors) == len(absent)
+    for name, text in zip(absent, errors, strict=True):
         assert text.startswith(
             f"cannot have the {name} controller: write '+{name}' to "
             f"{home}/cgroup.subtree_control: No such file or directory; "
@@ -96,5 +96,5 @@ def test_a_controller_that_this_machine_lacks(home: Path) -> None:
     tree, missing = open_tree("prefer", [limits], start=home)
     assert tree is not None
     with tree, tree.leaf("web.1", limits) as leaf:
-        assert sorted(missing) == sorted(told)
-        assert leaf.missing == (), "said once, not for every worker"
+        assert sorted(missing) == sorted(errors)
+        assert leaf.missing == (), "reported once, not for every worker"

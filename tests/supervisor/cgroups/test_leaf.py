@@ -1,4 +1,4 @@
-"""Leafs: made, entered, emptied and removed, on any cgroup v2 tree."""
+"""Leafs: made, entered, killed and removed, on any cgroup v2 tree."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyforkfd.supervisor.cgroups._leaf import Leaf
 from pyforkfd.supervisor.cgroups._tree import Tree
 from pyforkfd.zygote import Zygote
 
-# A daemon as they are made: forked twice, in a session of its own.
+# A daemon: forked twice, in a session of its own.
 DAEMON = """
 import os, sys
 if os.fork() == 0:
@@ -57,8 +57,8 @@ def test_the_whole_tree_of_a_worker_is_killed(tree: Tree, by: str) -> None:
         tree.leaf("web.1") as leaf,
         python(DAEMON, cgroup=leaf, fds={1: ff.PIPE}) as worker,
     ):
-        said = {line(worker), line(worker)}
-        (daemon,) = (int(word) for word in said - {"worker"})
+        printed = {line(worker), line(worker)}
+        (daemon,) = (int(word) for word in printed - {"worker"})
         assert leaf.procs() == sorted([worker.pid, daemon])
         pidfd = os.pidfd_open(daemon)
         try:
@@ -75,21 +75,21 @@ def test_the_whole_tree_of_a_worker_is_killed(tree: Tree, by: str) -> None:
         assert gone(leaf.remove)
 
 
-def test_one_is_told_when_it_is_empty(tree: Tree) -> None:
+def test_the_watch_fires_when_the_leaf_is_empty(tree: Tree) -> None:
     with tree.leaf("web.1") as leaf, sleeper(cgroup=leaf) as worker:
         assert leaf.populated()
         with leaf.watch() as fd:
-            told = select.poll()
-            told.register(fd, select.POLLPRI)
-            assert told.poll(0) == []
+            poll = select.poll()
+            poll.register(fd, select.POLLPRI)
+            assert poll.poll(0) == []
             leaf.kill()
             worker.wait(timeout=10)
-            assert [event & select.POLLPRI for _, event in told.poll(10_000)]
+            assert [event & select.POLLPRI for _, event in poll.poll(10_000)]
         assert not leaf.populated()
         assert gone(leaf.remove)
 
 
-def test_it_is_removed_with_what_the_worker_made_in_it(tree: Tree) -> None:
+def test_a_leaf_is_removed_with_the_cgroups_that_the_worker_made(tree: Tree) -> None:
     with tree.leaf("web.1") as leaf:
         (leaf.path / "a" / "b").mkdir(parents=True)
         (leaf.path / "c").mkdir()
@@ -97,7 +97,7 @@ def test_it_is_removed_with_what_the_worker_made_in_it(tree: Tree) -> None:
             assert leaf.procs() == [below.pid]
             assert leaf.populated()
             assert not leaf.remove()
-            assert leaf.fileno() >= 0, "it is still ours"
+            assert leaf.fileno() >= 0, "it is still open"
             leaf.kill()
             below.wait(timeout=10)
         assert gone(leaf.remove)
@@ -111,14 +111,14 @@ def test_a_name_is_used_once(tree: Tree) -> None:
         assert first.remove() and second.remove() and third.remove()
 
 
-def test_a_name_of_the_kernels_is_not_taken_over(tree: Tree) -> None:
+def test_the_name_of_a_kernel_file_gets_a_number(tree: Tree) -> None:
     with tree.leaf("cgroup.procs") as leaf:
         assert leaf.name == "cgroup.procs.1"
         assert leaf.remove()
 
 
 @pytest.mark.parametrize("name", ["", "..", ".x", "a/b", "a\nb", "supervisor", "-x"])
-def test_a_name_that_would_be_somewhere_else(tree: Tree, name: str) -> None:
+def test_a_name_that_cannot_be_a_cgroup(tree: Tree, name: str) -> None:
     with pytest.raises(ValueError, match="cannot be a worker's cgroup"):
         tree.leaf(name)
     with pytest.raises(ValueError, match="cannot be a worker's cgroup"):
@@ -126,14 +126,14 @@ def test_a_name_that_would_be_somewhere_else(tree: Tree, name: str) -> None:
     assert tree.leftovers() == []
 
 
-def test_a_leaf_that_is_not_there(tree: Tree) -> None:
+def test_a_leaf_that_does_not_exist(tree: Tree) -> None:
     with pytest.raises(CgroupError) as caught:
         tree.adopt("web.1")
     assert caught.value.errno == errno.ENOENT
     assert str(caught.value) == f"open the cgroup {tree.path}/web.1: No such file or directory"
 
 
-def test_one_made_anew_is_not_mistaken_for_it(tree: Tree) -> None:
+def test_a_new_cgroup_of_the_same_name_is_not_mistaken_for_it(tree: Tree) -> None:
     with tree.leaf("web.1") as leaf:
         leaf.path.rmdir()
         leaf.path.mkdir()
@@ -144,7 +144,7 @@ def test_one_made_anew_is_not_mistaken_for_it(tree: Tree) -> None:
 
 
 def test_without_controllers_there_is_no_proof(home: Path) -> None:
-    """None, not 0: nobody knows."""
+    """Return None, not 0: unknown."""
     (home / "plain").mkdir()
     with Leaf(home / "plain") as leaf:
         assert leaf.oom_kills() is None

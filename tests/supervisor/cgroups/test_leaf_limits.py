@@ -1,4 +1,4 @@
-"""Limits that hold, and deaths that are proved, on a cgroup v2 tree with controllers."""
+"""Limits that hold, and proofs of OOM kills, on a cgroup v2 tree with controllers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ for pid in children:
     os.kill(pid, 9)
     os.waitpid(pid, 0)
 """
-# Its garbage is a cycle, so only a collection frees it.
+# The garbage is a cycle, so only a collection frees it.
 GROWING = f"""
 import gc, sys
 gc.disable()
@@ -62,18 +62,18 @@ for order in sys.stdin:
     orders.get(order.strip(), list)()
     print(order.strip(), flush=True)
 """
-# A page is charged to who reads it first, so it must not be in memory yet; and some
-# filesystems forget the pages of a file that nobody has open.
+# A page is charged to its first reader, so it must not be in memory yet; and some
+# filesystems drop the pages of a file that no process has open.
 READER = f"""{GROWING}
 import os
-kept = []
+held = []
 def read():
     amount = 0
     for directory, _, names in os.walk(os.path.dirname(os.__file__)):
         for name in names:
             file = open(os.path.join(directory, name), "rb")
             if os.fstat(file.fileno()).st_size > {64 << 10}:
-                kept.append(file)
+                held.append(file)
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
                 amount += len(file.read())
             if amount > {12 * MIB}: return
@@ -81,7 +81,7 @@ orders["read"] = read
 {OBEY}"""
 
 
-def test_death_for_want_of_memory_is_proved(limited: Tree) -> None:
+def test_an_oom_kill_is_proved(limited: Tree) -> None:
     limits = Limits(memory_max=32 * MIB, swap_max=0)
     with limited.leaf("web.1", limits) as leaf, limited.leaf("web.2", limits) as other:
         assert leaf.missing == ()
@@ -96,7 +96,7 @@ def test_death_for_want_of_memory_is_proved(limited: Tree) -> None:
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_who_is_killed_at_the_limit(limited: Tree, together: bool) -> None:
+def test_the_processes_that_are_killed_at_the_limit(limited: Tree, together: bool) -> None:
     limits = Limits(memory_max=32 * MIB, swap_max=0, oom_group=together)
     with (
         limited.leaf("web.1", limits) as leaf,
@@ -107,7 +107,7 @@ def test_who_is_killed_at_the_limit(limited: Tree, together: bool) -> None:
         kills = leaf.oom_kills()
         assert kills is not None
         if together:
-            # The kernel counts the one that it chose once more when it kills the group.
+            # The kernel counts the chosen process once more when it kills the group.
             assert (status.signal, kills >= 2) == (signal.SIGKILL, True)
             reap_orphan(greedy)
         else:
@@ -117,18 +117,18 @@ def test_who_is_killed_at_the_limit(limited: Tree, together: bool) -> None:
         assert gone(leaf.remove)
 
 
-def test_what_it_reads_from_files_is_no_part_of_its_working_set(limited: Tree) -> None:
+def test_page_cache_is_no_part_of_the_working_set(limited: Tree) -> None:
     with (
         limited.leaf("web.1") as leaf,
         python(READER, cgroup=leaf, fds={0: ff.PIPE, 1: ff.PIPE}) as worker,
     ):
-        say(worker, "nothing")
+        send(worker, "nothing")
         before = leaf.memory_current(), leaf.working_set()
         assert 0 < before[1] <= before[0]
-        say(worker, "read")
+        send(worker, "read")
         grown = leaf.memory_current() - before[0], leaf.working_set() - before[1]
         assert grown[0] > 8 * MIB > 4 * grown[1], grown
-        say(worker, "grow")
+        send(worker, "grow")
         assert leaf.working_set() - before[1] > 36 * MIB
 
 
@@ -162,10 +162,10 @@ def test_a_bound_on_processor_time(limited: Tree) -> None:
         with burn(leaf, 0.4, None) as worker:
             assert worker.wait(timeout=60).success
         took = time.monotonic() - began
-        told = stat(leaf.path)
-        assert told["nr_throttled"] > 0
+        counts = stat(leaf.path)
+        assert counts["nr_throttled"] > 0
         # The first period's share, and one more, may come whole at the beginning.
-        assert told["usage_usec"] / 1e6 <= 0.2 * took + 0.04
+        assert counts["usage_usec"] / 1e6 <= 0.2 * took + 0.04
         assert gone(leaf.remove)
 
 
@@ -189,24 +189,24 @@ def test_the_memory_guard_on_a_worker_that_grows(limited: Tree) -> None:
         python(GROWING + OBEY, cgroup=leaf, fds={0: ff.PIPE, 1: ff.PIPE}) as worker,
     ):
 
-        def orders_until_told() -> tuple[float, tuple[str, ...]]:
+        def next_orders() -> tuple[float, tuple[str, ...]]:
             began = time.monotonic()
             while True:
                 now = time.monotonic()
                 assert now < began + 30, f"no order at {leaf.working_set()} bytes"
-                if told := guard.look({1: leaf.working_set()}, now):
-                    return now - began, told[0].orders
+                if orders := guard.sample({1: leaf.working_set()}, now):
+                    return now - began, orders[0].orders
                 select.select([], [], [], 0.05)  # the time between two samples
 
-        say(worker, "nothing")
-        assert guard.look({1: leaf.working_set()}, time.monotonic()) == []
-        say(worker, "grow")
-        took, orders = orders_until_told()
+        send(worker, "nothing")
+        assert guard.sample({1: leaf.working_set()}, time.monotonic()) == []
+        send(worker, "grow")
+        took, orders = next_orders()
         assert orders == ("stop_accepting", "collect", "buffer_logs")
         assert took >= 0.5
         for order in orders:
-            say(worker, order)
-        assert orders_until_told()[1] == ("resume_accepting", "flush_logs")
+            send(worker, order)
+        assert next_orders()[1] == ("resume_accepting", "flush_logs")
 
 
 def burn(
@@ -215,8 +215,8 @@ def burn(
     return python(BURNER, str(seconds), cgroup=leaf, cpu_affinity=processors, fds={1: ff.PIPE})
 
 
-def say(worker: ff.Process, order: str) -> None:
-    """Tell it, and wait until it has done so."""
+def send(worker: ff.Process, order: str) -> None:
+    """Send an order, and wait until the worker has obeyed it."""
     assert worker.stdin is not None
     worker.stdin.write(order.encode() + b"\n")
     worker.stdin.flush()

@@ -10,28 +10,28 @@ import sys
 from pathlib import Path
 
 import pytest
-from cgroups import cgroup_given as given
+from cgroups import cgroup_delegated as delegated
 from cgroups import cgroup_home as home
 from cgroups import mount, reap_orphan
 from leaks import gone
 from services import Running, service
 
-__all__ = ["given", "home"]
+__all__ = ["delegated", "home"]
 
-# A worker that says nothing but READY; it grows when it gets SIGUSR1, and has a daemon that is
-# in no session or group of its.
+# A worker that sends nothing but READY.  On SIGUSR1 it grows.  Its daemon has another session and
+# process group.
 WORKER = """
 import os, signal, socket, sys, time
 def grow(*_):
-    kept = []
+    held = []
     while True:
-        kept.append(bytearray(1 << 20))
+        held.append(bytearray(1 << 20))
 signal.signal(signal.SIGUSR1, grow)
 daemon = os.fork()
 if daemon == 0:
     os.setsid()
     time.sleep(1000)
-print(f"daemon {daemon}", flush=True)  # first: whoever waits for READY may kill at once
+print(f"daemon {daemon}", flush=True)  # before READY, after which a test may kill at once
 with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
     manager.connect(os.environ["NOTIFY_SOCKET"])
     manager.send(f"READY=1\\nSTATUS={daemon}".encode())
@@ -53,22 +53,22 @@ def config(directory: Path) -> str:
 
 
 def worker(running: Running) -> int:
-    """The pid of the worker."""
+    """Return the pid of the worker."""
     leafs = [path for path in own_cgroup(running).iterdir() if path.name.startswith("web-")]
     (leaf,) = [leaf for leaf in leafs if (leaf / "cgroup.procs").read_text()]
     return min(map(int, (leaf / "cgroup.procs").read_text().split()))
 
 
 def own_cgroup(running: Running) -> Path:
-    """That of the service: the supervisor has moved to a leaf below it."""
+    """Return the cgroup of the service: the supervisor has moved to a leaf below it."""
     lines = Path(f"/proc/{running.process.pid}/cgroup").read_text().splitlines()
     path = next(line for line in lines if line.startswith("0::")).removeprefix("0::")
     assert path.endswith("/supervisor")
     return (mount() / path.lstrip("/")).parent
 
 
-def test_an_oom_kill_is_proved_and_another_kill_is_none(given: Path, tmp_path: Path) -> None:
-    with service(tmp_path, config(tmp_path), cgroup=given) as running:
+def test_an_oom_kill_is_distinguished_from_another_kill(delegated: Path, tmp_path: Path) -> None:
+    with service(tmp_path, config(tmp_path), cgroup=delegated) as running:
         os.kill(worker(running), signal.SIGUSR1)
         running.log.wait_for(r"died \(oom\): killed by SIGKILL")
         running.log.wait_for("ready after", count=2)
@@ -78,8 +78,8 @@ def test_an_oom_kill_is_proved_and_another_kill_is_none(given: Path, tmp_path: P
     reap_daemons(running)
 
 
-def test_a_worker_leaves_nothing_behind(given: Path, tmp_path: Path) -> None:
-    with service(tmp_path, config(tmp_path), cgroup=given) as running:
+def test_a_worker_leaves_nothing_behind(delegated: Path, tmp_path: Path) -> None:
+    with service(tmp_path, config(tmp_path), cgroup=delegated) as running:
         daemon = int(running.log.wait_for(r"daemon (\d+)")[1])
         os.kill(worker(running), signal.SIGKILL)
         running.log.wait_for("ready after", count=2)
@@ -91,7 +91,7 @@ def test_a_worker_leaves_nothing_behind(given: Path, tmp_path: Path) -> None:
 
 
 def reap_daemons(running: Running) -> None:
-    """Their parents have ended: where this process is a sub-reaper they are its children."""
+    """Reap the orphans, which are children of this process where it is a sub-reaper."""
     for daemon in re.findall(r"daemon (\d+)", running.log.text()):
         assert gone(functools.partial(has_ended, int(daemon)))
         reap_orphan(int(daemon))
@@ -105,11 +105,13 @@ def has_ended(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] == "Z"
 
 
-def test_pressure_that_the_kernel_does_not_tell_of(given: Path, tmp_path: Path) -> None:
-    if (given / "cpu.pressure").exists():
-        pytest.skip("this kernel has pressure stall information: test_lacks.py is for those")
+def test_pressure_in_a_kernel_without_it(delegated: Path, tmp_path: Path) -> None:
+    if (delegated / "cpu.pressure").exists():
+        pytest.skip(
+            "this kernel has pressure stall information: test_pressure_watch.py is for those"
+        )
     wanted = config(tmp_path) + "pressure = { memory = 0.1 }\n"
-    with service(tmp_path, wanted.replace("require", "prefer"), cgroup=given) as running:
+    with service(tmp_path, wanted.replace("require", "prefer"), cgroup=delegated) as running:
         running.log.wait_for("WARNING: open .*/memory.pressure: .*CONFIG_PSI")
         home = own_cgroup(running)
     reap_daemons(running)
@@ -119,13 +121,13 @@ def test_pressure_that_the_kernel_does_not_tell_of(given: Path, tmp_path: Path) 
         pass
 
 
-def test_what_a_killed_supervisor_has_left_is_ended(given: Path, tmp_path: Path) -> None:
-    with service(tmp_path, config(tmp_path), cgroup=given) as running:
+def test_leftovers_of_a_killed_supervisor_are_ended(delegated: Path, tmp_path: Path) -> None:
+    with service(tmp_path, config(tmp_path), cgroup=delegated) as running:
         home = own_cgroup(running)
         daemon, process = int(running.log.wait_for(r"daemon (\d+)")[1]), worker(running)
         running.process.kill()
         running.process.wait()
-    reap_orphan(process)  # it dies with its supervisor, what it has started does not
+    reap_orphan(process)  # the worker dies with its supervisor, its daemon does not
     assert not has_ended(daemon)
     with service(tmp_path, config(tmp_path), cgroup=home / "supervisor") as again:
         assert gone(functools.partial(has_ended, daemon))

@@ -1,4 +1,4 @@
-"""The tests that want cgroup controllers, in a machine that has them, each by its name.
+"""The tests that need cgroup controllers, in a machine that has them, each by its name.
 
 They run a second time on the host where that has them too, and are skipped there otherwise.
 """
@@ -45,7 +45,7 @@ def controllers() -> set[str]:
 @pytest.mark.parametrize("name", names())
 def test_in_a_machine(name: str, machine: Run) -> None:
     outcomes = machine.outcomes.get(name)
-    assert outcomes, f"it was not run:\n{machine.log}"
+    assert outcomes, f"not run:\n{machine.log}"
     for outcome in outcomes:
-        if outcome.kind != "passed":  # skipped too: the machine has all that they want
+        if outcome.kind != "passed":  # skipped too: the machine has all that the tests need
             pytest.fail(f"{outcome.case}: {outcome.kind}\n{outcome.text}", pytrace=False)

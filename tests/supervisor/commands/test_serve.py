@@ -134,9 +134,7 @@ def test_a_broken_file_changes_nothing_and_has_lines(tmp_path: Path) -> None:
 def test_check_prints_every_problem(tmp_path: Path) -> None:
     path = tmp_path / "shop.toml"
     path.write_text(toml(8000))
-    assert run("serve", "--check", str(path)).stdout == (
-        f"{path}: nothing is wrong with service shop\n"
-    )
+    assert run("serve", "--check", str(path)).stdout == (f"{path}: service shop has no problem\n")
     path.write_text(toml(8000).replace("workers = 2", "workers = -2\nreadiness = 'now'"))
     done = run("serve", "--check", str(path))
     assert done.returncode == 2 and done.stdout == ""
@@ -150,15 +148,18 @@ def test_check_prints_every_problem(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        ([], "say what to run"),
-        (["--check"], "--check is for a CONFIG"),
-        (["--function=a.b:c", "--", "true"], "say what to run"),
-        (["--preload=json", "--", "true"], "--preload is for --function"),
-        (["x.toml", "--workers=2"], "--workers cannot be given as well"),
-        (["x.toml", "--", "true"], "a command cannot be given as well"),
+        ([], "nothing to run, or two things; write CONFIG"),
+        (["--check"], "--check needs a CONFIG"),
+        (["--function=a.b:c", "--", "true"], "nothing to run, or two things; write CONFIG"),
+        (["--preload=json", "--", "true"], "--preload needs --function"),
+        (["x.toml", "--workers=2"], "--workers cannot be given beside CONFIG"),
+        (["x.toml", "--", "true"], "a command cannot be given beside CONFIG"),
         (["/nonexistent.toml"], "No such file"),
-        (["--listen=a=unix:@a", "--listen=a=unix:@b", "--", "true"], "two are called a"),
-        (["--listen=8000", "--", "true"], "is none of tcp://host:port"),
+        (
+            ["--listen=a=unix:@a", "--listen=a=unix:@b", "--", "true"],
+            "two listeners have the name a",
+        ),
+        (["--listen=8000", "--", "true"], "is not an address; write one of tcp://host:port"),
         (["--", "/nonexistent/program"], "/nonexistent/program"),
     ],
 )
@@ -166,6 +167,7 @@ def test_bad_usage(words: list[str], why: str) -> None:
     done = run("serve", *words)
     assert done.returncode == 2 and why in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
+    assert not done.stderr.startswith("pyforkfd") or done.stderr.startswith("pyforkfd serve: ")
 
 
 def test_an_address_in_use_starts_nothing(tmp_path: Path) -> None:
@@ -185,12 +187,12 @@ def test_status_for_people_and_programs(tmp_path: Path) -> None:
         assert re.match(r"service: ready \(pid \d+, up .*, generation 1\)\n", done.stdout)
         assert re.search(r"^web +2/2 +1 +0 +-$", done.stdout, re.M)
         assert len(re.findall(r"^\d+ +web +[01] +\d+ +ready .* one$", done.stdout, re.M)) == 2
-        told = json.loads(service.command("status", "--json").stdout)
-        assert (told["service"], told["condition"]) == ("service", "ready")
-        assert told["pid"] == service.process.pid
+        state = json.loads(service.command("status", "--json").stdout)
+        assert (state["service"], state["condition"]) == ("service", "ready")
+        assert state["pid"] == service.process.pid
 
 
-def test_status_of_what_is_not_well(tmp_path: Path) -> None:
+def test_status_of_a_degraded_service(tmp_path: Path) -> None:
     config = toml(free_port(), how=["breaks"], more="restart = { max_restarts = 0 }")
     config += "[components.other]\ncommand = ['sleep', '1000']\nreadiness = 'started'\n"
     with Supervised(tmp_path, config) as service:
@@ -218,30 +220,37 @@ def test_watching(tmp_path: Path) -> None:
         while seen < 2:
             seen += watch.stdout.readline().startswith("service: ready")
         watch.send_signal(signal.SIGINT)
-        _, said = watch.communicate(timeout=60)
-        assert (watch.returncode, said) == (130, "")
+        _, errors = watch.communicate(timeout=60)
+        assert (watch.returncode, errors) == (130, "")
 
 
-def test_watching_on_a_terminal_ends_with_the_service(tmp_path: Path) -> None:
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
+def test_watching_on_a_terminal_ends_with_the_service(term: str, tmp_path: Path) -> None:
     pytest.importorskip("rich")
     words = [sys.executable, "-P", "-m", "pyforkfd", "status", "--watch", "--control"]
     with Supervised(tmp_path, toml(free_port())) as service:
         service.until("^ready: web 2/2")
         ours, theirs = pty.openpty()
         try:
-            watch = subprocess.Popen([*words, str(service.control)], stdout=theirs, stderr=theirs)
+            watch = subprocess.Popen(
+                [*words, str(service.control)],
+                env={**os.environ, "TERM": term},
+                stdout=theirs,
+                stderr=theirs,
+            )
         finally:
             os.close(theirs)
         shown = b""
         try:
             while b"Workers" not in shown:
                 shown += os.read(ours, 4096)
-            assert "┏".encode() in shown  # a table of rich's
+            assert ("┏".encode() in shown) is (term == "xterm")  # a table of rich's
+            assert (b"\x1b" in shown) is (term == "xterm")
             service.command("stop")
             while True:
                 try:
                     shown += os.read(ours, 4096)
-                except OSError:  # EIO: nobody has the other end any more
+                except OSError:  # EIO: no process has the other end
                     break
         finally:
             os.close(ours)
@@ -250,7 +259,7 @@ def test_watching_on_a_terminal_ends_with_the_service(tmp_path: Path) -> None:
         assert service.wait() == 0
 
 
-def test_stop_waits_for_what_was_begun(tmp_path: Path) -> None:
+def test_stop_waits_for_requests(tmp_path: Path) -> None:
     port = free_port()
     with Supervised(tmp_path, toml(port)) as service, socket.socket() as silent:
         service.until("^ready: web 2/2")
@@ -258,12 +267,12 @@ def test_stop_waits_for_what_was_begun(tmp_path: Path) -> None:
         with ask_later(service, "stop") as patient:
             service.until("^stopping")
             silent.sendall(b"?")
-            assert silent.recv(100).startswith(b"one ")  # it was waited for
+            assert silent.recv(100).startswith(b"one ")  # the stop waits for it
             assert patient.wait(60) == 0
         assert service.wait() == 0
 
 
-def test_stop_now_waits_for_nobody(tmp_path: Path) -> None:
+def test_stop_now_waits_for_no_request(tmp_path: Path) -> None:
     port = free_port()
     with Supervised(tmp_path, toml(port)) as service, socket.socket() as silent:
         service.until("^ready: web 2/2")
@@ -305,10 +314,10 @@ def test_the_last_lines_of_the_log(tmp_path: Path) -> None:
         lines = service.command("logs").stdout.splitlines()
         messages = [json.loads(line)["message"] for line in lines]
         assert sum("ready after" in message for message in messages) == 2
-        assert service.command("logs", "web").stdout == ""  # it has said nothing
+        assert service.command("logs", "web").stdout == ""  # it has written nothing
 
 
-def test_nobody_to_ask(tmp_path: Path) -> None:
+def test_no_supervisor_listens(tmp_path: Path) -> None:
     done = run("status", "--control", str(tmp_path / "nothing"))
     assert done.returncode == 2
     assert done.stderr == (
@@ -319,19 +328,19 @@ def test_nobody_to_ask(tmp_path: Path) -> None:
 # The service manager
 
 
-def test_a_manager_that_does_not_listen_holds_nobody_up(tmp_path: Path) -> None:
+def test_a_manager_that_does_not_read_blocks_nothing(tmp_path: Path) -> None:
     port = free_port()
     with Supervised(tmp_path, toml(port), env={"WATCHDOG_USEC": "1000"}) as service:
         service.until("^ready: web 2/2")
         length = int(Path("/proc/sys/net/unix/max_dgram_qlen").read_text())
         with service.client() as client:
-            for _ in range(length + 10):  # each is something to tell
+            for _ in range(length + 10):  # each is a notification
                 client.request("reload")
         last = length + 11
-        service.until(f"generation {last}$")  # told as soon as there is room
+        service.until(f"generation {last}$")  # sent as soon as its queue has space
 
 
-def test_what_the_manager_is_told(tmp_path: Path) -> None:
+def test_notifications_to_the_manager(tmp_path: Path) -> None:
     port = free_port()
     env = {"WATCHDOG_USEC": "100000"}
     with Supervised(tmp_path, toml(port), env=env) as service:
@@ -350,7 +359,7 @@ def test_what_the_manager_is_told(tmp_path: Path) -> None:
         assert service.wait() == 0
 
 
-def test_a_watchdog_of_somebody_elses_is_not_fed(tmp_path: Path) -> None:
+def test_a_watchdog_of_another_process_is_not_fed(tmp_path: Path) -> None:
     env = {"WATCHDOG_USEC": "2000", "WATCHDOG_PID": "1"}
     with Supervised(tmp_path, toml(free_port()), env=env) as service:
         service.until("^ready: web 2/2")
@@ -377,7 +386,7 @@ def test_listeners_of_the_manager(tmp_path: Path) -> None:
         assert service.wait() == 0
 
 
-def test_listeners_of_the_manager_that_cannot_be_told_apart(tmp_path: Path) -> None:
+def test_listeners_of_the_manager_with_the_same_name(tmp_path: Path) -> None:
     activate = tool("systemd-socket-activate", "systemd")
     port = free_port()
     config = toml(port).replace(f"tcp://127.0.0.1:{port}", "systemd:web")

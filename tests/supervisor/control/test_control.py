@@ -1,4 +1,4 @@
-"""The control socket: who may, what is refused, and clients that behave badly."""
+"""The control socket: authorization, refusals, and clients that behave badly."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pyforkfd.supervisor.control import _path as _control_path
 from pyforkfd.supervisor.control._client import ControlClient, find_path
 from pyforkfd.supervisor.control._messages import Body, ControlError, parse, send
 from pyforkfd.supervisor.control._path import default_path, find
-from pyforkfd.supervisor.control._requests import Orders
+from pyforkfd.supervisor.control._requests import Requests
 from pyforkfd.supervisor.control._server import Client, ControlSocket
 from pyforkfd.supervisor.spec._spec import Control
 from pyforkfd.supervisor.state._events import Reloaded
@@ -43,19 +43,21 @@ class Line:
 
 
 class Lines:
-    """As the log's tail is: what was said, and who follows."""
+    """The tail of a log: its lines and its followers."""
 
     def __init__(self) -> None:
-        self.kept: list[Line] = []
+        self.written: list[Line] = []
         self.followers: dict[int, Any] = {}
 
-    def say(self, component: str, text: str) -> None:
-        self.kept.append(Line(Origin(component), text.encode()))
+    def write(self, component: str, text: str) -> None:
+        self.written.append(Line(Origin(component), text.encode()))
         for follower in list(self.followers.values()):
-            follower(self.kept[-1])
+            follower(self.written[-1])
 
     def tail(self, count: int | None = None, *, components: Any = ()) -> list[Line]:
-        found = [one for one in self.kept if not components or one.origin.component in components]
+        found = [
+            one for one in self.written if not components or one.origin.component in components
+        ]
         return found[len(found) - min(count or 0, len(found)) :]
 
     def follow(self, callback: Any) -> int:
@@ -67,15 +69,15 @@ class Lines:
         self.followers.pop(handle, None)
 
 
-class Room:
-    """A control socket and its orders, whose loop a test turns by hand."""
+class Service:
+    """A control socket and its requests, whose loop a test turns by hand."""
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
         self.reactor = Reactor()
         self.lines = Lines()
-        self.orders = Orders(self)
-        self.orders.attach_logs(self.lines)
+        self.requests = Requests(self)
+        self.requests.attach_logs(self.lines)
         self.socket = ControlSocket(Control(path=self.path), self.reactor, self._handle)
         self.replies: list[Any] = []
         self.clients: list[Client] = []
@@ -83,7 +85,7 @@ class Room:
 
     def _handle(self, client: Client, body: Body) -> None:
         self.clients.append(client)
-        self.orders(client, body)
+        self.requests(client, body)
 
     def turn(self, rounds: int = 1) -> None:
         for _ in range(rounds):
@@ -101,37 +103,37 @@ class Room:
     def scale(self, component: str, count: int) -> None:
         raise ValueError(f"no component {component!r}")
 
-    def retire(self, worker: int, why: str) -> None:
-        raise AssertionError("no test asks for it")
+    def retire(self, worker_id: int, why: str) -> None:
+        raise AssertionError("no test requests this")
 
     def stop(self, *, now: bool = False) -> None:
         pass
 
-    def signal_component(self, component: str, number: int | None = None) -> int:
+    def signal_component(self, component: str, signum: int | None = None) -> int:
         return 0
 
 
 @pytest.fixture
-def room(tmp_path: Path) -> Iterator[Room]:
-    made = Room(tmp_path / "control")
+def service(tmp_path: Path) -> Iterator[Service]:
+    made = Service(tmp_path / "control")
     yield made
     made.socket.close()
     made.reactor.close()
 
 
-def connect(room: Room) -> ff.FdChannel:
-    channel = ff.FdChannel.connect(room.path)
-    room.turn()  # accepts
+def connect(service: Service) -> ff.FdChannel:
+    channel = ff.FdChannel.connect(service.path)
+    service.turn()  # accepts
     return channel
 
 
-def ask(room: Room, channel: ff.FdChannel, **fields: object) -> Body:
+def request(service: Service, channel: ff.FdChannel, **fields: object) -> Body:
     send(channel, fields)
-    room.turn()
-    return answer(channel)
+    service.turn()
+    return receive(channel)
 
 
-def answer(channel: ff.FdChannel) -> Body:
+def receive(channel: ff.FdChannel) -> Body:
     with channel.recv(timeout=10) as message:
         return parse(message)
 
@@ -143,158 +145,160 @@ def answer(channel: ff.FdChannel) -> Body:
         (b"\xff\xff", "not JSON"),
         (b"[" * 15_000, "not JSON"),
         (b"[1]", "not a JSON object"),
-        (b'{"v": 2, "do": "ping"}', "version 2 of the protocol; this one speaks 1"),
-        (b'{"do": "ping"}', "version None"),
+        (b'{"v": 2, "do": "ping"}', "v: protocol version 2 is not supported; write 1"),
+        (b'{"do": "ping"}', "v: protocol version None is not supported"),
         (b'{"v": 1}', "do: None is not of type str"),
-        (b'{"v": 1, "do": "dance"}', "'dance' is no request"),
+        (b'{"v": 1, "do": "dance"}', "do: there is no request 'dance'; write ping, status"),
         (b'{"v": 1, "do": "scale", "component": "web", "count": true}', "not of type int"),
         (b'{"v": 1, "do": "scale", "component": "web", "count": 1}', "no component 'web'"),
         (b'{"v": 1, "do": "reload", "components": [1]}', "not a list of strings"),
         (b'{"v": 1, "do": "signal", "component": "web", "signal": 900}', "no signal 900"),
-        (b'{"v": 1, "do": "ping", "in_file": 5}', "a file that did not come"),
+        (b'{"v": 1, "do": "ping", "in_file": 5}', "in_file: no descriptor was passed"),
         (b"x" * 20_000, "cannot be read"),
     ],
 )
-def test_what_makes_no_sense_is_refused_and_the_next_is_not(
-    room: Room, data: bytes, why: str
+def test_a_malformed_request_is_refused_and_the_next_is_not(
+    service: Service, data: bytes, why: str
 ) -> None:
-    with connect(room) as channel:
+    with connect(service) as channel:
         channel.send(data)
-        room.turn()
-        said = answer(channel)
-        assert said["ok"] is False and why in said["error"]
-        assert ask(room, channel, do="ping") == {"v": 1, "ok": True}
+        service.turn()
+        reply = receive(channel)
+        assert reply["ok"] is False and why in reply["error"]
+        assert request(service, channel, do="ping") == {"v": 1, "ok": True}
 
 
-def test_descriptors_are_not_taken(room: Room) -> None:
-    with connect(room) as channel:
+def test_descriptors_are_not_taken(service: Service) -> None:
+    with connect(service) as channel:
         channel.send(b'{"v": 1, "do": "ping"}', [0])
-        room.turn()
-        assert "cannot be read" in answer(channel)["error"]
+        service.turn()
+        assert "cannot be read" in receive(channel)["error"]
 
 
-def test_an_answer_of_any_size_arrives(room: Room) -> None:
-    room.big = True
-    with connect(room) as channel:
-        assert len(ask(room, channel, do="status")["status"]["text"]) == 1_000_000
+def test_a_reply_of_any_size_arrives(service: Service) -> None:
+    service.big = True
+    with connect(service) as channel:
+        assert len(request(service, channel, do="status")["status"]["text"]) == 1_000_000
 
 
-def test_a_reload_is_answered_when_it_is_over(room: Room) -> None:
-    with connect(room) as channel, connect(room) as other:
+def test_a_reload_has_its_reply_when_it_is_over(service: Service) -> None:
+    with connect(service) as channel, connect(service) as other:
         send(channel, {"do": "reload", "components": ["web"]})
         send(channel, {"do": "ping"})  # waits its turn
-        room.turn()
-        ((reply, only),) = room.replies
+        service.turn()
+        ((reply, only),) = service.replies
         assert only == {"web"}
-        assert ask(room, other, do="ping")["ok"]
+        assert request(service, other, do="ping")["ok"]
         with pytest.raises(TimeoutError):
             channel.recv(timeout=0)
-        assert not select.select([room.reactor._epoll], [], [], 0)[0]  # we do not turn in circles
+        assert not select.select([service.reactor._epoll], [], [], 0)[
+            0
+        ]  # we do not turn in circles
         reply(Reloaded(4))
-        assert answer(channel) == {"v": 1, "ok": True, "generation": 4}
-        room.turn()
-        assert answer(channel) == {"v": 1, "ok": True}
+        assert receive(channel) == {"v": 1, "ok": True, "generation": 4}
+        service.turn()
+        assert receive(channel) == {"v": 1, "ok": True}
 
 
-def test_a_client_that_leaves_while_it_waits_is_forgotten(room: Room) -> None:
-    with connect(room) as channel:
+def test_a_client_that_leaves_while_it_waits_is_forgotten(service: Service) -> None:
+    with connect(service) as channel:
         send(channel, {"do": "reload"})
-        room.turn()
-    room.turn()
-    assert room.clients[0].closed
-    room.replies[0][0](Reloaded(4, "nobody hears it"))
+        service.turn()
+    service.turn()
+    assert service.clients[0].closed
+    service.replies[0][0](Reloaded(4, "not received"))
 
 
-def test_those_who_wait_are_told_when_we_end(room: Room) -> None:
-    with connect(room) as waits, connect(room) as stops:
+def test_waiting_requests_have_a_reply_when_the_supervisor_ends(service: Service) -> None:
+    with connect(service) as waits, connect(service) as stops:
         send(waits, {"do": "reload"})
-        room.turn()
+        service.turn()
         send(stops, {"do": "stop"})
-        room.turn()
-        room.socket.close()
-        assert "ended before the new generation was ready" in answer(waits)["error"]
-        assert answer(stops) == {"v": 1, "ok": True}
-        assert not os.path.exists(room.path)
+        service.turn()
+        service.socket.close()
+        assert "ended before the new generation was ready" in receive(waits)["error"]
+        assert receive(stops) == {"v": 1, "ok": True}
+        assert not os.path.exists(service.path)
 
 
-def test_logs_are_followed_until_the_client_leaves(room: Room) -> None:
-    room.lines.say("web", "first")
-    room.lines.say("keys", "second")
-    with connect(room) as channel:
-        assert ask(room, channel, do="logs", components=["web"])["lines"] == ["first"]
-        assert answer(channel)["ok"]
+def test_logs_are_followed_until_the_client_leaves(service: Service) -> None:
+    service.lines.write("web", "first")
+    service.lines.write("keys", "second")
+    with connect(service) as channel:
+        assert request(service, channel, do="logs", components=["web"])["lines"] == ["first"]
+        assert receive(channel)["ok"]
         send(channel, {"do": "logs", "lines": 1, "follow": True})
-        room.turn()
-        assert answer(channel)["lines"] == ["second"]
-        room.lines.say("web", "third")
-        assert answer(channel)["lines"] == ["third"]
-        assert room.lines.followers
-    room.turn()
-    assert not room.lines.followers
+        service.turn()
+        assert receive(channel)["lines"] == ["second"]
+        service.lines.write("web", "third")
+        assert receive(channel)["lines"] == ["third"]
+        assert service.lines.followers
+    service.turn()
+    assert not service.lines.followers
 
 
-def test_the_whole_log_goes_at_once(room: Room) -> None:
+def test_the_whole_log_goes_at_once(service: Service) -> None:
     lines = [f"{number} " + "x" * 100 for number in range(5000)]
     for line in lines:
-        room.lines.say("web", line)
-    with connect(room) as channel:
-        assert ask(room, channel, do="logs", lines=10_000)["lines"] == lines
-        assert answer(channel)["ok"]
+        service.lines.write("web", line)
+    with connect(service) as channel:
+        assert request(service, channel, do="logs", lines=10_000)["lines"] == lines
+        assert receive(channel)["ok"]
 
 
-def test_a_client_that_does_not_read_is_dropped_and_holds_nobody_up(room: Room) -> None:
-    with connect(room) as lazy, connect(room) as other:
+def test_a_client_that_does_not_read_is_disconnected_and_blocks_no_other(service: Service) -> None:
+    with connect(service) as lazy, connect(service) as other:
         send(lazy, {"do": "logs", "follow": True})
-        room.turn()
+        service.turn()
         for number in range(5000):
-            room.lines.say("web", f"{number} " + "x" * 1000)
-        room.turn()
-        assert room.clients[0].closed and not room.lines.followers
-        assert ask(room, other, do="ping")["ok"]
+            service.lines.write("web", f"{number} " + "x" * 1000)
+        service.turn()
+        assert service.clients[0].closed and not service.lines.followers
+        assert request(service, other, do="ping")["ok"]
 
 
-def test_a_client_that_reads_late_gets_all_of_it(room: Room) -> None:
-    with connect(room) as late:
+def test_a_client_that_reads_late_gets_all_of_it(service: Service) -> None:
+    with connect(service) as late:
         send(late, {"do": "logs", "follow": True})
-        room.turn()
+        service.turn()
         lines = [f"{number} " + "x" * 1000 for number in range(900)]
         for line in lines:
-            room.lines.say("web", line)
+            service.lines.write("web", line)
         got: list[str] = []
         while len(got) < len(lines):
             try:
                 with late.recv(timeout=0) as message:
                     got += parse(message)["lines"]
             except TimeoutError:
-                room.turn()
+                service.turn()
         assert got == lines
 
 
-def test_idle_clients_make_room_for_others(room: Room) -> None:
-    idle = [connect(room) for _ in range(64)]
-    assert ask(room, idle[0], do="ping")["ok"]  # now the second is the one idle for longest
-    with connect(room) as newcomer:
-        assert ask(room, newcomer, do="ping")["ok"]
+def test_idle_clients_are_closed_for_others(service: Service) -> None:
+    idle = [connect(service) for _ in range(64)]
+    assert request(service, idle[0], do="ping")["ok"]  # now the second is the one idle for longest
+    with connect(service) as newcomer:
+        assert request(service, newcomer, do="ping")["ok"]
     with pytest.raises(EOFError):
         idle[1].recv(timeout=10)
-    room.turn()
-    assert ask(room, idle[0], do="ping")["ok"]
+    service.turn()
+    assert request(service, idle[0], do="ping")["ok"]
     for channel in idle:
         channel.close()
-    with ControlClients(room, 64) as waiting:
+    with ControlClients(service, 64) as waiting:
         for channel in waiting:
             send(channel, {"do": "reload"})
-            room.turn()
-        with connect(room) as refused:
-            assert "64 clients wait" in answer(refused)["error"]
+            service.turn()
+        with connect(service) as refused:
+            assert "64 clients wait for their replies" in receive(refused)["error"]
 
 
 class ControlClients:
-    def __init__(self, room: Room, count: int) -> None:
-        self.room, self.count = room, count
+    def __init__(self, service: Service, count: int) -> None:
+        self.service, self.count = service, count
 
     def __enter__(self) -> list[ff.FdChannel]:
-        self.made = [connect(self.room) for _ in range(self.count)]
+        self.made = [connect(self.service) for _ in range(self.count)]
         return self.made
 
     def __exit__(self, *exception: object) -> None:
@@ -302,34 +306,34 @@ class ControlClients:
             channel.close()
 
 
-def test_a_second_supervisor_does_not_take_the_path(room: Room) -> None:
-    with pytest.raises(OSError, match=f"listen {room.path}: Address already in use"):
-        ControlSocket(Control(path=room.path), room.reactor, room._handle)
-    assert os.path.exists(room.path)
+def test_a_second_supervisor_does_not_take_the_path(service: Service) -> None:
+    with pytest.raises(OSError, match=f"listen {service.path}: Address already in use"):
+        ControlSocket(Control(path=service.path), service.reactor, service._handle)
+    assert os.path.exists(service.path)
 
 
-def test_a_path_that_is_somebody_elses_by_now_stays(room: Room) -> None:
-    os.unlink(room.path)
+def test_a_path_that_another_process_has_bound_stays(service: Service) -> None:
+    os.unlink(service.path)
     with socket.socket(socket.AF_UNIX) as other:
-        other.bind(room.path)
-        room.socket.close()
-        assert os.path.exists(room.path)
+        other.bind(service.path)
+        service.socket.close()
+        assert os.path.exists(service.path)
 
 
-def as_nobody(look: Callable[[], T]) -> T:
-    """In a child that has become somebody else, who could not start an interpreter of ours."""
+def as_nobody(act: Callable[[], T]) -> T:
+    """Run it in a child of another user, who could not start an interpreter of ours."""
 
     def become() -> T:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
-        return look()
+        return act()
 
     return in_child(become)
 
 
-def tell(path: Path, do: str) -> str:
-    """What a request brings; words for all that goes wrong."""
+def outcome_of(path: Path, do: str) -> str:
+    """Send a request; return "done" or the error."""
     try:
         with ControlClient(str(path)) as client:
             client.request(do)
@@ -338,7 +342,7 @@ def tell(path: Path, do: str) -> str:
     return "done"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize("allowed", [(), (NOBODY,)])
 def test_other_users_are_refused_unless_allowed(
     shared_path: Path, allowed: tuple[int, ...]
@@ -348,22 +352,22 @@ def test_other_users_are_refused_unless_allowed(
     config += f"allow_users = {list(allowed)}\n"
     with Supervised(shared_path, config) as service:
         service.until("^ready: web 2/2")
-        said = as_nobody(lambda: tell(service.control, "stop"))
+        outcome = as_nobody(lambda: outcome_of(service.control, "stop"))
         if allowed:
-            assert said == "done"
+            assert outcome == "done"
             assert service.wait() == 0
             return
-        assert said.startswith("ControlError: user nobody (uid 65534) may not give orders")
+        assert outcome.startswith("ControlError: user nobody (uid 65534) may not send requests")
         service.log.wait_for(rf"control: refused user nobody \(uid {NOBODY}\)")
         assert service.command("status").returncode == 0
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
-def test_a_socket_that_may_not_be_opened_says_so(shared_path: Path) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_socket_that_may_not_be_opened_is_named(shared_path: Path) -> None:
     with Supervised(shared_path, toml(free_port())) as service:
         service.until("^ready: web 2/2")
-        said = as_nobody(lambda: tell(service.control, "stop"))
-        assert said.startswith(f"PermissionError: [Errno 13] connect {service.control}: ")
+        outcome = as_nobody(lambda: outcome_of(service.control, "stop"))
+        assert outcome.startswith(f"PermissionError: [Errno 13] connect {service.control}: ")
 
 
 def test_scaling_under_load_fails_nothing(tmp_path: Path) -> None:
@@ -416,7 +420,7 @@ def test_many_clients_at_once(tmp_path: Path) -> None:
         assert failed == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_a_service_is_found_by_name_or_alone(
     shared_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -430,7 +434,7 @@ def test_a_service_is_found_by_name_or_alone(
             found.append(found_path(None))
             with ff.FdChannel.listen(default_path("bank")):
                 found += map(found_path, (None, "bank", "x"))
-        return [*found, found_path(None)]  # the paths are still there, and nobody listens
+        return [*found, found_path(None)]  # the paths are still there, without a listener
 
     there = shared_path / "pyforkfd"
     none = "no service runs here, or none with a control socket at its usual place"
@@ -459,24 +463,24 @@ def test_a_directory_that_others_may_write_to_is_not_used(
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() or 1)
     (tmp_path / "pyforkfd").mkdir()
     (tmp_path / "pyforkfd").chmod(0o777)
-    with pytest.raises(OSError, match="not a directory that only we can write to"):
+    with pytest.raises(OSError, match="not a directory that only this user can write to"):
         default_path("shop")
     assert not [path for _, path in find() if path.startswith(str(tmp_path))]
 
 
-def test_a_client_hears_why_even_if_its_request_was_not_read(tmp_path: Path) -> None:
+def test_a_client_receives_the_reason_even_if_its_request_was_not_read(tmp_path: Path) -> None:
     path = str(tmp_path / "there")
     with (
         ff.FdChannel.listen(path) as listener,
         ControlClient(path) as client,
         listener.accept() as ours,
     ):
-        said = client.stream("ping")
+        messages = client.stream("ping")
         send(client._channel, {"do": "ping"})  # is never read: the close is a reset
         send(ours, {"ok": False, "error": "not you"})
         ours.close()
         with pytest.raises(ControlError, match="not you"):
-            next(said)
+            next(messages)
 
 
 def test_a_client_does_not_wait_for_ever_for_one_that_hangs(tmp_path: Path) -> None:
@@ -484,6 +488,6 @@ def test_a_client_does_not_wait_for_ever_for_one_that_hangs(tmp_path: Path) -> N
     with (
         ff.FdChannel.listen(path),
         ControlClient(path) as client,
-        pytest.raises(ControlError, match=r"status: no answer within 0\.01 s: it hangs"),
+        pytest.raises(ControlError, match=r"status: no reply within 0\.01 s: the supervisor hangs"),
     ):
         client.request("status", timeout=0.01)

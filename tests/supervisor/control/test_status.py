@@ -1,4 +1,4 @@
-"""How a service is, said of states that no process is needed for."""
+"""The description of a service, of states that need no process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from pyforkfd.supervisor.control._status import Death, Deaths, Seen, describe, judge, summary
+from pyforkfd.supervisor.control._status import (
+    Death,
+    Deaths,
+    WorkerDetails,
+    describe,
+    judge,
+    summary,
+)
 from pyforkfd.supervisor.spec._spec import Component, Restart, Service
 from pyforkfd.supervisor.state._events import (
     BecameReady,
@@ -89,11 +96,18 @@ def test_everything_is_described_in_plain_values() -> None:
     state = after(*READY, CRASH[0])
     deaths = Deaths()
     deaths.add("web", 0, Death(1, "exit", "exit code 3", 100.0))
-    seen = {2: Seen(text="busy", beat_age=0.5, memory=2**20)}
-    told = describe(state, 110.0, service="shop", pid=7, started=90.0, seen=seen, deaths=deaths)
-    assert json.loads(json.dumps(told)) == told
-    assert (told["service"], told["pid"], told["age"], told["generation"]) == ("shop", 7, 20.0, 1)
-    (web,) = told["components"]
+    details = {2: WorkerDetails(text="busy", beat_age=0.5, memory=2**20)}
+    described = describe(
+        state, 110.0, service="shop", pid=7, started=90.0, details=details, deaths=deaths
+    )
+    assert json.loads(json.dumps(described)) == described
+    assert (described["service"], described["pid"], described["age"], described["generation"]) == (
+        "shop",
+        7,
+        20.0,
+        1,
+    )
+    (web,) = described["components"]
     workers = web.pop("workers")
     death = {"worker": 1, "cause": "exit", "detail": "exit code 3", "ago": 10.0}
     assert web == {
@@ -125,10 +139,10 @@ def test_everything_is_described_in_plain_values() -> None:
     }
 
 
-def test_those_who_leave_are_shown_until_they_have() -> None:
+def test_workers_that_leave_are_shown_until_they_have_left() -> None:
     state = after(*READY, Reload({}))
-    told = describe(state, 100.0, service="shop", pid=7, started=0.0)
-    (web,) = told["components"]
+    described = describe(state, 100.0, service="shop", pid=7, started=0.0)
+    (web,) = described["components"]
     assert (web["wanted"], web["generation"]) == (0, None)
     assert {worker["phase"] for worker in web["workers"]} == {"stopping"}
 
@@ -136,8 +150,8 @@ def test_those_who_leave_are_shown_until_they_have() -> None:
 def test_how_long_a_rollback_is_possible() -> None:
     speaks: list[Event] = [*STARTED, BecameReady(1, speaks=True), BecameReady(2, speaks=True)]
     state = after(*speaks, Reload(), BecameReady(3), BecameReady(4), rollback=60.0)
-    told = describe(state, 110.0, service="shop", pid=7, started=0.0)
-    assert told["rollback"] == 50.0
+    described = describe(state, 110.0, service="shop", pid=7, started=0.0)
+    assert described["rollback"] == 50.0
     assert (
         describe(replace(state, previous=None), 110.0, service="s", pid=7, started=0.0)["rollback"]
         is None

@@ -1,4 +1,4 @@
-"""What a process has in memory, as /proc says."""
+"""The memory of a process, read from /proc."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def finish(worker: ff.Process) -> None:
     assert worker.wait(timeout=60).success
 
 
-def test_what_it_has_alone() -> None:
+def test_memory_of_a_process_alone() -> None:
     with python(HOLDER, fds=PIPES) as worker:
         line(worker)
         used = resident_memory(worker.pid)
@@ -37,27 +37,27 @@ def test_what_it_has_alone() -> None:
         finish(worker)
 
 
-def test_what_it_shares_is_counted_in_part() -> None:
-    """As workers of a zygote share what that has imported."""
+def test_shared_memory_is_counted_in_part() -> None:
+    """Count it as for workers of a zygote, which share its imports."""
     with python(WITH_CHILD, fds=PIPES) as parent:
         child = int(line(parent))
         exact = resident_memory(child)
         assert exact is not None and 30 * MIB < exact < 48 * MIB
-        # Not of its resident set as it was a moment ago: it still starts.
+        # Not compared with an earlier resident set: the child is still starting.
         cheap = resident_memory(child, exact_above=96 * MIB)
         assert cheap is not None and 64 * MIB < cheap < 96 * MIB
         finish(parent)
 
 
-def test_one_that_is_gone() -> None:
+def test_a_process_that_has_ended() -> None:
     with ff.spawn(["true"]) as child:
         child.wait()
     assert resident_memory(child.pid) is None
 
 
 @needs_root
-def test_one_of_another_user() -> None:
-    """Its maps are not for a supervisor without privileges; its resident set is."""
+def test_a_process_of_another_user() -> None:
+    """Read its resident set: its maps are closed to a supervisor without privileges."""
     with python(HOLDER, fds=PIPES) as worker:
         line(worker)
         used = answer(

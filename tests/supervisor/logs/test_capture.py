@@ -1,4 +1,4 @@
-"""Captured output: by line, bounded, and never waiting for anybody."""
+"""Captured output: read by line, bounded, without waiting."""
 
 import json
 import os
@@ -21,15 +21,15 @@ Make = Callable[..., tuple[Capture, list[Entry]]]
 
 @pytest.fixture
 def make() -> Iterator[Make]:
-    made: list[Capture] = []
+    captures: list[Capture] = []
 
     def one(stream: str = "stdout", **options: Any) -> tuple[Capture, list[Entry]]:
         entries: list[Entry] = []
-        made.append(Capture(WEB, stream, entries.append, **options))
-        return made[-1], entries
+        captures.append(Capture(WEB, stream, entries.append, **options))
+        return captures[-1], entries
 
     yield one
-    for capture in made:
+    for capture in captures:
         capture.close()
 
 
@@ -43,7 +43,7 @@ def drain(capture: Capture) -> None:
         capture.handle()
 
 
-def test_output_of_a_program_by_line_with_who_and_when(make: Make) -> None:
+def test_output_of_a_program_by_line_with_worker_and_time(make: Make) -> None:
     (out, outs), (err, errs) = make("stdout"), make("stderr")
     before = time.time_ns()
     code = "import os; os.write(1, b'one\\ntwo\\r\\n\\nhalf'); os.write(2, b'\\xff\\n')"
@@ -83,7 +83,7 @@ def test_handle_never_waits(make: Make) -> None:
     assert os.get_blocking(capture.writer.fileno()), "the worker's end is as any program expects"
 
 
-def test_a_long_line_is_cut_and_says_so_and_takes_no_memory(make: Make) -> None:
+def test_a_long_line_is_cut_and_marked_and_takes_no_memory(make: Make) -> None:
     capture, entries = make(max_line=100)
     for _ in range(50):
         os.write(capture.writer.fileno(), b"x" * 10_000)
@@ -116,13 +116,13 @@ def test_a_flood_gets_a_share_and_no_more(make: Make) -> None:
 @pytest.mark.parametrize("floods", [False, True])
 def test_a_grandchild_does_not_keep_the_stream_for_ever(make: Make, floods: bool) -> None:
     capture, entries = make()
-    read, write = os.pipe()
+    reader_fd, writer_fd = os.pipe()
     tail = "yes" if floods else "cat"
     script = f"echo hello; {tail} <&5 & exit 0"
     # The grandchild holds the pipe; the end of descriptor 5 is for the test to end it.
-    with ff.spawn(["/bin/sh", "-c", script], fds={1: capture.writer, 5: read}) as child:
+    with ff.spawn(["/bin/sh", "-c", script], fds={1: capture.writer, 5: reader_fd}) as child:
         capture.writer.close()
-        os.close(read)
+        os.close(reader_fd)
         child.wait()
     now = 100.0
     capture.worker_gone(now, grace=1.0)
@@ -134,22 +134,22 @@ def test_a_grandchild_does_not_keep_the_stream_for_ever(make: Make, floods: bool
         read_on += capture.handle(now + 1.0)
     assert capture.ended and read_on <= capture.pipe_size + 4096
     assert messages(entries)[0] == "hello"
-    os.close(write)  # cat ends at the end of its input, yes of EPIPE
+    os.close(writer_fd)  # cat ends at the end of its input, yes of EPIPE
 
 
-def test_who_writes_faster_than_is_read_is_cut_off_all_the_same(make: Make) -> None:
+def test_a_writer_that_is_faster_than_we_read_is_cut_off_all_the_same(make: Make) -> None:
     capture, entries = make(budget=10_000)
-    other = capture.writer.fileno()
-    os.set_blocking(other, False)
+    writer_fd = capture.writer.fileno()
+    os.set_blocking(writer_fd, False)
 
     def fill() -> None:
         try:
-            while os.write(other, b"x" * 4095 + b"\n"):
+            while os.write(writer_fd, b"x" * 4095 + b"\n"):
                 pass
         except BlockingIOError:
             pass
 
-    os.write(other, b"last words\n")
+    os.write(writer_fd, b"last words\n")
     capture.worker_gone(0.0, grace=1.0)
     read_on = 0
     while capture.overdue(1.0):
@@ -157,7 +157,7 @@ def test_who_writes_faster_than_is_read_is_cut_off_all_the_same(make: Make) -> N
         read_on += capture.handle(1.0)
         assert read_on < 2 * capture.pipe_size
     assert capture.ended and messages(entries)[0] == "last words"
-    assert read_on >= capture.pipe_size, "what was there in time is read"
+    assert read_on >= capture.pipe_size, "what the pipe held in time is read"
 
 
 def test_records_on_a_pipe(make: Make) -> None:
@@ -171,7 +171,7 @@ def test_records_on_a_pipe(make: Make) -> None:
     assert {entry.stream for entry in entries} == {"log"}
 
 
-def test_the_pipe_is_as_large_as_is_allowed(make: Make) -> None:
+def test_the_pipe_gets_the_size_that_is_allowed(make: Make) -> None:
     with open("/proc/sys/fs/pipe-max-size") as file:
         most = int(file.read())
     assert make(pipe_size=131072)[0].pipe_size == 131072
@@ -180,7 +180,7 @@ def test_the_pipe_is_as_large_as_is_allowed(make: Make) -> None:
     assert plain <= 65536
 
 
-def test_a_pipe_that_may_not_be_so_large_is_as_large_as_it_may() -> None:
+def test_a_pipe_beyond_the_users_limit_gets_the_largest_allowed_size() -> None:
     code = (
         "from pyforkfd.supervisor.logs._capture import Capture\n"
         "from pyforkfd.supervisor.logs._records import Origin\n"

@@ -1,4 +1,4 @@
-"""The log file: shared by processes that write while it is rotated."""
+"""The log file: processes write to it while it is rotated."""
 
 import collections
 import json
@@ -12,8 +12,10 @@ import pytest
 from places import HELPERS
 
 import pyforkfd as ff
-from pyforkfd.supervisor.logs._log_file import LogFile
+from pyforkfd.supervisor.logs._log_file import LogFile, Switch
 from pyforkfd.supervisor.logs._log_reader import Reader
+from pyforkfd.supervisor.worker._messages import SwitchLog
+from pyforkfd.supervisor.worker._protocol import encode_order
 
 WORKER = HELPERS / "log_worker.py"
 BUDGET = 1 << 30
@@ -21,14 +23,20 @@ BUDGET = 1 << 30
 
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[LogFile]:
-    made = LogFile(tmp_path / "app.log", max_bytes=10, keep=3, patience=30)
-    yield made
-    made.close()
+    file = LogFile(tmp_path / "app.log", max_bytes=10, keep=3, patience=30)
+    yield file
+    file.close()
 
 
 def write(fd: int, *lines: str) -> None:
     for line in lines:
         os.writev(fd, [line.encode() + b"\n"])
+
+
+def order(log: LogFile, now: float) -> Switch:
+    switch = log.next_switch(now)
+    assert switch is not None
+    return switch
 
 
 def files(log: LogFile) -> dict[str, str]:
@@ -49,29 +57,31 @@ def test_no_record_is_lost_torn_or_out_of_order_over_rotations(tmp_path: Path) -
             ours, theirs = ff.FdChannel.pair()
             channels[worker] = ours
             poll.register(ours.fileno(), select.EPOLLIN)
-            who = f"component=web worker={worker} position=0 generation=1 channel=6 log=7"
+            identity = f"component=web worker={worker} position=0 generation=1 channel=6 log=7"
             with theirs:
                 processes.append(
                     ff.spawn(
                         [sys.executable, WORKER, str(least), str(rotations)],
                         fds={6: theirs, 7: log.give(worker)},
-                        env={**os.environ, "FORKFD_WORKER": who},
+                        env={**os.environ, "FORKFD_WORKER": identity},
                     )
                 )
         by_fd = {channel.fileno(): worker for worker, channel in channels.items()}
         while len(wrote) < count:
             if log.turn < rotations and log.settled(now) and os.fstat(log.fileno()).st_size:
-                switch = log.rotate(now)
+                log.rotate(now)
+                switch = order(log, now)
                 for worker in switch.workers:
-                    channels[worker].send(json.dumps(switch.message).encode(), [switch.fd])
+                    text = encode_order(SwitchLog(switch.turn), ["log"])
+                    channels[worker].send(text, [switch.fd])
             for fd, _ in poll.poll(0.01):
                 with channels[by_fd[fd]].recv() as received:
-                    said = json.loads(received.data or b'{"wrote": -1}')
-                if "wrote" in said:
-                    wrote[by_fd[fd]] = said["wrote"]
+                    message = json.loads(received.data or b'{"wrote": -1}')
+                if "wrote" in message:
+                    wrote[by_fd[fd]] = message["wrote"]
                     poll.unregister(fd)
                 else:
-                    log.confirm(by_fd[fd], said["turn"])
+                    log.confirm(by_fd[fd], message["turn"])
             seen += log.read(BUDGET, now)
         assert [process.wait().code for process in processes] == [0] * count
         while lines := log.read(BUDGET, now):
@@ -98,33 +108,63 @@ def test_no_record_is_lost_torn_or_out_of_order_over_rotations(tmp_path: Path) -
         assert sequences == {w: list(range(n)) for w, n in wrote.items()}
 
 
-def test_rotation_waits_until_the_last_worker_has_changed_over(log: LogFile) -> None:
-    theirs = os.dup(log.give(1))  # as the worker has it
+def test_the_old_file_is_read_until_the_last_worker_has_changed_over(log: LogFile) -> None:
+    worker_fd = os.dup(log.give(1))  # as the worker has it
     try:
-        write(theirs, "old")
-        switch = log.rotate(0)
-        assert (switch.message, switch.workers) == ({"order": "log", "turn": 1}, (1,))
+        write(worker_fd, "old")
+        assert not log.due()
+        log.rotate(0)
+        switch = order(log, 0)
+        assert (switch.turn, switch.workers) == (1, (1,))
+        assert log.next_switch(1) is None, "one order at a time"
         write(log.fileno(), "new 0123456789")
-        assert log.behind() == (1,) and not log.due(1)
-        with pytest.raises(BlockingIOError, match=r"rotate .*app\.log: .*\(1,\)"):
-            log.rotate(1)
-        write(theirs, "late")
-        os.dup2(switch.fd, theirs)
+        assert log.behind() == (1,)
+        write(worker_fd, "late")
+        os.dup2(switch.fd, worker_fd)
         for nonsense in (7, -1, "1", None, [1]):
             log.confirm(1, nonsense)
         assert log.behind() == (1,)
         log.confirm(1, 1)
-        assert log.behind() == () and not log.settled(1), "what it wrote is not read yet"
+        assert log.behind() == () and not log.settled(1), "the worker's records are not read yet"
         assert log.read(BUDGET, 1) == [b"old", b"late", b"new 0123456789"]
-        assert log.due(1)
+        assert log.due()
         log.rotate(1)
     finally:
-        os.close(theirs)
+        os.close(worker_fd)
     assert files(log) == {
         "app.log": "",
         "app.log.1": "new 0123456789\n",
         "app.log.2": "old\nlate\n",
     }
+
+
+def test_a_rotation_waits_for_no_worker_and_late_records_are_written_again(log: LogFile) -> None:
+    slow, dead = os.dup(log.give(1)), os.dup(log.give(2))
+    got = []
+    try:
+        for number in range(5):
+            write(slow, f"late {number}")
+            write(log.fileno(), f"turn {number}")
+            log.rotate(number)
+            if number == 0:
+                assert order(log, 0).workers == (1, 2)
+            assert log.next_switch(number) is None, "neither has confirmed"
+            got.append(b" ".join(log.read(BUDGET, number)))
+        # With keep=3 the file of the first turn has lost its name in the fourth.
+        assert got[:3] == [b"late 0 turn 0", b"late 1 turn 1", b"late 2 turn 2"]
+        assert got[3:] == [b"turn 3", b"late 3 turn 4"]
+        write(slow, "late 5")
+        assert log.read(BUDGET, 6) + log.read(BUDGET, 6) == [b"late 4", b"late 5"]
+        assert files(log)["app.log"] == "late 4\nlate 5\n"
+        os.dup2(log.fileno(), slow)
+        log.confirm(1, log.turn)
+        assert [old.turn for old in log._olds] == [0, 1], "worker 2 may have confirmed the first"
+        log.read(BUDGET, 31)
+        assert log._olds == [], "the time of worker 2 is over"
+        assert log.unread == 0
+    finally:
+        os.close(slow)
+        os.close(dead)
 
 
 def test_a_worker_that_changes_over_while_we_read_is_read_in_its_order(
@@ -153,55 +193,57 @@ def test_a_worker_that_changes_over_while_we_read_is_read_in_its_order(
         os.close(worker)
 
 
-def test_a_worker_that_is_gone_or_silent_for_long_delays_nothing(log: LogFile) -> None:
+def test_a_worker_that_has_ended_or_never_confirms_delays_nothing(log: LogFile) -> None:
     log.give(1), log.give(2)
     log.rotate(0)
-    log.gone(1)
-    assert log.behind() == (2,)
+    log.forget(1)
+    assert log.behind() == order(log, 0).workers == (2,)
     assert log.read(BUDGET, 29.9) == [] and not log.settled(29.9)
     assert log.settled(30)
-    assert log.rotate(30).workers == (2,)  # it is told again
-    assert log.pending_switch().message["turn"] == 2
+    log.rotate(30)
+    again = order(log, 30)  # the order is sent again
+    assert (again.workers, again.turn) == ((2,), 2)
 
 
 def test_an_adopted_worker_may_have_any_description(log: LogFile) -> None:
     log.adopt(7, 0)
-    assert log.behind() == log.pending_switch().workers == (7,)
+    switch = order(log, 0)
+    assert log.behind() == switch.workers == (7,)
     assert not log.settled(1) and log.settled(30)
-    log.confirm(7, log.pending_switch().message["turn"])
+    log.confirm(7, switch.turn)
     assert log.behind() == () and log.settled(1)
 
 
-def test_a_description_is_in_use_from_its_gift_on(log: LogFile) -> None:
+def test_a_description_is_in_use_from_the_spawn_on(log: LogFile) -> None:
     log.rotate(0)
     log.read(BUDGET, 0)
     log.give(5)
     assert log.behind() == ()
-    assert log.rotate(0).workers == (5,)
+    log.rotate(0)
+    assert order(log, 0).workers == (5,)
 
 
-def test_of_old_files_as_many_are_kept_as_wanted(log: LogFile) -> None:
+def test_the_wanted_number_of_old_files_is_retained(log: LogFile) -> None:
     for number in range(6):
         write(log.fileno(), str(number))
         log.rotate(0)
         log.read(BUDGET, 0)
-    kept = {"app.log": "", "app.log.1": "5\n", "app.log.2": "4\n", "app.log.3": "3\n"}
-    assert files(log) == kept
+    retained = {"app.log": "", "app.log.1": "5\n", "app.log.2": "4\n", "app.log.3": "3\n"}
+    assert files(log) == retained
 
 
 def test_external_rotation(log: LogFile) -> None:
-    assert log.reopen(0) is None
+    assert not log.reopen(0)
     write(log.fileno(), "before")
     log.path.rename(log.path.with_suffix(".moved"))
     write(log.fileno(), "between")
-    switch = log.reopen(0)
-    assert switch is not None and switch.message["turn"] == 1
+    assert log.reopen(0) and log.turn == 1
     write(log.fileno(), "after")
     assert log.read(BUDGET, 0) == [b"before", b"between", b"after"]
     assert files(log) == {"app.log": "after\n", "app.moved": "before\nbetween\n"}
 
 
-def test_a_failed_rotation_leaves_all_as_it_was(log: LogFile) -> None:
+def test_a_failed_rotation_changes_nothing(log: LogFile) -> None:
     write(log.fileno(), "here")
     before = log.fileno()
     blocker = Path(f"{log.path}.next")
@@ -214,7 +256,7 @@ def test_a_failed_rotation_leaves_all_as_it_was(log: LogFile) -> None:
     assert files(log) == {"app.log": "here\n"}
 
 
-def test_what_a_dead_supervisor_left_is_in_nobodys_way(log: LogFile) -> None:
+def test_what_a_dead_supervisor_left_is_no_obstacle(log: LogFile) -> None:
     Path(f"{log.path}.next").write_text("stale")
     write(log.fileno(), "here")
     log.rotate(0)
@@ -242,7 +284,7 @@ def test_a_line_without_an_end_is_held_back_and_an_endless_one_skipped(log: LogF
     assert log.read(BUDGET, 0) == [b"half whole", b"next"]
 
 
-def test_only_what_is_new_is_read_and_a_truncated_file_from_its_start(log: LogFile) -> None:
+def test_only_new_lines_are_read_and_a_truncated_file_from_its_start(log: LogFile) -> None:
     write(log.fileno(), "one", "two")
     with_history = LogFile(log.path)
     try:
@@ -256,7 +298,7 @@ def test_only_what_is_new_is_read_and_a_truncated_file_from_its_start(log: LogFi
         with_history.close()
 
 
-def test_how_the_file_is_opened(tmp_path: Path) -> None:
+def test_the_flags_and_the_mode_of_the_file(tmp_path: Path) -> None:
     import fcntl
 
     log = LogFile(tmp_path / "app.log", mode=0o600, o_dsync=True)
@@ -270,7 +312,7 @@ def test_how_the_file_is_opened(tmp_path: Path) -> None:
         log.close()
 
 
-def test_what_cannot_be_a_log_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_a_log_is_refused_by_name(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     with pytest.raises(OSError, match=r"regular file.*fifo"):

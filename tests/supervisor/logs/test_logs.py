@@ -1,4 +1,4 @@
-"""The file, captured lines and sinks together."""
+"""The log file, captured lines and sinks together."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def test_everything_is_in_the_file_and_in_the_sinks_once(logs: Logs, file: LogFi
     os.write(capture.writer.fileno(), b"captured\n")
     capture.handle()
     capture.close()
-    logs.say("INFO", "event", cause="oom")
+    logs.record("INFO", "event", cause="oom")
     for now in range(3):
         assert logs.poll(now) is None
     assert on_disk(file) == ["record", "captured", "event"]
@@ -58,11 +58,11 @@ def test_everything_is_in_the_file_and_in_the_sinks_once(logs: Logs, file: LogFi
         assert file_of_pipe.read().splitlines() == [one.line for one in logs.tail.tail()]
 
 
-def test_what_is_no_record_is_shown_and_counted(logs: Logs, file: LogFile) -> None:
+def test_a_malformed_line_is_published_and_counted(logs: Logs, file: LogFile) -> None:
     os.write(file.fileno(), b"print of a Go worker\n\n")
     logs.poll(0)
     (entry,) = logs.tail.tail()
-    assert (entry.origin.component, logs.strange) == ("-", 1)
+    assert (entry.origin.component, logs.malformed) == ("-", 1)
     assert messages([entry]) == ["print of a Go worker"]
 
 
@@ -74,7 +74,7 @@ def test_it_is_rotated_when_it_is_due(logs: Logs, file: LogFile) -> None:
         switch = logs.poll(0)
         assert switch is not None and switch.workers == (12,)
         writer.replace(switch.fd)
-        file.confirm(12, switch.message["turn"])
+        file.confirm(12, switch.turn)
         writer.write("INFO", "new")
         assert logs.poll(1) is None
         assert messages(logs.tail.tail())[-1] == "new" and on_disk(file) == ["new"]
@@ -82,21 +82,24 @@ def test_it_is_rotated_when_it_is_due(logs: Logs, file: LogFile) -> None:
         os.close(writer.fileno())
 
 
-def test_a_rotation_that_fails_is_said_and_tried_again(logs: Logs, file: LogFile) -> None:
-    logs.say("INFO", "x" * 1000)
+def test_a_rotation_that_fails_is_reported_and_tried_again(logs: Logs, file: LogFile) -> None:
     blocker = Path(f"{file.path}.next")
     blocker.mkdir()
+    logs.record("INFO", "x" * 1000)
     assert logs.poll(0) is None and logs.poll(1) is None
-    said = messages(logs.tail.tail())[1:]
-    assert len(said) == 1 and str(blocker) in said[0]
+    (error,) = messages(logs.tail.tail())[1:]
+    assert str(blocker) in error
     blocker.rmdir()
-    assert logs.poll(29) is None
-    assert logs.poll(30) is not None
+    logs.poll(29)
+    assert file.turn == 0
+    logs.poll(30)
+    assert file.turn == 1
 
 
 def test_reopening_waits_for_its_time(logs: Logs, file: LogFile) -> None:
     file.give(12)
     file.rotate(0)
+    assert file.next_switch(0) is not None
     file.path.rename(file.path.with_suffix(".moved"))
     logs.reopen()
     assert logs.poll(1) is None, "worker 12 has not changed over yet"
@@ -107,17 +110,17 @@ def test_reopening_waits_for_its_time(logs: Logs, file: LogFile) -> None:
     assert logs.poll(4) is None and file.turn == 2
 
 
-def test_a_full_disk_keeps_nothing_from_the_other_sinks(logs: Logs, file: LogFile) -> None:
-    kept = os.dup(file.fileno())
+def test_a_full_disk_withholds_nothing_from_the_other_sinks(logs: Logs, file: LogFile) -> None:
+    saved = os.dup(file.fileno())
     full = os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, file.fileno(), inheritable=False)
     os.close(full)
-    logs.say("INFO", "hello")
-    os.dup2(kept, file.fileno(), inheritable=False)
-    os.close(kept)
+    logs.record("INFO", "hello")
+    os.dup2(saved, file.fileno(), inheritable=False)
+    os.close(saved)
     assert messages(logs.tail.tail()) == ["hello"] and file.lost == 1
-    logs.say("INFO", "again")
-    assert on_disk(file) == ["again"]
+    logs.record("INFO", "again")
+    assert on_disk(file)[1:] == ["again"]
 
 
 def test_without_a_file() -> None:

@@ -1,4 +1,4 @@
-"""Loki's push endpoint: what is sent, what becomes of it when Loki is slow, rude or gone."""
+"""The Loki sink: what is sent, and the fate of entries when Loki is slow, refuses or is down."""
 
 import base64
 import os
@@ -42,7 +42,7 @@ def loki() -> Iterator[LokiServer]:
 
 
 def turn(sink: LokiSink, until: Callable[[], bool]) -> None:
-    """What the loop does, until something is the case."""
+    """Run the sink as the loop does, until a condition holds."""
     deadline = time.monotonic() + 60
     while not until():
         assert time.monotonic() < deadline, (sink.sent, sink.dropped, sink.waiting, sink.error)
@@ -52,7 +52,7 @@ def turn(sink: LokiSink, until: Callable[[], bool]) -> None:
 
 
 def end(sink: LokiSink) -> None:
-    """Orderly: everything given to the sender, its end, its last reports."""
+    """End the sink in order: pass everything to the sender, await its last reports and its end."""
     turn(sink, lambda: not sink.wants_write)
     sink.finish()
     while not sink.down:
@@ -99,7 +99,7 @@ def test_a_batch_ends_by_size_or_by_age(loki: LokiServer) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_what_may_work_later_is_tried_again(loki: LokiServer, status: int) -> None:
+def test_a_transient_refusal_is_tried_again(loki: LokiServer, status: int) -> None:
     loki.script = [(status, {})] * 3
     sink = LokiSink(config(loki))
     sink.add(entry("x"))
@@ -119,7 +119,7 @@ def test_retry_after_is_honoured(loki: LokiServer) -> None:
     end(sink)
 
 
-def test_what_loki_refuses_is_dropped_and_said_and_the_next_is_sent(loki: LokiServer) -> None:
+def test_a_refused_batch_is_dropped_with_its_reason_and_the_next_is_sent(loki: LokiServer) -> None:
     loki.script = [(400, {})]
     sink = LokiSink(config(loki))
     sink.add(entry("refused"))
@@ -139,7 +139,7 @@ def test_a_batch_is_not_tried_for_ever(loki: LokiServer) -> None:
     end(sink)
 
 
-def test_nobody_there_at_first() -> None:
+def test_a_refused_connection_is_tried_again() -> None:
     with socket.create_server(("127.0.0.1", 0)) as place:
         port = place.getsockname()[1]
     sink = LokiSink(Loki(url=f"http://127.0.0.1:{port}", backoff=0, retries=1))
@@ -149,7 +149,7 @@ def test_nobody_there_at_first() -> None:
     end(sink)
 
 
-def test_memory_is_bounded_while_loki_hangs_and_nobody_waits(loki: LokiServer) -> None:
+def test_memory_is_bounded_while_loki_hangs_and_nothing_waits(loki: LokiServer) -> None:
     loki.hold.clear()
     bound = 100_000
     sink = LokiSink(config(loki, batch_bytes=10_000, buffer=bound))
@@ -180,8 +180,8 @@ def test_tenant_and_password(loki: LokiServer, tmp_path: Path) -> None:
         sink.add(entry(word))
         turn(sink, lambda: sink.waiting == 0)
     end(sink)
-    said = [(h["X-Scope-OrgID"], h["Authorization"]) for h, _ in loki.requests]
-    assert said == [
+    sent = [(h["X-Scope-OrgID"], h["Authorization"]) for h, _ in loki.requests]
+    assert sent == [
         ("shop", "Basic " + base64.b64encode(f"me:{word}".encode()).decode())
         for word in ("first", "second")
     ]
@@ -226,27 +226,27 @@ def test_https_is_verified(certificate: Path) -> None:
         end(sink)
 
 
-def test_a_sender_that_dies_is_replaced_and_what_it_had_is_counted(loki: LokiServer) -> None:
+def test_a_sender_that_dies_is_replaced_and_its_entries_are_counted(loki: LokiServer) -> None:
     loki.hold.clear()
     sink = LokiSink(config(loki))
     with pytest.raises(ValueError, match="has not died"):
         sink.restart()
-    given = 0
+    added = 0
     while not sink._at:  # until one is half in the socket
-        given += 1
-        sink.add(entry(f"{given} " + "x" * 50_000))
+        added += 1
+        sink.add(entry(f"{added} " + "x" * 50_000))
         sink.handle()
     sink.process.send_signal(signal.SIGKILL)
     while not sink.down:
         select.select([sink], [], [], 60)
         sink.handle()
-    assert sink.dropped >= 1 and sink.waiting == given - sink.dropped >= 1
-    kept = sink.waiting
+    assert sink.dropped >= 1 and sink.waiting == added - sink.dropped >= 1
+    left = sink.waiting
     loki.hold.set()
     sink.restart()
     end(sink)
-    assert sink.sent == kept
-    last = entry(f"{given} " + "x" * 50_000).line.decode()
+    assert sink.sent == left
+    last = entry(f"{added} " + "x" * 50_000).line.decode()
     assert last in {line for _, _, line in loki.streams}
 
 
@@ -272,7 +272,7 @@ def test_the_sender_ends_with_the_supervisor(loki: LokiServer) -> None:
             os.close(pidfd)
 
 
-def test_a_terminals_signals_do_not_end_it(loki: LokiServer) -> None:
+def test_signals_of_a_terminal_do_not_end_the_sender(loki: LokiServer) -> None:
     sink = LokiSink(config(loki))
     sink.process.send_signal(signal.SIGINT)
     sink.process.send_signal(signal.SIGTERM)
@@ -291,7 +291,7 @@ def test_closing_at_once_leaves_nothing(loki: LokiServer) -> None:
     assert sink.dropped == 2
 
 
-def test_at_the_end_a_loki_that_hangs_is_not_waited_for_long(loki: LokiServer) -> None:
+def test_at_the_end_the_wait_for_a_hanging_loki_is_short(loki: LokiServer) -> None:
     loki.script = [(503, {"Retry-After": "300"})] * 10
     sink = LokiSink(config(loki))
     sink.add(entry("x"))
@@ -320,7 +320,7 @@ def test_pauses() -> None:
     assert pause(c, 1, "999999", 0) == 300
 
 
-def test_what_the_sender_is_told() -> None:
+def test_the_configuration_that_the_sender_receives() -> None:
     full = Loki(url="https://x/other?a=b", labels=("worker",), static_labels={"a": "b"})
     assert from_json(to_json(full)) == full
     assert target(full) == "/other?a=b"

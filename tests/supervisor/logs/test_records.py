@@ -1,4 +1,4 @@
-"""Records: one line each, whole or marked as cut, and read again as they were written."""
+"""Records: one line each, whole or marked as cut, decoded as they were encoded."""
 
 import json
 from typing import Any
@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyforkfd.supervisor.logs._records import Origin, captured, decode, encode, time_ns, time_text
+from pyforkfd.supervisor.logs._records import (
+    Origin,
+    captured,
+    decode,
+    encode,
+    is_published,
+    time_ns,
+    time_text,
+)
 
 WEB = Origin(component="web", worker=12, generation=4)
 NOW = 1_700_000_000_123_456_789
@@ -27,7 +35,7 @@ values = st.recursive(
 
 
 @given(texts, texts, st.dictionaries(texts, values, max_size=3), st.integers(1024, 2048))
-def test_whatever_is_said_is_one_line_of_valid_json(
+def test_any_message_is_one_line_of_valid_json(
     message: str, exception: str, extra: dict[str, Any], limit: int
 ) -> None:
     line = encode(head(), message, exception=exception, extra=extra, limit=limit)
@@ -40,7 +48,7 @@ def test_whatever_is_said_is_one_line_of_valid_json(
 
 
 @given(texts, st.integers(1024, 4096))
-def test_a_record_is_cut_only_when_it_is_too_long_and_says_how_long_it_was(
+def test_a_record_is_cut_only_when_it_is_too_long_and_has_its_full_length(
     piece: str, limit: int
 ) -> None:
     message = (piece or "x") * (limit // max(len(piece), 1))
@@ -52,7 +60,7 @@ def test_a_record_is_cut_only_when_it_is_too_long_and_says_how_long_it_was(
         return
     assert body["cut"] == len(whole)
     assert message.startswith(body["message"])
-    assert len(line) > limit - 100  # what there was room for is there: a character has 12 at most
+    assert len(line) > limit - 100  # the space is used: a character takes 12 bytes at most
 
 
 def test_of_a_long_traceback_the_end_stays_and_of_a_long_message_the_beginning() -> None:
@@ -63,13 +71,13 @@ def test_of_a_long_traceback_the_end_stays_and_of_a_long_message_the_beginning()
     assert len(line) <= 2000
 
 
-def test_a_field_of_the_applications_never_takes_the_place_of_ours() -> None:
+def test_a_field_of_the_application_never_replaces_a_reserved_one() -> None:
     body = json.loads(encode(head(), "hello", extra={"pid": 0, "message": "other", "user": 5}))
     assert (body["pid"], body["message"]) == (7, "hello")
     assert (body["pid_"], body["message_"], body["user"]) == (0, "other", 5)
 
 
-def test_what_json_cannot_hold_is_there_as_its_repr() -> None:
+def test_a_value_that_json_cannot_hold_becomes_its_repr() -> None:
     loop: list[Any] = []
     loop.append(loop)
     body = json.loads(encode(head(), "m", extra={"o": 1j, "nan": float("nan"), "loop": loop}))
@@ -104,7 +112,7 @@ def test_an_entry_is_what_was_written() -> None:
         b'{"component":"a","time":"now"}',
     ],
 )
-def test_what_is_no_record_of_ours_is_none(line: bytes) -> None:
+def test_a_line_that_is_not_a_record_decodes_to_none(line: bytes) -> None:
     assert decode(line) is None
 
 
@@ -113,3 +121,16 @@ def test_a_captured_line_is_an_entry_whatever_its_bytes(text: bytes) -> None:
     entry = captured(WEB, "stderr", NOW, text)
     assert decode(entry.line) == entry
     assert json.loads(entry.line)["message"] == text.decode("utf-8", "backslashreplace")
+
+
+@given(st.text(), st.text(), st.sampled_from(["stdout", "stderr", "log"]))
+def test_a_published_line_is_recognized_and_no_other(name: str, text: str, stream: str) -> None:
+    origin = Origin(component=name, worker=1, generation=2)
+    line = captured(origin, stream, NOW, text.encode("utf-8", "backslashreplace")).line
+    if is_published(line):
+        entry = decode(line)
+        assert entry is not None and entry.stream == stream != "log"
+    else:
+        assert stream == "log" or json.dumps(name, ensure_ascii=False) != f'"{name}"'
+    nested = encode({**head(), "component": name}, text, extra={"x": {"stream": "stdout"}})
+    assert not is_published(nested)

@@ -1,4 +1,4 @@
-"""Sinks of entries: memory, and streams whose readers may be slow or gone."""
+"""Sinks of entries: memory, and streams whose readers may be slow or have closed."""
 
 import fcntl
 import os
@@ -46,7 +46,7 @@ def test_the_tail_is_bounded_in_bytes_too() -> None:
         tail.add(entry("x" * 1000))
     assert 3 <= len(tail.tail()) <= 5
     tail.add(entry("x" * 100_000))
-    assert len(tail.tail()) == 1, "the last one is always there"
+    assert len(tail.tail()) == 1, "the last one is always retained"
     with pytest.raises(ValueError, match="keep=0"):
         RingTail(keep=0)
 
@@ -108,7 +108,7 @@ def read_all(fd: int) -> bytes:
     return data
 
 
-def test_a_slow_reader_makes_nobody_wait(ends: tuple[int, int]) -> None:
+def test_a_slow_reader_blocks_nothing(ends: tuple[int, int]) -> None:
     read, write = ends
     flags = fcntl.fcntl(write, fcntl.F_GETFL)
     sink = StreamSink(write, max_bytes=50_000)
@@ -130,22 +130,22 @@ def test_a_slow_reader_makes_nobody_wait(ends: tuple[int, int]) -> None:
     sink.close()
 
 
-def test_a_reader_that_is_gone(ends: tuple[int, int]) -> None:
+def test_a_reader_that_has_closed(ends: tuple[int, int]) -> None:
     read, write = ends
     sink = StreamSink(write)
     os.close(read)
     sink.add(entry("x"))
     sink.add(entry("y"))
-    assert sink.gone and not sink.wants_write and sink.dropped == 2
+    assert sink.closed and not sink.wants_write and sink.dropped == 2
     sink.close()
 
 
-def test_a_full_disk_is_not_for_ever() -> None:
+def test_a_full_disk_is_not_permanent() -> None:
     full = os.open("/dev/full", os.O_WRONLY)
     try:
         sink = StreamSink(full)
         sink.add(entry("x"))
-        assert sink.dropped == 1 and not sink.gone and not sink.wants_write
+        assert sink.dropped == 1 and not sink.closed and not sink.wants_write
         sink.close()
     finally:
         os.close(full)

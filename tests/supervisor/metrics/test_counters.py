@@ -1,4 +1,4 @@
-"""What the supervisor counts: the dead included, and never backwards."""
+"""The supervisor's counters: ended workers included, and never decreasing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from hypothesis.stateful import (
 )
 
 import pyforkfd as ff
-from pyforkfd.supervisor.metrics._counters import CAUSES, FAMILIES, Histogram, Metrics, Value
+from pyforkfd.supervisor.metrics._counters import CAUSES, Histogram, Metrics, Value
+from pyforkfd.supervisor.metrics._families import FAMILIES
 
 SLOTS = 3
 
@@ -34,7 +35,7 @@ def values(metrics: Metrics, name: str, now_ns: int = 0) -> dict[tuple[str, ...]
     return dict(next(samples for f, samples in metrics.collect(now_ns) if f.name == name))
 
 
-def test_a_dead_workers_counts_become_its_components(page: ff.SharedPage) -> None:
+def test_counts_of_an_ended_worker_become_its_components(page: ff.SharedPage) -> None:
     metrics = Metrics(page)
     first = metrics.started(component="web", worker_id=1, generation=1)
     assert first is not None
@@ -50,7 +51,7 @@ def test_a_dead_workers_counts_become_its_components(page: ff.SharedPage) -> Non
     assert values(metrics, "forkfd_worker_requests_total") == {("web", "2"): 5}
 
 
-def test_only_what_nobody_asked_for_is_a_crash(page: ff.SharedPage) -> None:
+def test_only_an_unexpected_end_is_a_crash(page: ff.SharedPage) -> None:
     metrics = Metrics(page)
     for worker, expected in ((1, True), (2, False), (3, False)):
         metrics.started(component="web", worker_id=worker, generation=1)
@@ -75,7 +76,7 @@ def test_a_page_that_is_full_is_no_error(page: ff.SharedPage) -> None:
     assert metrics.started(component="web", worker_id=6, generation=1) == slots[1]
 
 
-def test_gauges_follow_what_the_loop_tells(page: ff.SharedPage) -> None:
+def test_gauges_follow_the_reports_of_the_loop(page: ff.SharedPage) -> None:
     metrics = Metrics(page, memory={1: 4096}.get)
     metrics.component("web", wanted=2)
     metrics.component("crypto", wanted=1, degraded=True)
@@ -116,7 +117,7 @@ def test_the_age_of_a_heartbeat(page: ff.SharedPage) -> None:
     assert values(metrics, name, beaten - 1) == {("web", "1"): 0}  # it beat after the clock
 
 
-def test_a_worker_that_writes_nonsense_takes_no_total_down(page: ff.SharedPage) -> None:
+def test_a_worker_that_writes_nonsense_lowers_no_total(page: ff.SharedPage) -> None:
     metrics = Metrics(page)
     slot = metrics.started(component="web", worker_id=1, generation=1)
     assert slot is not None
@@ -133,7 +134,7 @@ def test_a_worker_that_writes_nonsense_takes_no_total_down(page: ff.SharedPage) 
     assert values(metrics, "forkfd_requests_lost_total") == {("web",): 0}
 
 
-def test_the_program_that_takes_over_goes_on(page: ff.SharedPage) -> None:
+def test_a_successor_continues_the_totals(page: ff.SharedPage) -> None:
     old = Metrics(page)
     old.component("web", wanted=1)
     slot = old.started(component="web", worker_id=1, generation=1)
@@ -141,7 +142,7 @@ def test_the_program_that_takes_over_goes_on(page: ff.SharedPage) -> None:
     old.started(component="web", worker_id=2, generation=1)
     page.slot(slot).add(7)
     old.ended(2, cause="core", expected=False)
-    old.lacked("web", "memory")
+    old.pressure("web", "memory")
     assert values(old, "forkfd_pressure_total") == {
         ("web", "cpu"): 0,
         ("web", "io"): 0,
@@ -154,7 +155,7 @@ def test_the_program_that_takes_over_goes_on(page: ff.SharedPage) -> None:
     new.adopted(component="web", worker_id=1, generation=1, slot=slot)
     new.ready(1)
     assert list(new.collect(0)) == list(old.collect(0))
-    with pytest.raises(ValueError, match="worker 1 is there"):
+    with pytest.raises(ValueError, match="worker 1 is registered"):
         new.adopted(component="web", worker_id=1, generation=1, slot=None)
     with pytest.raises(ValueError, match=f"worker 3: slot {slot} is not free"):
         new.adopted(component="web", worker_id=3, generation=1, slot=slot)
@@ -167,8 +168,19 @@ def test_the_program_that_takes_over_goes_on(page: ff.SharedPage) -> None:
         new.ended(3, cause="exit", expected=False)
 
 
+def test_lost_log_records_are_counted_over_an_upgrade(page: ff.SharedPage) -> None:
+    old = Metrics(page, log_lost=lambda: {"file": 3, "stdout": 0})
+    name = "forkfd_log_lost_total"
+    assert values(old, name) == {("file",): 3, ("stdout",): 0}
+    new = Metrics(page, log_lost=lambda: {"file": 2, "loki": 5})
+    new.restore(json.loads(json.dumps(old.state())))
+    assert values(new, name) == {("file",): 5, ("stdout",): 0, ("loki",): 5}
+    new.restore(json.loads(json.dumps(new.state())))
+    assert values(new, name)["file",] == 7, "each process counts its own"
+
+
 def test_every_family_is_collected_in_order(page: ff.SharedPage) -> None:
-    metrics = Metrics(page, memory=lambda worker: worker)
+    metrics = Metrics(page, memory=lambda worker: worker, log_lost=lambda: {"file": 1})
     slot = metrics.started(component="web", worker_id=1, generation=1)
     assert slot is not None
     page.slot(slot).beat()
@@ -202,8 +214,8 @@ class Totals(RuleBasedStateMachine):
 
     @rule(worker=workers, requests=st.integers(0, 9), errors=st.integers(0, 9))
     def count(self, worker: tuple[int, str, int], requests: int, errors: int) -> None:
-        number, component, slot = worker
-        assert self.page.snapshots()[slot].worker == number  # no other one has it
+        worker_id, component, slot = worker
+        assert self.page.snapshots()[slot].worker == worker_id  # no other one has it
         self.page.slot(slot).add(requests, errors=errors)
         self.counted[component][0] += requests
         self.counted[component][1] += errors
@@ -217,8 +229,8 @@ class Totals(RuleBasedStateMachine):
     def hand_over(self) -> None:
         new = Metrics(self.page)
         new.restore(self.metrics.state())
-        for number, known in self.metrics._workers.items():
-            new.adopted(component=known.component, worker_id=number, generation=1, slot=known.slot)
+        for worker_id, old in self.metrics._workers.items():
+            new.adopted(component=old.component, worker_id=worker_id, generation=1, slot=old.slot)
         self.metrics = new
 
     @invariant()

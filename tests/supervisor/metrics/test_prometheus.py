@@ -1,4 +1,4 @@
-"""The metrics as Prometheus reads them: its own parsers are the judge."""
+"""The metrics as Prometheus reads them, by its own parsers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
 import pyforkfd as ff
-from pyforkfd.supervisor.metrics._counters import FAMILIES, Metrics
+from pyforkfd.supervisor.metrics._counters import Metrics
+from pyforkfd.supervisor.metrics._families import FAMILIES
 from pyforkfd.supervisor.metrics._prometheus import Exposition, write_textfile
 
 PAGE = ROOT / "docs/supervisor-metrics.md"
@@ -80,7 +81,7 @@ def test_prometheus_reads_every_family(metrics: Metrics) -> None:
         assert kinds[family.name.removesuffix("_total")] == family.kind
 
 
-def test_openmetrics_is_given_to_who_asks_for_it(metrics: Metrics) -> None:
+def test_openmetrics_is_sent_to_clients_that_accept_it(metrics: Metrics) -> None:
     content_type, data = Exposition(metrics).render(OPENMETRICS)
     assert content_type.startswith("application/openmetrics-text; version=1.0.0")
     read = list(openmetrics_parser.text_string_to_metric_families(data.decode()))
@@ -113,11 +114,11 @@ def test_whatever_is_accepted_something_is_rendered(accept: str) -> None:
 
 def test_the_table_of_the_documents_is_that_of_the_code() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*?) \| (.*) \|$", PAGE.read_text(), re.M)
-    said = [(n, k, tuple(re.findall(r"`(\w+)`", labels)), text) for n, k, labels, text in rows]
-    assert said == [(f.name, f.kind, f.labels, f.help) for f in FAMILIES.values()]
+    table = [(n, k, tuple(re.findall(r"`(\w+)`", labels)), text) for n, k, labels, text in rows]
+    assert table == [(f.name, f.kind, f.labels, f.help) for f in FAMILIES.values()]
 
 
-def test_without_prometheus_client_it_says_what_to_install() -> None:
+def test_without_prometheus_client_the_error_names_the_package() -> None:
     code = """
 import sys
 sys.modules["prometheus_client"] = None

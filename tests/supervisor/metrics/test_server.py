@@ -1,4 +1,4 @@
-"""The metrics page over real sockets: good clients are served, evil ones cost a bounded time."""
+"""The metrics page over real sockets: good clients are served, hostile ones take bounded time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from prometheus_client import parser
 
 import pyforkfd as ff
-from pyforkfd.supervisor.metrics import _server as _scrape
+from pyforkfd.supervisor.metrics import _server
 from pyforkfd.supervisor.metrics._counters import Metrics
 from pyforkfd.supervisor.metrics._http import MAX_HEAD, Answer, Request, parse
 from pyforkfd.supervisor.metrics._prometheus import Exposition
@@ -33,7 +33,7 @@ LARGE = b"x" * 8_000_000  # more than the sockets of both ends hold
 
 
 class Page:
-    """A server with a loop that a test turns itself, by the clock that it is given."""
+    """A server whose loop and clock a test turns itself."""
 
     def __init__(self, address: str) -> None:
         self.now = 0.0
@@ -60,7 +60,7 @@ class Page:
         return client
 
     def turn(self) -> None:
-        """Everything that is there to be done now."""
+        """Run the loop until nothing is left to do now."""
         while select.select([self.server], [], [], 0)[0]:
             self.server.handle()
 
@@ -69,13 +69,13 @@ class Page:
         while not condition():
             select.select([self.server], [], [], 0.01)
             self.server.handle()
-            assert time.monotonic() < end, "it never came"
+            assert time.monotonic() < end, "the condition never held"
 
     def get(self, sent: bytes = REQUEST) -> bytes:
         return self.read(self.connect(sent))
 
     def read(self, client: socket.socket) -> bytes:
-        """All that is answered, while the server turns."""
+        """Read a whole answer, while the loop runs."""
         got = bytearray()
         client.setblocking(False)
 
@@ -106,7 +106,7 @@ def page(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Page]:
 
 @contextlib.contextmanager
 def served(server: ScrapeServer) -> Iterator[None]:
-    """A loop as the supervisor's, on a thread."""
+    """Run a loop such as the supervisor's on a thread."""
     reader, writer = os.pipe()
 
     def loop() -> None:
@@ -125,7 +125,7 @@ def served(server: ScrapeServer) -> Iterator[None]:
         os.close(writer)
 
 
-def test_clients_of_others_are_served() -> None:
+def test_foreign_clients_are_served() -> None:
     reasons: list[str] = []
     with ff.SharedPage.create(2) as slots, ff.bind("tcp://127.0.0.1:0") as listener:
         metrics = Metrics(slots)
@@ -175,7 +175,7 @@ def test_a_request_may_come_in_any_parts(page: Page) -> None:
     assert client.makefile("rb").read() == whole
 
 
-def test_a_large_answer_waits_for_its_reader_and_nobody_else_does(page: Page) -> None:
+def test_a_large_answer_waits_for_its_reader_and_delays_no_other(page: Page) -> None:
     page.body = LARGE
     slow = page.connect(REQUEST)
     page.turn()
@@ -186,7 +186,7 @@ def test_a_large_answer_waits_for_its_reader_and_nobody_else_does(page: Page) ->
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /metrics HTTP/1.1\r\n", REQUEST])
-def test_time_is_up_for_who_is_slow(page: Page, sent: bytes) -> None:
+def test_a_slow_client_is_dropped_after_its_time(page: Page, sent: bytes) -> None:
     page.body = LARGE
     client = page.connect(sent)
     page.turn_until(lambda: len(page.server) == 1)
@@ -198,10 +198,10 @@ def test_time_is_up_for_who_is_slow(page: Page, sent: bytes) -> None:
     assert len(page.server) == 0
     with contextlib.suppress(ConnectionResetError):
         while client.recv(65536):
-            pass  # to its end: it was closed
+            pass  # to the end: the server has closed
 
 
-def test_there_are_only_so_many_and_the_oldest_goes_first(page: Page) -> None:
+def test_connections_are_bounded_and_the_oldest_is_dropped_first(page: Page) -> None:
     clients = []
     for _ in range(MAX_CONNECTIONS + 3):
         clients.append(page.connect(b"GET "))
@@ -217,14 +217,14 @@ def test_there_are_only_so_many_and_the_oldest_goes_first(page: Page) -> None:
     assert b"200 OK" in page.get()
 
 
-def test_who_sends_without_end_is_cut_off(page: Page) -> None:
+def test_a_client_that_sends_without_end_is_cut_off(page: Page) -> None:
     assert page.get(b"GET / HTTP/1.1\r\nA: " + b"a" * MAX_HEAD).startswith(b"HTTP/1.1 431 ")
     client = page.connect(REQUEST)
     page.turn()
     client.setblocking(False)
 
     def send_on() -> None:
-        for _ in range(20 * _scrape._MAX_IGNORED // 4000):
+        for _ in range(20 * _server._MAX_IGNORED // 4000):
             with contextlib.suppress(BlockingIOError):
                 client.send(b"more" * 1000)
             page.turn()
@@ -234,7 +234,7 @@ def test_who_sends_without_end_is_cut_off(page: Page) -> None:
     assert len(page.server) == 0
 
 
-def test_who_goes_away_at_any_moment_leaves_nothing(page: Page) -> None:
+def test_a_client_that_closes_at_any_moment_leaves_nothing(page: Page) -> None:
     page.body = LARGE
     for sent in (b"", b"GET", REQUEST):
         for abort in (False, True):
@@ -267,8 +267,8 @@ def test_a_descriptor_is_missing_for_a_while_only(page: Page) -> None:
     assert client.makefile("rb").read().startswith(b"HTTP/1.1 200 OK")
 
 
-def test_a_flood_leaves_the_loop_its_time(page: Page) -> None:
-    for _ in range(2 * _scrape._ACCEPTS + 1):
+def test_a_flood_leaves_time_to_the_loop(page: Page) -> None:
+    for _ in range(2 * _server._ACCEPTS + 1):
         page.connect()
     page.server.handle()
     assert len(page.server) <= MAX_CONNECTIONS
@@ -304,7 +304,7 @@ def test_a_listener_that_is_closed_is_an_error() -> None:
 @given(
     st.binary(max_size=200) | st.binary(max_size=50).map(lambda b: REQUEST[:-2] + b + b"\r\n\r\n")
 )
-def test_whatever_is_sent_it_is_a_request_or_refused(sent: bytes) -> None:
+def test_any_bytes_are_a_request_or_refused(sent: bytes) -> None:
     found = parse(sent)
     if b"\r\n\r\n" not in sent:
         assert found is None
@@ -312,7 +312,7 @@ def test_whatever_is_sent_it_is_a_request_or_refused(sent: bytes) -> None:
         assert found.status == 400
     else:
         assert isinstance(found, Request)
-    # It is the same however it comes.
+    # The result does not depend on the parts in which it arrives.
     assert all(parse(sent[:n]) is None for n in range(sent.find(b"\r\n\r\n") + 4))
 
 
@@ -327,7 +327,7 @@ def test_whatever_is_sent_it_is_a_request_or_refused(sent: bytes) -> None:
         (b"GET /metrics HTTP/1.1\r\n: x", 400),
     ],
 )
-def test_what_is_no_request_is_refused(head: bytes, status: int) -> None:
+def test_a_malformed_request_is_refused(head: bytes, status: int) -> None:
     found = parse(head + b"\r\n\r\n")
     assert isinstance(found, Answer) and found.status == status
 

@@ -1,4 +1,4 @@
-"""What joins the rooms: counters, logs, hooks and memory of a service that runs."""
+"""The resources together: counters, logs, hooks and memory of a service that runs."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_a_worker_that_has_grown_stops_accepting_and_is_replaced(tmp_path: Path)
         ask(running, "grow")  # one of the two has got two of them at least
         running.log.wait_for("ORDER stop_accepting")
         running.log.wait_for("ORDER collect")
-        running.log.wait_for("to be replaced: it uses .* for too long")
+        running.log.wait_for("uses .* for too long")
         running.log.wait_for("ready after", count=3)
         running.log.wait_for("has left")
 

@@ -10,12 +10,12 @@ import pytest
 from pyforkfd.supervisor.spec._limits import Limits, Pressure
 
 
-def test_nothing_is_limited_that_nobody_asked_for() -> None:
+def test_no_limit_is_set_by_default() -> None:
     assert Limits().files() == {}
     assert Limits().controllers() == frozenset()
 
 
-def test_what_is_written_where() -> None:
+def test_each_limit_has_its_file() -> None:
     limits = Limits(
         memory_max=2**30,
         memory_high=2**29,
@@ -38,54 +38,71 @@ def test_what_is_written_where() -> None:
     assert Limits(cpu_max=(2000, 20000)).files() == {"cpu.max": "2000 20000"}
 
 
-def test_pressure_that_makes_no_sense_is_said_whole() -> None:
+def test_every_wrong_share_of_pressure_is_reported() -> None:
     assert Pressure().wanted() == {}
     assert Pressure(memory=1, cpu=0.01).wanted() == {"cpu": 0.01, "memory": 1}
     with pytest.raises(ValueError) as caught:
         Pressure(cpu=0.009, io=True, memory=1.1)
     assert str(caught.value).splitlines() == [
-        "cpu: 0.009 is not a share from 0.01 to 1",
-        "io: True is not a share from 0.01 to 1",
-        "memory: 1.1 is not a share from 0.01 to 1",
+        "cpu: 0.009 is out of range; write a number, from 0.01 to 1",
+        "io: true is not a number",
+        "memory: 1.1 is out of range; write a number, from 0.01 to 1",
     ]
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "lines"),
     [
-        ({"memory_max": 0}, ["memory_max: 0 is not bytes above 0"]),
-        ({"memory_max": "1G"}, ["memory_max: '1G' is not bytes above 0"]),
-        ({"pids_max": True}, ["pids_max: True is not a whole number above 0"]),
-        ({"swap_max": False}, ["swap_max: False is not bytes from 0"]),
-        ({"swap_max": -1}, ["swap_max: -1 is not bytes from 0"]),
-        ({"cpu_weight": 10_001}, ["cpu_weight: 10001 is not a whole number from 1 to 10000"]),
-        ({"cpu_max": 0.001}, ["cpu_max: 0.001 processors are less than the kernel's 0.01"]),
+        ({"memory_max": 0}, ["memory_max: 0 is out of range; write bytes, above 0"]),
+        ({"memory_max": "1G"}, ['memory_max: "1G" is not a whole number; write bytes']),
+        ({"pids_max": True}, ["pids_max: true is not a whole number"]),
+        ({"swap_max": False}, ["swap_max: false is not a whole number; write bytes"]),
+        ({"swap_max": -1}, ["swap_max: -1 is out of range; write bytes, 0 or more"]),
+        (
+            {"cpu_weight": 10_001},
+            ["cpu_weight: 10001 is out of range; write a whole number, from 1 to 10000"],
+        ),
+        (
+            {"cpu_max": 0.001},
+            ["cpu_max: 0.001 is out of range; write a number of processors, 0.01 or more..."],
+        ),
+        ({"cpu_max": "all"}, ['cpu_max: "all" is not a number or an array of 2']),
         (
             {"cpu_max": math.inf},
-            ["cpu_max: inf is neither a number of processors nor (quota, period)"],
+            ["cpu_max: inf is out of range; write a number of processors, ..."],
         ),
         (
             {"cpu_max": (999, 100_000)},
-            ["cpu_max: (999, 100000): the quota is 1000 microseconds at least, the period ..."],
+            [
+                (
+                    "cpu_max: (999, 100000) is out of range; write a quota of 1000 or more "
+                    "microseconds and a period from 1000 to 1000000"
+                )
+            ],
         ),
         (
             {"memory_high": 2, "memory_max": 1},
-            ["memory_high: 2 is above memory_max, 1, and would never slow anything down"],
+            [
+                (
+                    "memory_high: 2 is above memory_max, 1, and would never slow anything down; "
+                    "write less"
+                )
+            ],
         ),
         (
             {"memory_max": -1, "oom_group": 1, "pids_max": 0},
             [
-                "memory_max: -1 is not bytes above 0",
-                "oom_group: 1 is not True or False",
-                "pids_max: 0 is not a whole number above 0",
+                "memory_max: -1 is out of range; write bytes, above 0",
+                "oom_group: 1 is not true or false",
+                "pids_max: 0 is out of range; write a whole number, 1 or more",
             ],
         ),
     ],
 )
-def test_what_makes_no_sense_is_said_whole(options: dict[str, Any], said: list[str]) -> None:
+def test_every_wrong_limit_is_reported(options: dict[str, Any], lines: list[str]) -> None:
     with pytest.raises(ValueError) as caught:
         Limits(**options)
-    told = str(caught.value).splitlines()
-    assert len(told) == len(said)
-    for line, wanted in zip(told, said, strict=True):
+    found = str(caught.value).splitlines()
+    assert len(found) == len(lines)
+    for line, wanted in zip(found, lines, strict=True):
         assert line.startswith(wanted.removesuffix("...")), line

@@ -1,4 +1,4 @@
-"""What workers may do, seen by real ones in /proc/self/status."""
+"""Privileges of workers, seen by real ones in /proc/self/status."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def parsed(text: str | None) -> dict[str, str]:
 
 
 def status(options: Mapping[str, Any]) -> dict[str, str]:
-    """What a real child of these options says of itself."""
+    """Return /proc/self/status of a real child with these options."""
     return parsed(
         ff.run(["/bin/cat", "/proc/self/status"], capture=True, text=True, **options).stdout
     )
@@ -75,9 +75,9 @@ def in_a_fork(act: Any) -> None:
             os._exit(0)
     os.close(write)
     with open(read, encoding="utf-8") as failure:
-        said = failure.read()
+        traceback_of_child = failure.read()
     assert child.wait().success
-    assert not said, said
+    assert not traceback_of_child, traceback_of_child
 
 
 def become_nobody() -> None:
@@ -112,7 +112,7 @@ def test_a_worker_without_listeners_may_nothing(user: int | None) -> None:
 
 
 @needs_root
-def test_what_is_named_is_given() -> None:
+def test_named_capabilities_are_given() -> None:
     privileges = Privileges(capabilities=("CAP_KILL", "chown"), no_new_privs=False)
     found = status(spawn_options(component(privileges=privileges)))
     both = 1 << CAPABILITIES["KILL"] | 1 << CAPABILITIES["CHOWN"]
@@ -184,9 +184,8 @@ def test_a_worker_of_a_zygote_has_the_same() -> None:
     options = spawn_options(component(command=None, function="os:system"))
     read, write = os.pipe2(os.O_CLOEXEC)
     with Zygote() as zygote:
-        child = zygote.spawn(
-            "os:system", args=("/bin/cat /proc/self/status",), fds={1: write}, **options
-        )
+        options["fds"] = {1: write}
+        child = zygote.spawn("os:system", args=("/bin/cat /proc/self/status",), **options)
         os.close(write)
         with open(read, encoding="utf-8") as output:
             found = parsed(output.read())
@@ -252,7 +251,7 @@ def test_the_default_is_only_what_the_supervisor_has() -> None:
     )
 
 
-def test_the_environment_has_nothing_that_was_for_us_alone() -> None:
+def test_the_environment_has_no_variable_of_the_supervisor_alone() -> None:
     ours = {"A": "1", "B": "2", "LISTEN_FDS": "1", "NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": "5"}
     assert environment(component(env={"B": "3"}), ours) == {"A": "1", "B": "3"}
     assert environment(component(env={"B": "3"}, clear_env=True), ours) == {"B": "3"}

@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyforkfd.supervisor.spec import _spec
-from pyforkfd.supervisor.spec._reader import Reader, fields_of
+from pyforkfd.supervisor.spec._bounds import Bounds
+from pyforkfd.supervisor.spec._reader import Reader, fields_of, metadata_of
 from pyforkfd.supervisor.spec._spec import Limits, MemoryGuard, Pressure, Service, SpecError
 from pyforkfd.supervisor.spec._toml import load, loads
 from pyforkfd.supervisor.spec._validate import validate
@@ -27,7 +28,9 @@ PAGE = config_tables.PAGE.read_text()
 TABLES: list[type] = [
     cast(type, kind)
     for kind in vars(_spec).values()
-    if dataclasses.is_dataclass(kind) and kind is not _spec.Problem
+    if isinstance(kind, type)
+    and dataclasses.is_dataclass(kind)
+    and kind not in (Bounds, _spec.Problem)
 ]
 
 
@@ -63,19 +66,25 @@ WRONG = {
         'env = { A = 5 }\ncgroup = "prefered"\numask = 1.5\nlimits = 7\ncwd = 5\n',
         [
             (
-                'shop.toml:3: components.web.workers: "4" is not a whole number: write it without '
+                'shop.toml:3: components.web.workers: "4" is not a whole number; write it without '
                 "quotation marks"
             ),
             "shop.toml:4: components.web.clear_env: 1 is not true or false",
             "shop.toml:5: components.web.nice: true is not a whole number",
-            "shop.toml:6: components.web.boot_timeout: [1] is not a duration",
-            'shop.toml:7: components.web.listen: "http" is not an array: write ["http"]',
+            (
+                "shop.toml:6: components.web.boot_timeout: [1] is not a duration; write seconds, "
+                'or "500ms", "30s", "5m", "2h"'
+            ),
+            'shop.toml:7: components.web.listen: "http" is not an array; write ["http"]',
             "shop.toml:8: components.web.env.A: 5 is not a string",
             (
                 'shop.toml:9: components.web.cgroup: "prefered" is none of "prefer", "require", '
                 '"off"; did you mean prefer?'
             ),
-            "shop.toml:10: components.web.umask: 1.5 is not a whole number",
+            (
+                "shop.toml:10: components.web.umask: 1.5 is not permissions; write them in octal, "
+                "0o660"
+            ),
             "shop.toml:11: components.web.limits: 7 is not a table",
             "shop.toml:12: components.web.cwd: 5 is not a string",
         ],
@@ -85,13 +94,16 @@ WRONG = {
         'memory_max = "1X"\ncpu_max = "all"\n[components.web.rlimits]\nNOFILE = [1]\n',
         [
             (
-                'shop.toml:3: components.web.boot_timeout: "30 sec" is no duration: write seconds, '
-                'or "500ms", "30s", "5m", "2h"'
+                'shop.toml:3: components.web.boot_timeout: "30 sec" is not a duration; write '
+                'seconds, or "500ms", "30s", "5m", "2h"'
             ),
-            'shop.toml:4: components.web.stop_signal: there is no signal "SIGTREM"',
             (
-                'shop.toml:6: components.web.limits.memory_max: "1X" is no size: write bytes, or '
-                '"64K", "512M", "2G"'
+                'shop.toml:4: components.web.stop_signal: "SIGTREM" is not a signal; write a '
+                'number, or "SIGTERM", "TERM", "SIGRTMIN+3"'
+            ),
+            (
+                'shop.toml:6: components.web.limits.memory_max: "1X" is not a size; write bytes, '
+                'or "64K", "512M", "2G"'
             ),
             'shop.toml:7: components.web.limits.cpu_max: "all" is not a number or an array of 2',
             "shop.toml:9: components.web.rlimits.NOFILE: [1] is not a limit or an array of 2",
@@ -104,15 +116,15 @@ WRONG = {
     "missing": (
         SMALL + "[listeners.http]\nbacklog = 5\n[components.web.memory_guard]\n",
         [
-            "shop.toml:3: listeners.http: has no address",
-            "shop.toml:5: components.web.memory_guard: has no high",
+            'shop.toml:3: listeners.http: has no "address", which is required',
+            'shop.toml:5: components.web.memory_guard: has no "high", which is required',
         ],
     ),
     "a name": (
         SMALL + 'name = "web"',
-        ['shop.toml:3: components.web.name: the name is that of the table, "web"'],
+        [('shop.toml:3: components.web.name: the table\'s key is the name, "web"; remove this')],
     ),
-    # Neither the listener that could not be read nor its users are said to be missing.
+    # Neither the listener that could not be read nor its users are reported as missing.
     "no consequences": (
         SMALL + 'listen = ["http"]\n[listeners.http]\naddress = 80\n',
         ["shop.toml:5: listeners.http.address: 80 is not a string"],
@@ -122,20 +134,23 @@ WRONG = {
         'address = "tcp://:0"\nmode = 0o600\n',
         [
             'shop.toml:3: components.web.listen.0: there is no listener "htpp"; did you mean http?',
-            "shop.toml:4: components.web.boot_timeout: 0.0 is not above 0",
             (
-                'shop.toml:5: components.web.workers: "x" is not a whole number: write it without '
+                "shop.toml:4: components.web.boot_timeout: 0 is out of range; write a duration, "
+                "above 0"
+            ),
+            (
+                'shop.toml:5: components.web.workers: "x" is not a whole number; write it without '
                 "quotation marks"
             ),
-            "shop.toml:8: listeners.http.mode: only a path has a mode",
+            "shop.toml:8: listeners.http.mode: needs a path, and the address has none; remove it",
         ],
     ),
 }
 
 
-@pytest.mark.parametrize(("text", "said"), WRONG.values(), ids=WRONG)
-def test_problems_have_their_line(text: str, said: list[str]) -> None:
-    assert problems(text) == said
+@pytest.mark.parametrize(("text", "lines"), WRONG.values(), ids=WRONG)
+def test_problems_have_their_line(text: str, lines: list[str]) -> None:
+    assert problems(text) == lines
 
 
 def test_a_file(tmp_path: Path) -> None:
@@ -169,8 +184,8 @@ class Strict:
             raise ValueError("low: is negative\nhigh: is too high\nall of it: is odd")
 
 
-def test_what_a_class_says_of_itself_has_its_place() -> None:
-    reader = Reader(units=True)
+def test_a_problem_of_a_class_that_checks_itself_has_its_place() -> None:
+    reader = Reader(from_file=True)
     reader.read({"a": {"low": -1}}, Mapping[str, Strict], ("top",))
     assert list(map(str, reader.problems)) == [
         "top.a.low: is negative",
@@ -182,7 +197,9 @@ def test_what_a_class_says_of_itself_has_its_place() -> None:
 def test_a_file_that_is_not_text(tmp_path: Path) -> None:
     path = tmp_path / "shop.toml"
     path.write_bytes(b"# fine\n\xff")
-    with pytest.raises(SpecError, match=r"shop.toml:2: not UTF-8: invalid start byte$"):
+    with pytest.raises(
+        SpecError, match=r"shop.toml:2: not UTF-8: invalid start byte; write the file in UTF-8$"
+    ):
         load(path)
 
 
@@ -194,14 +211,22 @@ def test_the_page_has_every_table_as_it_is() -> None:
         assert list(config_tables.described(kind)) == list(fields_of(kind)), kind
 
 
+@pytest.mark.parametrize("kind", TABLES, ids=lambda kind: kind.__name__)
+def test_a_docstring_states_type_unit_bounds_and_default(kind: type) -> None:
+    described, annotations = config_tables.described(kind), fields_of(kind)
+    for field in dataclasses.fields(kind):
+        stated = config_tables.stated(field, annotations[field.name])
+        assert described[field.name][0] == stated, field.name
+
+
 def test_the_example_of_the_page_can_be_read() -> None:
     example = PAGE.partition("```toml\n")[2].partition("```")[0]
-    reader = Reader(units=True)
+    reader = Reader(from_file=True)
     reader.read(tomllib.loads(example), Service, ())
     assert reader.problems == []
 
 
-def test_the_problems_of_the_page_are_what_is_said() -> None:
+def test_the_problems_of_the_page_are_those_of_its_file() -> None:
     text = """\
 [listeners.http]
 address = "tcp://:8080"
@@ -230,44 +255,52 @@ TEXTS = st.one_of(
 )
 
 
-def values(wanted: Any) -> st.SearchStrategy[Any]:
+def values(wanted: Any, within: bool) -> st.SearchStrategy[Any]:
+    """Make values of an annotation; ``within`` its bounds, else also others."""
     origin, arguments = get_origin(wanted), get_args(wanted)
     if origin is Annotated:
-        return values(arguments[0])
+        _, bounds = metadata_of(wanted)
+        if bounds is None or not within:
+            return values(arguments[0], within)
+        most = 2**40 if bounds.most is None else bounds.most
+        if arguments[0] is int:
+            return st.integers(int(bounds.least), int(most)).filter(bounds.contain)
+        return st.floats(bounds.least, most).filter(bounds.contain)
     if wanted is type(None):
         return st.none()
     if origin in (Union, types.UnionType):
-        return st.one_of([values(a) for a in arguments])
+        return st.one_of([values(a, within) for a in arguments])
     if origin is Literal:
         return st.sampled_from(arguments)
     if origin is tuple:
         if arguments[-1] is Ellipsis:
-            return st.lists(values(arguments[0]), max_size=2).map(tuple)
-        return st.tuples(*map(values, arguments))
+            return st.lists(values(arguments[0], within), max_size=2).map(tuple)
+        return st.tuples(*(values(a, within) for a in arguments))
     if wanted is Any:
         return st.integers() | st.text()
     if wanted is float:
         return st.floats(min_value=0, max_value=1e9)
     if dataclasses.is_dataclass(wanted):
-        return things(cast(type, wanted))
+        return things(cast(type, wanted), within)
     if origin is not None:
-        return st.dictionaries(NAMES, values(arguments[1]), max_size=2)
+        return st.dictionaries(NAMES, values(arguments[1], within), max_size=2)
     return {int: st.integers(1, 2**40), str: TEXTS, bool: st.booleans()}[wanted]
 
 
-def things(kind: type, **fixed: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    if kind is Pressure:  # of any numbers nearly all are refused
-        shares = {name: st.none() | st.floats(0.01, 1) for name in fields_of(kind)}
-        return st.builds(Pressure, **shares)
+def things(kind: type, within: bool, **fixed: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    checks_itself = kind in (Limits, MemoryGuard, Pressure)
     required = {
         field.name
         for field in dataclasses.fields(kind)
         if field.default is field.default_factory is dataclasses.MISSING
     }
-    parts = {name: values(annotation) for name, annotation in fields_of(kind).items()} | fixed
+    parts = {
+        name: values(annotation, within or checks_itself)
+        for name, annotation in fields_of(kind).items()
+    } | fixed
     optional = {name: parts[name] for name in parts if name not in required}
     found = st.fixed_dictionaries({name: parts[name] for name in required}, optional=optional)
-    if kind in (Limits, MemoryGuard):  # these check themselves: what they refuse is nothing
+    if checks_itself:  # what they refuse is nothing
         return found.map(lambda values: made(kind, values)).filter(lambda thing: thing is not None)
     return found.map(lambda values: kind(**values))
 
@@ -279,8 +312,8 @@ def made(kind: type, values: Mapping[str, Any]) -> Any:
         return None
 
 
-def named(kind: type) -> st.SearchStrategy[Any]:
-    return st.dictionaries(NAMES, things(kind), max_size=2).map(
+def named(kind: type, within: bool) -> st.SearchStrategy[Any]:
+    return st.dictionaries(NAMES, things(kind, within), max_size=2).map(
         lambda found: {n: dataclasses.replace(thing, name=n) for n, thing in found.items()}
     )
 
@@ -303,7 +336,7 @@ def text_of(value: Any) -> str:
 
 
 def pairs(thing: Any) -> dict[str, Any]:
-    """What of it is not as by default; its name is said by the key."""
+    """Return the fields that have not their default; the key has the name."""
     found = {}
     for field in dataclasses.fields(thing):
         value = getattr(thing, field.name)
@@ -316,24 +349,26 @@ def pairs(thing: Any) -> dict[str, Any]:
     return found
 
 
-SERVICES = things(
-    Service,
-    components=named(_spec.Component),
-    listeners=named(_spec.Listener),
-    zygotes=named(_spec.ZygoteSpec),
-)
+def services(*, within: bool) -> st.SearchStrategy[Any]:
+    return things(
+        Service,
+        within,
+        components=named(_spec.Component, within),
+        listeners=named(_spec.Listener, within),
+        zygotes=named(_spec.ZygoteSpec, within),
+    )
 
 
-@given(SERVICES)
+@given(services(within=True))
 def test_any_service_is_read_as_it_was_written(service: Service) -> None:
     document = "".join(f"{key} = {text_of(value)}\n" for key, value in pairs(service).items())
-    reader = Reader(units=True)
+    reader = Reader(from_file=True)
     read = reader.read(tomllib.loads(document), Service, ())
     assert reader.problems == []
     assert read == service
 
 
-@given(SERVICES)
+@given(services(within=False))
 def test_whatever_is_wrong_is_a_problem_and_no_accident(service: Service) -> None:
     for problem in validate(service):
         assert problem.text
@@ -342,9 +377,9 @@ def test_whatever_is_wrong_is_a_problem_and_no_accident(service: Service) -> Non
 
 @given(st.floats(0, 1e6), st.sampled_from([("ms", 1e-3), ("s", 1), ("m", 60), ("h", 3600)]))
 def test_durations(number: float, unit: tuple[str, float]) -> None:
-    text = f'{SMALL}boot_timeout = "{number:f}{unit[0]}"'
+    text = f'{SMALL}drain_timeout = "{number:f}{unit[0]}"'
     document = tomllib.loads(text)
-    read = Reader(units=True).read(document["components"], Mapping[str, _spec.Component], ())
+    read = Reader(from_file=True).read(document["components"], Mapping[str, _spec.Component], ())
     assert math.isclose(
-        read["web"].boot_timeout, number * unit[1], rel_tol=1e-3, abs_tol=1e-3 * unit[1]
+        read["web"].drain_timeout, number * unit[1], rel_tol=1e-3, abs_tol=1e-3 * unit[1]
     )

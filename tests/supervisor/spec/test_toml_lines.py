@@ -190,7 +190,7 @@ def test_what_documents_rarely_have() -> None:
     assert lines["b", "c d", "ef"] == 3
     assert lines["b", "c d", "ef", 0] == 4
     assert lines["b", "c d", "ef", 1, "g", 1] == 6
-    assert lines["t",] == 9  # where it is said, not where it is implied
+    assert lines["t",] == 9  # where it is written, not where it is implied
     assert lines["t", "v", 0, "w", "z"] == 12
     assert line_of(lines, ("t", "v", 0, "w", "no", "such")) == 11
     assert line_of(lines, ("no",)) is None

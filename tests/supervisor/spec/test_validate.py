@@ -1,4 +1,4 @@
-"""What is wrong with a service is found before anything starts, all of it."""
+"""Every problem of a service is found before anything starts."""
 
 from __future__ import annotations
 
@@ -54,47 +54,56 @@ def service(*parts: Component | Listener | ZygoteSpec, **changes: Any) -> Servic
     return Service(**{"name": "shop", **kinds} | changes)
 
 
-def said(checked: Service, holder: Holder = ROOT) -> list[str]:
+def reported(checked: Service, holder: Holder = ROOT) -> list[str]:
     return list(map(str, validate(checked, holder=holder)))
 
 
 def test_nothing_is_wrong() -> None:
-    assert said(service(web(), http())) == []
+    assert reported(service(web(), http())) == []
 
 
 W = "components.web"
 H = "listeners.http"
 CASES: list[tuple[Service, list[str]]] = [
-    (service(), ["components: there is none: nothing to run"]),
-    (service(web(), http(), name="a b"), ['name: "a b" is not up to 64 letters, digits and']),
-    (service(web(), http(), rollback=-1.0), ["rollback: -1.0 is not 0 or more"]),
-    (service(web(), http(), max_generations=1), ["max_generations: 1: a reload needs two"]),
+    (service(), ["components: there is none, and so nothing to run; add [components.NAME]"]),
+    (service(web(), http(), name="a b"), ['name: "a b" is not a name']),
+    (
+        service(web(), http(), rollback=-1.0),
+        ["rollback: -1.0 is out of range; write seconds, 0 or more"],
+    ),
+    (
+        service(web(), http(), max_generations=1),
+        ["max_generations: 1 is out of range; write a whole number, 2 or more"],
+    ),
     (
         service(web(readiness="accept"), http(), rollback=5.0),
-        [f"rollback: {W} cannot pause: readiness"],
+        [f"rollback: {W} cannot pause: its readiness is"],
     ),
     (
         service(http(), components={"a:b": web(name="a:b"), "other": web(name="b")}),
-        ["components.a:b: a name has", 'components.other.name: is "b", and the key is "other"'],
+        [
+            'components.a:b: "a:b" is not a name',
+            'components.other.name: is "b", and the key is "other"',
+        ],
     ),
     # A command or a function.
     (service(web(command=None), http()), [f"{W}: has neither a command nor a function"]),
     (
         service(web(function="a.b", zygote="py"), http()),
         [
-            f"{W}.function: there is a command as well",
-            f'{W}.function: "a.b" is not "package.module:function"',
+            f"{W}.function: a command is set as well; write only one of them",
+            f'{W}.function: "a.b" is not a function',
             f'{W}.zygote: there is no zygote "py"',
         ],
     ),
     (
         service(web(args=(1,), kwargs={"a": 1}), http()),
-        [f"{W}.args: is for a function", f"{W}.kwargs: is for a function"],
+        [f"{W}.args: needs a function", f"{W}.kwargs: needs a function"],
     ),
     (service(web(command=()), http()), [f"{W}.command: is empty"]),
     (
         service(web(command=("/bin/true --x",)), http()),
-        [f'{W}.command: "/bin/true --x": there is no such program (/bin/true --x): it is one'],
+        [f'{W}.command: "/bin/true --x": there is no such program (/bin/true --x)'],
     ),
     (
         service(web(command=("true",), env={"PATH": "/nowhere"}), http()),
@@ -109,19 +118,19 @@ CASES: list[tuple[Service, list[str]]] = [
         service(web(on_crash=("x.y", "a:b", ("/bin/true",), ())), http()),
         [f'{W}.on_crash.0: "x.y" is not', f"{W}.on_crash.3: is empty"],
     ),
-    (service(web(workers=-1), http()), [f"{W}.workers: -1 is negative"]),
+    (service(web(workers=-1), http()), [f"{W}.workers: -1 is out of range"]),
     # Listeners.
     (
         service(web(listen=("htpp", "http", "http")), http()),
         [
             f'{W}.listen.0: there is no listener "htpp"; did you mean http?',
-            f'{W}.listen.2: "http" is there twice',
+            f'{W}.listen.2: "http" is listed twice; remove one',
         ],
     ),
     (service(web(listen=()), http()), [f"{H}: no component listens on it"]),
     (
         service(web(), web(name="b"), http(shards=True)),
-        [f"{H}.shards: one shard for each worker, and web and b both"],
+        [f"{H}.shards: each worker owns a shard, and web and b both have workers"],
     ),
     (
         service(web(give="numbers"), http()),
@@ -135,25 +144,25 @@ CASES: list[tuple[Service, list[str]]] = [
         ),
         [
             f"{W}.numbers.http: 2 is a standard stream",
-            f'{W}.numbers.c: its workers do not get a listener "c"',
-            f'{W}.numbers.c: 5 is that of "b"',
+            f'{W}.numbers.c: "c" is not in listen',
+            f'{W}.numbers.c: 5 is the number of "b"; write another',
         ],
     ),
     (
         service(web(give="numbers", numbers={"http": 5000}), http()),
-        [f"{W}.numbers.http: 5000 is not within 3 to 1023"],
+        [f"{W}.numbers.http: 5000 is out of range; write 3 to 1023"],
     ),
     (
         service(web(numbers={"http": 3}), http()),
-        [f'{W}.numbers: are for give = "numbers", which is "listen_fds"'],
+        [f'{W}.numbers: needs give = "numbers", and it is "listen_fds"'],
     ),
     (
         service(web(readiness="accept", listen=())),
-        [f'{W}.readiness: "accept" without a listener'],
+        [f'{W}.readiness: "accept" needs a listener'],
     ),
     (
         service(web(readiness="accept"), http(address="udp://:53")),
-        [f'{W}.readiness: "accept" with datagrams alone'],
+        [f'{W}.readiness: "accept" needs connections, and all listeners take datagrams'],
     ),
     (
         service(
@@ -164,21 +173,27 @@ CASES: list[tuple[Service, list[str]]] = [
             ),
             http(),
         ),
-        [f"{W}.heartbeat.required: readiness", f"{W}.recycle.requests: readiness"],
+        [
+            f'{W}.heartbeat.required: needs readiness = "notify", and it is "started": the worker',
+            f'{W}.recycle.requests: needs readiness = "notify", and it is "started": requests ar',
+        ],
     ),
-    (service(web(), http(address="8080")), [f'{H}.address: "8080" is none of tcp://host:port']),
-    (service(web(), http(backlog=0)), [f"{H}.backlog: 0 is not above 0"]),
+    (service(web(), http(address="8080")), [f'{H}.address: "8080" is not an address']),
+    (
+        service(web(), http(backlog=0)),
+        [f"{H}.backlog: 0 is out of range; write a whole number, 1 or more"],
+    ),
     (
         service(web(), http(address="unix:@x", shards=True, mode=0o600, ipv6_only=True)),
         [
-            f"{H}.shards: are for tcp and udp, not unix",
-            f"{H}.mode: only a path has a mode",
+            f"{H}.shards: needs tcp or udp, and the address is unix",
+            f"{H}.mode: needs a path, and the address has none; remove it",
             f"{H}.ipv6_only: unix:@x is not IPv6",
         ],
     ),
     (
         service(web(), http(address="unix:/tmp/x", mode=660)),
-        [f"{H}.mode: 660 is not within 0o777; write 0o660"],
+        [f"{H}.mode: 660 is out of range; write 0o660"],
     ),
     (
         service(web(), http(address="unix:/nowhere/x")),
@@ -211,15 +226,15 @@ CASES: list[tuple[Service, list[str]]] = [
             http(),
         ),
         [
-            f"{W}.boot_timeout: 0.0 is not above 0",
-            f"{W}.drain_timeout: -1.0 is not 0 or more",
-            f"{W}.stop_timeout: inf is not 0 or more",
-            f"{W}.restart.max_restarts: -1 is not 0 or more",
-            f"{W}.restart.within: 0.0 is not above 0",
-            f"{W}.recycle.requests: 0 is not above 0",
-            f"{W}.recycle.age: 0.0 is not above 0",
-            f"{W}.recycle.memory: 0 is not above 0",
-            f"{W}.recycle.jitter: 1.0 is not from 0 to below 1",
+            f"{W}.boot_timeout: 0.0 is out of range; write seconds, above 0",
+            f"{W}.drain_timeout: -1.0 is out of range",
+            f"{W}.stop_timeout: inf is out of range; write seconds, 0 or more",
+            f"{W}.restart.max_restarts: -1 is out of range",
+            f"{W}.restart.within: 0.0 is out of range; write seconds, above 0",
+            f"{W}.recycle.requests: 0 is out of range",
+            f"{W}.recycle.age: 0.0 is out of range; write seconds, above 0",
+            f"{W}.recycle.memory: 0 is out of range; write bytes, above 0",
+            f"{W}.recycle.jitter: 1.0 is out of range",
             f"{W}.restart.backoff_cap: 1.0 is below backoff, 5.0",
             f"{W}.heartbeat.stale_after: 1.0 is not above interval, 2.0",
         ],
@@ -235,7 +250,11 @@ CASES: list[tuple[Service, list[str]]] = [
     # Resources.
     (
         service(web(umask=1000, nice=20, cpu_affinity=(10**6,)), http()),
-        [f"{W}.umask: 1000 is not within", f"{W}.nice: 20", f"{W}.cpu_affinity.0: 1000000: this"],
+        [
+            f"{W}.umask: 1000 is out of range",
+            f"{W}.nice: 20",
+            f"{W}.cpu_affinity.0: 1000000 is not a processor of this machine",
+        ],
     ),
     (service(web(cpu_affinity=()), http()), [f"{W}.cpu_affinity: names no processor"]),
     (
@@ -249,11 +268,11 @@ CASES: list[tuple[Service, list[str]]] = [
     ),
     (
         service(web(cgroup="off", limits=Limits(pids_max=5)), http()),
-        [f'{W}.limits: are those of a cgroup, and cgroup = "off"'],
+        [f'{W}.limits: needs a cgroup, and cgroup = "off"'],
     ),
     (
         service(web(cgroup="off", pressure=Pressure(io=0.5)), http()),
-        [f'{W}.pressure: is that of a cgroup, and cgroup = "off"'],
+        [f'{W}.pressure: needs a cgroup, and cgroup = "off"'],
     ),
     (
         service(
@@ -288,7 +307,7 @@ CASES: list[tuple[Service, list[str]]] = [
     ),
     (
         service(web(privileges=Privileges(user=4_000_000)), http()),
-        [f"{W}.privileges.user: 4000000 is not in the user database: say group as well"],
+        [f"{W}.privileges.user: 4000000 is not in the user database"],
     ),
     (
         service(web(privileges=Privileges(user=2**32, capabilities=("NET",))), http()),
@@ -299,7 +318,7 @@ CASES: list[tuple[Service, list[str]]] = [
     ),
     (
         service(web(privileges=Privileges(user="nobody", namespaces=("user",))), http()),
-        [f"{W}.privileges.user: no user or group can be changed to in a new user namespace"],
+        [f"{W}.privileges.user: a new user namespace has no map, and so no user or group to"],
     ),
     (
         service(
@@ -318,24 +337,24 @@ CASES: list[tuple[Service, list[str]]] = [
     (
         service(web(env={"A=B": "", "LISTEN_FDS": "1"}), http()),
         [
-            f'{W}.env.A=B: "A=B" cannot be the name',
-            f"{W}.env.LISTEN_FDS: is what the supervisor tells",
+            f'{W}.env.A=B: "A=B" is not the name of a variable',
+            f"{W}.env.LISTEN_FDS: is set by the supervisor for each worker",
         ],
     ),
     # The rest.
     (
         service(web(), http(), ZygoteSpec(name="py", preload=("a b",), setup="x", env={"": ""})),
         [
-            'zygotes.py.preload.0: "a b" is not the name of a module',
-            'zygotes.py.setup: "x" is not "package.module:function"',
-            'zygotes.py.env.: "" cannot be',
+            'zygotes.py.preload.0: "a b" is not a module; write "package.module"',
+            'zygotes.py.setup: "x" is not a function; write "package.module:function"',
+            'zygotes.py.env.: "" is not the name of a variable; write one without "="',
         ],
     ),
     (
         service(web(), http(), control=Control(mode=600, allow_users=("no-such",))),
         [
-            "control.mode: 600 is not within 0o777; write 0o600",
-            "control.allow_users: there is no socket",
+            "control.mode: 600 is out of range; write 0o600",
+            "control.allow_users: needs a socket; set path as well",
             'control.allow_users.0: there is no user "no-such"',
         ],
     ),
@@ -363,22 +382,22 @@ CASES: list[tuple[Service, list[str]]] = [
             metrics=Metrics(address="udp://:9", textfile="/tmp/x.txt", interval=0.0),
         ),
         [
-            'control.path: "unix:relative": a relative path',
-            "log.dsync: is for a file",
-            "log.max_bytes: 0 is not above 0",
-            "log.keep: -1 is not above 0",
-            'log.loki.url: "host:3100" is not http',
-            "log.loki.labels: a stream has at least one",
-            "log.loki.tenant: 'a\\nb' goes into a header",
-            "log.loki.token_file: there is a user as well",
-            "log.loki.password_file: user and password_file go together",
-            "log.loki.token_file: /nowhere cannot be read",
-            "log.loki.batch_seconds: 0.0 is not above 0",
-            "log.loki.buffer: 0 is not above 0",
-            "log.loki.retries: -1 is not 0 or more",
-            "metrics.address: is tcp or unix, not udp",
-            "metrics.textfile: node_exporter reads files that end in .prom only",
-            "metrics.interval: 0.0 is not above 0",
+            "log.max_bytes: 0 is out of range; write bytes, above 0",
+            "log.keep: -1 is out of range; write a whole number, 1 or more",
+            "log.loki.batch_seconds: 0.0 is out of range; write seconds, above 0",
+            "log.loki.retries: -1 is out of range; write a whole number, 0 or more",
+            "log.loki.buffer: 0 is out of range; write bytes, above 0",
+            "metrics.interval: 0.0 is out of range; write seconds, above 0",
+            'control.path: "unix:relative": the path is relative to where',
+            "log.dsync: needs a file; set path as well",
+            'log.loki.url: "host:3100" is not a URL; write http://HOST or https://HOST',
+            "log.loki.labels: is empty, and a stream needs a label; add one",
+            "log.loki.tenant: 'a\\nb' cannot be put into a header; write printable ASCII",
+            "log.loki.token_file: user is set as well; write only one of them",
+            "log.loki.password_file: is missing; user and password_file go together",
+            "log.loki.token_file: /nowhere cannot be read; write a readable file",
+            "metrics.address: udp cannot serve metrics; write tcp or unix",
+            "metrics.textfile: /tmp/x.txt is not read by node_exporter; write a name that ends",
         ],
     ),
     (
@@ -392,21 +411,21 @@ CASES: list[tuple[Service, list[str]]] = [
             log=Log(loki=Loki(url="http://me:secret@x", static_labels={"no-name": "x"})),
         ),
         [
-            "log.loki.url: no password belongs in there",
-            'log.loki.static_labels.no-name: "no-name" is not a letter',
+            "log.loki.url: has a password",
+            'log.loki.static_labels.no-name: "no-name" is not a label',
         ],
     ),
     (
         service(web(), http(), log=Log(stdout=False)),
-        [f"log: has no sink, and the output of {W} goes to it"],
+        [f"log: has no sink for the output of {W}; set path, stdout or loki"],
     ),
     # Types, for those who have no checker; the rest is checked all the same.
     (
         service(web(command="/bin/true", boot_timeout="30s"), http(address="80")),
         [
             f'{W}.command: "/bin/true" is not an array',
-            f'{W}.boot_timeout: "30s" is not a number (seconds)',
-            f'{H}.address: "80" is none of',
+            f'{W}.boot_timeout: "30s" is not a number; write seconds',
+            f'{H}.address: "80" is not an address',
         ],
     ),
     (
@@ -439,33 +458,39 @@ CASES: list[tuple[Service, list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("checked", "expected"), CASES, ids=[said[0][:50] for _, said in CASES])
-def test_what_is_wrong_is_said(checked: Service, expected: list[str]) -> None:
-    found = said(checked)
+@pytest.mark.parametrize(("checked", "expected"), CASES, ids=[lines[0][:50] for _, lines in CASES])
+def test_every_problem_is_reported(checked: Service, expected: list[str]) -> None:
+    found = reported(checked)
     assert len(found) == len(expected), found
     for text, start in zip(found, expected, strict=True):
         assert text.startswith(start), found
 
 
-def test_what_a_supervisor_without_privilege_cannot_do() -> None:
+def test_what_a_supervisor_without_privileges_cannot_do() -> None:
     privileges = Privileges(user="root", capabilities=("CHOWN",), namespaces=("net",), chroot="/")
-    assert said(service(web(privileges=privileges), http()), NOBODY) == [
+    assert reported(service(web(privileges=privileges), http()), NOBODY) == [
         (
-            f"{W}.privileges.user: the supervisor cannot change to another: it lacks CAP_SETUID or "
-            "CAP_SETGID"
+            f"{W}.privileges.user: the supervisor has no CAP_SETUID and CAP_SETGID to change to "
+            "another; start it as root, or remove this"
         ),
-        f"{W}.privileges.capabilities.0: the supervisor does not have CHOWN and cannot give it",
         (
-            f'{W}.privileges.namespaces: only CAP_SYS_ADMIN makes these, or "user" among them; the '
-            "supervisor lacks it"
+            f"{W}.privileges.capabilities.0: the supervisor does not have CHOWN and cannot give "
+            "it; remove it"
         ),
-        f"{W}.privileges.chroot: the supervisor lacks CAP_SYS_CHROOT",
+        (
+            f"{W}.privileges.namespaces: the supervisor has no CAP_SYS_ADMIN to create these; add "
+            '"user", or start it as root'
+        ),
+        (
+            f"{W}.privileges.chroot: the supervisor has no CAP_SYS_CHROOT; start it as root, or "
+            "remove this"
+        ),
     ]
 
 
-def test_a_supervisor_without_privilege_may_be_whom_it_is() -> None:
+def test_a_supervisor_without_privileges_may_run_its_own_user() -> None:
     privileges = Privileges(user=65534, group=65534, extra_groups=(), namespaces=("user", "net"))
-    assert said(service(web(privileges=privileges), http()), NOBODY) == []
+    assert reported(service(web(privileges=privileges), http()), NOBODY) == []
 
 
 def test_a_filter_and_a_root_of_its_own(tmp_path: Path) -> None:
@@ -478,12 +503,12 @@ def test_a_filter_and_a_root_of_its_own(tmp_path: Path) -> None:
         cwd="/bin",
         privileges=Privileges(chroot=str(tmp_path), seccomp=str(tmp_path / "filter")),
     )
-    found = said(service(component, http()))
+    found = reported(service(component, http()))
     assert [text.split(": ")[0] for text in found] == [f"{W}.privileges.seccomp"]
     (tmp_path / "filter").write_bytes(bytes(8))
-    assert said(service(component, http())) == []
+    assert reported(service(component, http())) == []
     below = dataclasses.replace(component, command=("bin/server",), cwd="/")
-    assert said(service(below, http())) == []
+    assert reported(service(below, http())) == []
 
 
 def test_an_error_names_all_of_it() -> None:
@@ -515,18 +540,18 @@ def test_what_can_be_bound_only_once(one: str, other: str, clash: bool) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("localhost:80", "has no scheme: write tcp://localhost:80"),
+        ("localhost:80", "has no scheme; write tcp://localhost:80"),
         ("tcp://localhost", "has no port"),
-        ("tcp://::1:80", "is written in brackets"),
-        ("tcp://:70000", "port 70000 is above 65535"),
+        ("tcp://::1:80", "needs brackets; write tcp://[::1]:80"),
+        ("tcp://:70000", "port 70000 is out of range; write 0 to 65535"),
         ("tcp://[zz]:80", "zz is not an IPv6 address"),
-        ("tcp://a b:80", "is none of"),
-        ("vsock:5:99999999999", "cid and port have 32 bits"),
-        ("unix://tmp/x", "without //"),
-        ("unix:relative", "a relative path"),
-        ("unix:/" + "a" * 107, "at most 107 bytes"),
-        ("unix:/a\0", "a null byte"),
-        ("http://x", "is none of tcp://host:port"),
+        ("tcp://a b:80", "is not an address; write one of tcp://host:port"),
+        ("vsock:5:99999999999", "cid or port is out of range; write 0 to 4294967295"),
+        ("unix://tmp/x", "begins with //; write unix:/path"),
+        ("unix:relative", "the path is relative to where the supervisor starts; write /path"),
+        ("unix:/" + "a" * 107, "the path is too long; write at most 107 bytes"),
+        ("unix:/a\0", "has a null byte; write unix:@name"),
+        ("http://x", "is not an address; write one of tcp://host:port"),
     ],
 )
 def test_an_address_that_is_none(text: str, why: str) -> None:

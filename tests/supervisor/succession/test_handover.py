@@ -1,4 +1,4 @@
-"""What is written for a successor is what it reads, whenever the writer is killed."""
+"""A successor reads the record as it was written, whenever the writer is killed."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from pyforkfd.supervisor.state._events import (
     Retire,
     RollBack,
     Scale,
+    SendOrder,
     Spawn,
     Spawned,
     Stop,
-    Tell,
     Tick,
     WentStale,
 )
@@ -108,7 +108,7 @@ def handover(state: State, todo: list[Action], **options: Any) -> Handover:
         todo=tuple(todo),
         sockets={"s0": ("tcp://:8000", True, 0)},
         directory="/tmp/x",
-        rooms={"page": {12: 3}},
+        resources={"page": {12: 3}},
         **options,
     )
 
@@ -150,12 +150,12 @@ def test_a_field_that_only_a_newer_program_has_is_left_out() -> None:
         ({"tuple": [], "list": []}, "2 kinds"),
     ],
 )
-def test_what_cannot_be_read_is_named(written: Any, why: str) -> None:
+def test_an_unknown_value_is_named(written: Any, why: str) -> None:
     with pytest.raises(CodecError, match=why):
         decode(written)
 
 
-def test_what_cannot_be_pickled_is_named() -> None:
+def test_a_value_that_cannot_be_pickled_is_named() -> None:
     with pytest.raises(CodecError, match="lambda"):
         encode(lambda: None)
 
@@ -163,24 +163,30 @@ def test_what_cannot_be_pickled_is_named() -> None:
 def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = dump(handover(initial(service()), []))
     monkeypatch.setattr(_handover, "VERSION", _handover.VERSION + 1)
-    with pytest.raises(HandoverError, match="version 1, this is 2"):
+    with pytest.raises(HandoverError, match="version 2, this program reads version 3 only: stop"):
         load(data)
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b"[]", b'{"version": 1}', b"\xff", b"null"])
-def test_what_is_damaged_is_refused(data: bytes) -> None:
+@pytest.mark.parametrize("data", [b"", b"{}", b"[]", b'{"version": 2}', b"\xff", b"null"])
+def test_a_damaged_record_is_refused(data: bytes) -> None:
     with pytest.raises(HandoverError):
         load(data)
 
 
-def test_what_was_done_is_not_done_again_and_nothing_is_forgotten() -> None:
+def test_no_action_is_performed_twice_and_none_is_lost() -> None:
     state, todo = step(initial(service()), Tick(), 1000.0)
     assert todo == [Spawn(1), Spawn(2), Spawn(3)]
     state, _ = step(state, Spawned(1, 10), 1000.0)
-    later: list[Action] = [Spawn(1), Tell(1, "drain"), Reloaded(2), Reloaded(3)]
+    later: list[Action] = [Spawn(1), SendOrder(1, "drain"), Reloaded(2), Reloaded(3)]
     past = handover(state, later)
-    # Two and three were to be started and nothing is known of them; one is there.
-    assert past.remaining(0) == [Tell(1, "drain"), Reloaded(2), Reloaded(3), Spawn(2), Spawn(3)]
+    # Workers two and three were to be started and have no pid; one has.
+    assert past.remaining(0) == [
+        SendOrder(1, "drain"),
+        Reloaded(2),
+        Reloaded(3),
+        Spawn(2),
+        Spawn(3),
+    ]
     assert past.remaining(3) == [Reloaded(3), Spawn(2), Spawn(3)]
     assert past.promised(0) == 2
     assert past.promised(3) == 1

@@ -112,16 +112,16 @@ def test_kills_in_the_middle_of_reloads(with_keeper: tuple[LoggedService, int]) 
             time.sleep(chance.uniform(0.0, 0.3))  # any moment of the reload
             os.kill(service.supervisor, signal.SIGKILL)
             service.wait_for("took over")
-            said = f"generation {generation} serves"
-            if said not in service.log.text():
-                service.wait_for(said)
+            outcome = f"generation {generation} serves"
+            if outcome not in service.log.text():
+                service.wait_for(outcome)
             load.wait_for(20)
         assert gone(lambda: len(workers_of(keeper)) == 2)
         load.wait_for(100)
     assert load.failures == []
 
 
-def test_an_end_that_nobody_saw_is_known_and_made_good(
+def test_an_end_without_a_supervisor_is_known_and_the_worker_replaced(
     with_keeper: tuple[LoggedService, int],
 ) -> None:
     service, _ = with_keeper
@@ -237,8 +237,8 @@ def test_without_its_keeper_the_supervisor_stops_in_order(
     assert not still_alive({*workers, service.supervisor})
 
 
-def test_a_worker_that_nobody_knows_is_ended(tmp_path: Path) -> None:
-    """As one that was started in the moment in which its supervisor was killed."""
+def test_an_orphan_is_killed(tmp_path: Path) -> None:
+    """A worker that was started in the moment in which its supervisor was killed."""
     stray = "import os, time; os.setpgid(0, 0); open('stray', 'w').write('x'); time.sleep(99)"
     server = HELPERS / "pid_server.py"
     script = f'({sys.executable} -S -c "$0" &); exec {sys.executable} -S {server}'
@@ -249,9 +249,9 @@ def test_a_worker_that_nobody_knows_is_ended(tmp_path: Path) -> None:
         keeper = service.process.pid
         (worker,) = children(service.supervisor)
         assert gone((tmp_path / "stray").exists)
-        (stranger,) = workers_of(keeper) - {worker}
+        (orphan,) = workers_of(keeper) - {worker}
         service.kill()
-        service.wait_for(f"ending process {stranger}, a worker that nobody knows")
+        service.wait_for(f"killing process {orphan}, an orphan")
         service.wait_for("took over 1 workers")
         assert gone(lambda: workers_of(keeper) == {worker})
 
@@ -300,7 +300,7 @@ link.send(b"-")
     assert done.returncode == 0
 
 
-def test_it_gives_up_one_that_never_serves_and_leaves_nobody(tmp_path: Path) -> None:
+def test_it_gives_up_one_that_never_serves_and_leaves_no_process(tmp_path: Path) -> None:
     done = keeper(
         "-t1",
         code=GIVEN
@@ -363,7 +363,7 @@ killed()
     assert running.returncode == 0
 
 
-def test_it_tells_how_orphans_have_ended() -> None:
+def test_it_reports_the_ends_of_orphans() -> None:
     done = keeper(
         code=GIVEN
         + """
@@ -394,7 +394,7 @@ raise SystemExit(5)
 """
     )
     assert done.returncode == 5
-    assert ("makes no sense" in done.stderr) == (message != b"")
+    assert ("unknown or malformed" in done.stderr) == (message != b"")
 
 
 @pytest.mark.parametrize("arguments", [[], ["-t", "0", "true"], ["-t"], ["-x", "true"]])
@@ -424,11 +424,11 @@ def test_listeners_of_a_service_manager_reach_the_supervisor() -> None:
     assert done.stdout == "True\n"
 
 
-# What it tells, without it
+# Its reports, without a keeper
 
 
 def test_how_an_adopted_process_ended_is_known_from_the_keeper() -> None:
-    """Before Linux 6.15 from nobody else: here it tells another code than the kernel would."""
+    """Before Linux 6.15 from nowhere else: the report here has another code than the kernel's."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ff.spawn(["sh", "-c", "exit 3"]) as child, ours:
         adopted = Adopted(child.pid, os.dup(child.pidfd), Keeper(Fd(theirs.detach())))
@@ -441,7 +441,7 @@ def test_how_an_adopted_process_ended_is_known_from_the_keeper() -> None:
         adopted.close()
 
 
-def test_what_was_told_of_the_last_with_this_number_counts_no_more() -> None:
+def test_a_report_of_an_earlier_process_with_the_pid_is_discarded() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ff.spawn(["cat"], fds={0: ff.PIPE}) as child, ours:
         keeper = Keeper(Fd(theirs.detach()))
@@ -456,7 +456,7 @@ def test_what_was_told_of_the_last_with_this_number_counts_no_more() -> None:
         adopted.close()
 
 
-def test_a_keeper_that_is_gone_tells_nothing() -> None:
+def test_a_keeper_that_has_died_reports_nothing() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     keeper = Keeper(Fd(theirs.detach()))
     ours.close()

@@ -115,7 +115,7 @@ def test_workers_of_a_zygote_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert gone(lambda: not any(map(alive, left)), 1.0)
 
 
-def test_without_a_keeper_nobody_is_left(tmp_path: Path) -> None:
+def test_without_a_keeper_no_worker_is_left(tmp_path: Path) -> None:
     config(tmp_path / "s.toml", workers=4)
     with LoggedService(tmp_path / "s.toml") as service:
         service.ready(4)
@@ -141,7 +141,7 @@ class Broken:
     @staticmethod
     def another(directory: Path) -> str:
         (directory / "serve.py").write_text("print('hello')")
-        return "without a look at the handover"
+        return "without reading the handover"
 
     @staticmethod
     def version(directory: Path) -> str:
@@ -154,16 +154,16 @@ class Broken:
 
 
 @pytest.mark.parametrize(
-    ("breaking", "said"),
+    ("breaking", "output"),
     [
         (Broken.config, "name: 3 is not a string"),
         (Broken.imports, "nosuchmodule"),
         (Broken.another, "hello"),
-        (Broken.version, "version 1, this is 2"),
+        (Broken.version, "version 2, this program reads version 3"),
     ],
 )
 def test_a_program_that_cannot_take_over_does_not(
-    tmp_path: Path, breaking: object, said: str
+    tmp_path: Path, breaking: object, output: str
 ) -> None:
     port = config(tmp_path / "s.toml")
     serve, good = tmp_path / "serve.py", (tmp_path / "s.toml").read_text()
@@ -177,7 +177,7 @@ def test_a_program_that_cannot_take_over_does_not(
             why = breaking(tmp_path)
             os.kill(service.process.pid, signal.SIGUSR2)
             service.wait_for(f"nothing has changed: the new program cannot take over: .*{why}")
-            service.wait_for(said)
+            service.wait_for(output)
             load.wait_for(50)
             assert load.failures == []
         assert children(service.process.pid) == workers
@@ -189,7 +189,7 @@ def test_a_program_that_cannot_take_over_does_not(
         assert children(service.process.pid) == workers
 
 
-def test_a_program_that_has_gone_after_it_was_tried(tmp_path: Path) -> None:
+def test_a_program_that_is_removed_after_its_trial(tmp_path: Path) -> None:
     """The exec fails: everything is as before."""
     port = config(tmp_path / "s.toml")
     python = tmp_path / "python"
@@ -229,11 +229,11 @@ def test_a_reload_after_an_upgrade_reads_the_file(tmp_path: Path) -> None:
         assert gone(lambda: len(children(service.process.pid)) == 3)
 
 
-def test_a_program_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_that_takes_too_long_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_preflight, "PATIENCE", 0.05)
     monkeypatch.setattr(_preflight, "own_arguments", lambda: ["/bin/sleep", "99"])
     preflight = _preflight.Preflight({}, b"")
     assert not select.select([preflight.fileno()], [], [], preflight.deadline - time.monotonic())[0]
     preflight.look()
-    assert "not shown within 0.05 s" in preflight.why_not()
+    assert "not proved within 0.05 s" in preflight.why_not()
     preflight.close()

@@ -14,6 +14,11 @@ import pytest
 from places import HELPERS
 from services import Running, raw, service
 
+import pyforkfd as ff
+from pyforkfd.supervisor.control._client import ControlClient
+from pyforkfd.supervisor.worker._messages import Ready, Status
+from pyforkfd.supervisor.worker._protocol import decode_event
+
 ENV = {"PYTHONPATH": str(HELPERS)}
 WAYS = ("poll", "thread", "loop")
 
@@ -94,6 +99,196 @@ stderr = "inherit"
 """
     with service(tmp_path, text) as running:
         running.log.wait_for(r'message \["web", 1, \["echo", "web"\]\]')
+
+
+LEAVES = """
+import os, socket, sys, time
+from pyforkfd.supervisor import worker
+me = worker.current()
+me.ready()
+if me.number == 1:
+    time.sleep(1.2)  # or it would count as one that does not live long
+    if sys.argv[1] == "worker":
+        me.stopping()
+    elif sys.argv[1] == "channel":
+        with socket.socket(fileno=os.dup(me.fileno())) as channel:
+            channel.send(b'{"event": "stopping"}')
+    else:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.sendto(b"STOPPING=1\\n", os.environ["NOTIFY_SOCKET"])
+    while not os.path.exists("enough"):  # its replacement serves meanwhile
+        me.poll(0.01)
+    sys.exit(int(sys.argv[2]))
+while not me.draining:
+    me.poll(1.0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "code"), [("worker", 0), ("worker", 3), ("channel", 0), ("notify", 0)]
+)
+def test_one_that_leaves_by_itself_is_replaced_before_its_end(
+    how: str, code: int, tmp_path: Path
+) -> None:
+    (tmp_path / "leaves.py").write_text(LEAVES)
+    text = f"""
+name = "test"
+control = {{ path = "{tmp_path}/control" }}
+[components.web]
+command = ["{sys.executable}", "-P", "{tmp_path}/leaves.py", "{how}", "{code}"]
+stdout = "inherit"
+stderr = "inherit"
+"""
+    with service(tmp_path, text) as running, ControlClient(f"{tmp_path}/control") as client:
+        running.log.wait_for("web: worker 1: leaves by itself")
+        running.log.wait_for("web: worker 2: ready after")
+        (web,) = client.request("status")["status"]["components"]
+        assert [w["phase"] for w in web["workers"]] == ["draining", "ready"]
+        (tmp_path / "enough").touch()
+        if code:
+            running.log.wait_for(r"worker 1 died \(exit\): exit code 3")
+        else:
+            running.log.wait_for("worker 1: has left: exit code 0")
+            (web,) = client.request("status")["status"]["components"]
+            assert web["crashes"] == 0
+        running.stop()
+        assert running.log.text().count("died") == (code != 0)
+
+
+def test_a_status_is_shown_the_newest_one(tmp_path: Path) -> None:
+    code = """
+from pyforkfd.supervisor import worker
+me = worker.current()
+for number in range(100):
+    me.status(f"booting {number}")
+me.ready("serving")
+me.status("serves, all \u00fc are in memory")
+me.send("reported")
+for text in ("two\\nlines", "x" * 4001):
+    try:
+        me.status(text)
+    except ValueError as error:
+        me.send(str(error)[:30])
+while not me.draining:
+    me.poll(1.0)
+"""
+    (tmp_path / "reports.py").write_text(code)
+    text = f"""
+name = "test"
+control = {{ path = "{tmp_path}/control" }}
+[components.web]
+command = ["{sys.executable}", "-P", "{tmp_path}/reports.py"]
+stdout = "inherit"
+stderr = "inherit"
+"""
+    with service(tmp_path, text) as running, ControlClient(f"{tmp_path}/control") as client:
+        running.log.wait_for('message .*"reported"')
+        running.log.wait_for('message .*"status: line break in')
+        running.log.wait_for('message .*"status: 4001 bytes')
+        (web,) = client.request("status")["status"]["components"]
+        assert web["workers"][0]["status"] == "serves, all \u00fc are in memory"
+
+
+def test_a_status_with_readiness_goes_one_way_only(tmp_path: Path) -> None:
+    """Of two ways one could bring it after a newer one."""
+    path = f"{tmp_path}/notify"
+    ours, theirs = ff.FdChannel.pair()
+    with ours, theirs, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(path)
+        code = "from pyforkfd.supervisor import worker; worker.current().ready('serves')"
+        who = "component=web worker=1 position=0 generation=1 channel=9"
+        with ff.spawn(
+            [sys.executable, "-P", "-c", code],
+            env={**os.environ, "NOTIFY_SOCKET": path, "FORKFD_WORKER": who},
+            fds={9: theirs},
+        ) as child:
+            assert child.wait().code == 0
+        for wanted in (Status("serves"), Ready()):
+            with ours.recv(timeout=0) as received:
+                assert decode_event(received) == wanted
+        assert manager.recv(100) == b"WATCHDOG=1"
+        assert manager.recv(100) == b"READY=1"
+
+
+def test_without_a_channel_status_and_stopping_go_to_the_notify_socket(tmp_path: Path) -> None:
+    path = f"{tmp_path}/notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(path)
+        run(
+            """
+from pyforkfd.supervisor import worker
+me = worker.current()
+me.status("boots")
+me.stopping()
+""",
+            FORKFD_WORKER="component=web worker=1 position=0 generation=1",
+            NOTIFY_SOCKET=path,
+        )
+        assert manager.recv(100) == b"STATUS=boots"
+        assert manager.recv(100) == b"STOPPING=1"
+
+
+def test_a_worker_of_another_version_is_named_and_still_leaves_in_good_order(
+    tmp_path: Path,
+) -> None:
+    """Its orders and events are refused; READY=1 and stop_signal are left."""
+    code = """
+import signal, sys
+from pyforkfd.supervisor import worker
+from pyforkfd.supervisor.worker import _protocol
+me = worker.current()
+_protocol.VERSION = 2
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+me.ready()
+while True:
+    me.poll(1.0)
+"""
+    (tmp_path / "newer.py").write_text(code)
+    text = f"""
+name = "test"
+[components.web]
+command = ["{sys.executable}", "-P", "{tmp_path}/newer.py"]
+stdout = "inherit"
+stderr = "inherit"
+"""
+    with service(tmp_path, text) as running:
+        running.log.wait_for(
+            "web: worker 1: message refused: the other end has version 2 of the protocol, this "
+            "end 1: supervisor and worker need the same pyforkfd"
+        )
+        running.stop()
+        running.log.wait_for("worker 1: has left: exit code 0")
+
+
+def test_a_supervisor_of_another_version_is_named() -> None:
+    run(
+        """
+from pyforkfd.supervisor import log_writer, worker
+for call in (worker.current, log_writer):
+    try:
+        call()
+    except ValueError as error:
+        assert "FORKFD_WORKER: the other end has version 2" in str(error), error
+    else:
+        raise SystemExit("no error")
+""",
+        FORKFD_WORKER="component=web worker=1 position=0 generation=1 version=2 log=1",
+    )
+
+
+def test_an_order_that_does_not_exist_has_no_callback() -> None:
+    run(
+        """
+from pyforkfd.supervisor import worker
+try:
+    worker.current().on("draim", print)
+except ValueError as error:
+    assert str(error).startswith("on: no order 'draim' (there are accept, "), error
+else:
+    raise SystemExit("no error")
+""",
+        FORKFD_WORKER="component=web worker=1 position=0 generation=1",
+    )
 
 
 def test_a_blocked_loop_is_evicted_and_its_stack_shown(tmp_path: Path) -> None:
