@@ -137,7 +137,7 @@ class Load(clients.Load):
         super().__init__(address, keep_alive=0, new=4)
 
 
-def ask(address: tuple[str, int] | str) -> str:
+def fetch(address: tuple[str, int] | str) -> str:
     """Send one request on a connection of its own, and return the answer."""
     family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as sock:
