@@ -7,7 +7,6 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +17,6 @@ import pyforkfd as ff
 from pyforkfd.zygote import Zygote, ZygoteError
 
 REPORT_FD = 50  # the descriptor on which jobs report
-
-
-@pytest.fixture(scope="module")
-def cold() -> Iterator[Zygote]:
-    with Zygote(preload=["zygote_jobs"]) as zygote:
-        zygote.start()
-        yield zygote
-
-
-@pytest.fixture(params=["cold", "warm"])
-def zygote(request: pytest.FixtureRequest, cold: Zygote) -> Iterator[Zygote]:
-    """A zygote for all tests; or for each test its own, as idle workers are used up."""
-    if request.param == "cold":
-        yield cold
-        return
-    with Zygote(preload=["zygote_jobs"], warm=2) as zygote:
-        zygote.start()
-        yield zygote
 
 
 def report(zygote: Zygote, job: str, *args: object, **options: Any) -> Any:

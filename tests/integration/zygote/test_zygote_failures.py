@@ -87,24 +87,6 @@ def test_another_version_of_the_protocol(tmp_path: Path, monkeypatch: pytest.Mon
 # --- a birth
 
 
-@pytest.fixture(scope="module")
-def cold() -> Iterator[Zygote]:
-    with jobs() as zygote:
-        zygote.start()
-        yield zygote
-
-
-@pytest.fixture(params=["cold", "warm"])
-def zygote(request: pytest.FixtureRequest, cold: Zygote) -> Iterator[Zygote]:
-    """A zygote for all tests; or for each test its own, as idle workers are used up."""
-    if request.param == "cold":
-        yield cold
-        return
-    with jobs(warm=2) as zygote:
-        zygote.start()
-        yield zygote
-
-
 def test_a_function_that_is_not_there(zygote: Zygote) -> None:
     with pytest.raises(ZygoteError, match="could not find zygote_jobs:no_such: Attri") as error:
         zygote.spawn("zygote_jobs:no_such", fds={1: ff.PIPE})
