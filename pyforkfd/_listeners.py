@@ -18,7 +18,7 @@ from ._errors import DescriptorError, ListenerError
 _VARIABLES = ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES")
 _FIRST = 3  # SD_LISTEN_FDS_START
 
-FILE_KINDS = {
+_FILE_KINDS = {
     stat.S_IFREG: "a regular file",
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a pipe",
@@ -213,7 +213,7 @@ def describe_socket(found: socket.socket) -> str:
 
 
 def open_kind(fd: int, error_class: type[DescriptorError]) -> int:
-    """Return the kind of file that a descriptor is, a key of FILE_KINDS."""
+    """Return the kind of file that a descriptor is, a key of _FILE_KINDS."""
     try:
         return stat.S_IFMT(os.fstat(fd).st_mode)
     except OSError as error:
@@ -223,6 +223,18 @@ def open_kind(fd: int, error_class: type[DescriptorError]) -> int:
             "is closed: if a parent was to pass it, it was close-on-exec at the exec, or not in "
             f"the parent's map (pyforkfd: fds={{{fd}: ...}}; subprocess: pass_fds)",
         ) from None
+
+
+def borrowed_socket(fd: int, error_class: type[DescriptorError]) -> socket.socket:
+    """Return a socket object of a descriptor; the caller detaches it, or takes the descriptor.
+
+    Raises:
+        DescriptorError: the descriptor is closed or no socket.
+    """
+    kind = open_kind(fd, error_class)
+    if kind != stat.S_IFSOCK:
+        raise error_class(errno.ENOTSOCK, fd, f"is {_FILE_KINDS[kind]}, not a socket")
+    return socket.socket(fileno=fd)
 
 
 def listener_from_fd(
@@ -249,10 +261,7 @@ def listener_from_fd(
         ListenerError: the descriptor is closed, no socket, of another family or type, or
             does not listen.  ``fd``, ``reason`` and the message name it.
     """
-    kind = open_kind(fd, ListenerError)
-    if kind != stat.S_IFSOCK:
-        raise ListenerError(errno.ENOTSOCK, fd, f"is {FILE_KINDS[kind]}, not a socket")
-    found = socket.socket(fileno=fd)
+    found = borrowed_socket(fd, ListenerError)
     try:
         what = describe_socket(found)
         if not found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):

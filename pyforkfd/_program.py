@@ -27,7 +27,7 @@ def compile_program(
     words: tuple[StrPath, ...] = items(args, "args")
     argv = [text(word, "args") for word in words]
     if not argv:
-        raise ValueError("args: empty; the program's name is wanted at least")
+        raise ValueError("args: empty: at least the program's name is needed")
     variables: Mapping[Any, Any] | None = None
     if env is not None:
         variables = dict(checked := pairs(env, "env"))

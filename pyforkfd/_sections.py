@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
@@ -54,15 +54,8 @@ def inheriting(*fds: int | HasFileno) -> Iterator[None]:
         OSError: EBADF, one is not open; EDEADLK, within :func:`no_forks`.
     """
     numbers = [as_fd(fd, "inheriting") for fd in fds]
-    _core.lock_fork_lock(True)
-    try:
-        section = _core.FdSection(numbers)
-        try:
-            yield
-        finally:
-            section.end()
-    finally:
-        _core.unlock_fork_lock(True)
+    with _section(lambda: _core.FdSection(numbers)):
+        yield
 
 
 @contextmanager
@@ -100,9 +93,16 @@ def redirected(
     if in_ not in ("both", "parent", "child"):
         raise ValueError(f"redirected: in_={in_!r} is none of 'both', 'parent', 'child'")
     redirect = [(_number(number), as_fd(fd, "redirected")) for number, fd in fds.items()]
+    with _section(lambda: _core.FdSection(redirect, in_ != "child", in_ != "parent")):
+        yield
+
+
+@contextmanager
+def _section(begin: Callable[[], _core.FdSection]) -> Iterator[None]:
+    """Change descriptors for the time of a ``with`` block, under the fork lock."""
     _core.lock_fork_lock(True)
     try:
-        section = _core.FdSection(redirect, in_ != "child", in_ != "parent")
+        section = begin()
         try:
             yield
         finally:

@@ -5,22 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import stat
 import struct
 import time
 
 from . import _core
 from ._errors import ChannelError
-from ._listeners import FILE_KINDS, describe_socket, open_kind, unix_listener
+from ._listeners import borrowed_socket, describe_socket, unix_listener
 from ._types import StrPath
 
 
 def demand_connection(fd: int) -> None:
     """Raise a ChannelError unless a socket is a connected one; make it close-on-exec."""
-    kind = open_kind(fd, ChannelError)
-    if kind != stat.S_IFSOCK:
-        raise ChannelError(errno.ENOTSOCK, fd, f"is {FILE_KINDS[kind]}, not a socket")
-    found = socket.socket(fileno=fd)
+    found = borrowed_socket(fd, ChannelError)
     try:
         what = describe_socket(found)
         if (found.family, found.type) != (socket.AF_UNIX, socket.SOCK_SEQPACKET):

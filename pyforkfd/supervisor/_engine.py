@@ -13,7 +13,7 @@ from typing import Any
 from ._service_manager import Manager
 from ._signals import SignalQueue
 from .control._requests import Supervised
-from .control._status import Death, Deaths, WorkerDetails, summary
+from .control._status import Death, Deaths, summary
 from .metrics._endpoint import Endpoint
 from .processes._adoption import adopt_workers
 from .processes._crash_hooks import Hooks
@@ -187,17 +187,6 @@ class Engine:
         """Begin another generation; ``reply`` is called with the outcome."""
         self._replies.append(reply)
         self.feed(event)
-
-    def measure(self, now: float) -> dict[int, WorkerDetails]:
-        """Measure the workers that have a process: id -> heartbeat, memory, reported status."""
-        return {
-            worker_id: WorkerDetails(
-                text=running.status,
-                beat_age=self._watch.beat_age(worker_id, now),
-                memory=self.resources.running.memory(worker_id),
-            )
-            for worker_id, running in self.resources.running.items()
-        }
 
     def upgrade(self) -> None:
         """Execute this program anew in our place, once a trial has shown that it can take over."""

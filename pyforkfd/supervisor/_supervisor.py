@@ -303,7 +303,7 @@ class Supervisor:
             service=engine.generations.serving.name,
             pid=os.getpid(),
             started=engine.started,
-            details=engine.measure(now),
+            details=engine.workers.measure(now),
             deaths=engine.deaths,
         )
 

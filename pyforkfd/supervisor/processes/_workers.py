@@ -12,6 +12,7 @@ from typing import Any
 import pyforkfd as ff
 from pyforkfd.supervisor.cgroups._file import CgroupError
 from pyforkfd.supervisor.cgroups._leaf import Leaf
+from pyforkfd.supervisor.control._status import WorkerDetails
 from pyforkfd.supervisor.logs._log_file import Switch
 from pyforkfd.supervisor.spec._spec import Service
 from pyforkfd.supervisor.state._events import (
@@ -186,6 +187,17 @@ class Workers:
             if service.listeners[name].shards
         }
         self.send(worker.id, Return() if back else Accept(), shards)
+
+    def measure(self, now: float) -> dict[int, WorkerDetails]:
+        """Measure the workers that have a process: id -> heartbeat, memory, reported status."""
+        return {
+            worker_id: WorkerDetails(
+                text=running.status,
+                beat_age=self.resources.watch.beat_age(worker_id, now),
+                memory=self._running.memory(worker_id),
+            )
+            for worker_id, running in self._running.items()
+        }
 
     def send_log_file(self, switch: Switch | None) -> None:
         """Send the new log file to the workers that have an older one; None: there is none."""
