@@ -1,4 +1,4 @@
-"""What do uvicorn's workers cost under the supervisor, compared with uvicorn alone?
+"""How much do uvicorn's workers cost under the supervisor, compared with uvicorn alone?
 
     python benchmarks/bench_overhead.py [--rounds N] [--seconds S]
 

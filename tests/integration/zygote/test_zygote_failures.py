@@ -1,4 +1,4 @@
-"""What goes wrong with a zygote: clear errors, no orphan, no zombie, nothing left open."""
+"""Failures of a zygote: clear errors, no orphan, no zombie, nothing left open."""
 
 from __future__ import annotations
 
