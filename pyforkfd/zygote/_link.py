@@ -250,7 +250,7 @@ class Link:
         return birth
 
     def has_environment(self) -> bool:
-        """Whether our environment is still the one that the zygote was started with."""
+        """Return whether our environment is still that with which the zygote was started."""
         return _environment() == self._environment
 
     def last_born(self, serial: int) -> int:
