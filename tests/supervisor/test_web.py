@@ -80,12 +80,14 @@ function = "pyforkfd.supervisor.asgi:serve"
 app = "application:app"
 access_log = false
 log_level = "warning"
+timeout_keep_alive = 60
 http = "{http}"
 loop = "{loop}"
 """
 UVICORN_COMMAND = """
 command = ["{python}", "-P", "-m", "pyforkfd.supervisor.asgi", "application:app",
-  "--no-access-log", "--log-level=warning", "--http={http}", "--loop={loop}"]
+  "--no-access-log", "--log-level=warning", "--timeout-keep-alive=60", "--http={http}",
+  "--loop={loop}"]
 """
 GUNICORN = """
 function = "pyforkfd.supervisor.wsgi:serve"
