@@ -29,6 +29,7 @@ from pyforkfd._types import CloneFlag
 
 from ._errors import in_a_line
 from ._messages import MAX_FDS, SLOT, SLOT_PID, Kind, ProtocolError, Received, receive, send
+from ._pools import end_pools, remedy
 from ._streams import flush, prepare_streams
 from ._worker import Birthplace, rehearse, rehearsed_request, wait, work
 
@@ -79,6 +80,7 @@ def _live() -> None:
     held = {fd: _target(fd) for fd in _open_numbers() if fd not in before}
     for fd in placeholders:
         os.close(fd)
+    end_pools()
     why_not = _core.why_not_clone(CloneFlag.PARENT)
     place = Birthplace(
         channel=channel,
@@ -222,7 +224,7 @@ def _answer(place: Birthplace, message: Received, ahead: Iterable[tuple[float, R
     try:
         pid, pidfd = _clone(place, flags, -1 if cgroup is None else fds[cgroup].fileno())
     except ThreadsError as error:
-        _send(reply, Kind.REFUSED, ("threads", error.threads))
+        _send(reply, Kind.REFUSED, ("threads", (error.threads, remedy())))
     except OSError as error:
         stage = ("clone", error.errno, str(error), "clone")
         _send(reply, Kind.REFUSED, ("stage", stage))
