@@ -31,7 +31,7 @@ static bool names_path(const char *text, const char *folder, int number) {
     return false;
 }
 
-static const char *value_of(char *const *envp, const char *name) {
+const char *value_of(char *const *envp, const char *name) {
     const size_t length = strlen(name);
     for (; envp != NULL && *envp != NULL; ++envp)
         if (strncmp(*envp, name, length) == 0 && (*envp)[length] == '=')

@@ -50,6 +50,7 @@ struct Program {
     bool new_pid;  /* it runs in another process than this one */
 };
 bool is_announced(int number, const struct Program *program);
+const char *value_of(char *const *envp, const char *name); /* of a variable; NULL: not set */
 
 /* table.c: the descriptors of this process. */
 struct Stopped {

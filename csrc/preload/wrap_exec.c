@@ -44,9 +44,7 @@ static const char *if_executable(const char *path) {
 /* Find the program as execvp(3) will. */
 static const char *search(const char *file, char *path, size_t size) {
     if (strchr(file, '/') != NULL) return if_executable(file);
-    const char *at = NULL;
-    for (char **entry = environ; entry != NULL && *entry != NULL; ++entry)
-        if (strncmp(*entry, "PATH=", 5) == 0) at = *entry + 5;
+    const char *at = value_of(environ, "PATH");
     if (at == NULL) at = "/bin:/usr/bin";
     for (;; ++at) {
         const size_t length = strcspn(at, ":"), rest = strlen(file) + 1;
