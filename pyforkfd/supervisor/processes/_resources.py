@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -37,6 +38,7 @@ log = logging.getLogger("pyforkfd.supervisor")
 
 _SLOTS = 1024  # workers that have one; 64 bytes each
 _PATIENCE = 2.0  # seconds for killed processes to be gone
+_TRANSIENT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +153,26 @@ def _end_leftovers(tree: Tree, past: Handover | None) -> None:
     for name in set(ours).difference(known):
         with contextlib.suppress(CgroupError):  # it has gone since
             end_leaf(tree.adopt(name), time.monotonic() + _PATIENCE)
+
+
+def sweep_leafs(leafs: list[Leaf]) -> None:
+    """Remove the cgroups that are empty, kill what is in the others.
+
+    Args:
+        leafs: those that are removed, or that cannot be, are closed and leave this list.
+    """
+    for leaf in leafs[:]:
+        try:
+            if leaf.remove():
+                leafs.remove(leaf)
+            else:
+                leaf.kill()
+        except CgroupError as error:
+            if error.errno in _TRANSIENT:
+                continue  # the next call tries again
+            log.warning("%s", error)
+            leafs.remove(leaf)
+            leaf.close()
 
 
 def end_leaf(leaf: Leaf, until: float) -> None:

@@ -45,7 +45,7 @@ from ._launch import Given, launch, send_order, zygote_for
 from ._notify_socket import worker_of
 from ._orphans import reap_strangers
 from ._readiness import accepts, inodes
-from ._resources import Rooms, end_leaf, leaf_name
+from ._resources import Rooms, end_leaf, leaf_name, sweep_leafs
 
 log = logging.getLogger("pyforkfd.supervisor")
 
@@ -119,7 +119,8 @@ class Workers:
         except (OSError, ValueError, ZygoteError) as error:
             self.rooms.output.worker_gone(number, time.monotonic())
             if leaf is not None:
-                leaf.remove()
+                self._emptying.append(leaf)
+                self.sweep()
             self.post(SpawnFailed(number, str(error)))
             return
         finally:
@@ -352,15 +353,7 @@ class Workers:
 
     def sweep(self) -> None:
         """Remove cgroups that have become empty; as pid 1, reap what is nobody's."""
-        for leaf in self._emptying[:]:
-            try:
-                leaf.kill()
-                if leaf.remove():
-                    self._emptying.remove(leaf)
-            except CgroupError as error:
-                log.warning("%s", error)
-                self._emptying.remove(leaf)
-                leaf.close()
+        sweep_leafs(self._emptying)
         if os.getpid() == 1:
             reap_strangers({running.process.pid for running in self})
 
