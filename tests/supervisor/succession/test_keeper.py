@@ -231,6 +231,7 @@ def test_without_its_keeper_the_supervisor_stops_in_order(kept: tuple[Kept, int]
     for _ in workers:
         service.wait_for("has left: exit code 0")
     assert not still_alive({*workers, service.supervisor})
+    assert "not sent" not in service.log.text()
 
 
 def test_an_orphan_is_killed(tmp_path: Path) -> None:
