@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import pyforkfd as ff
 from pyforkfd._closing import Closing
 from pyforkfd._options import WorkerOptions
-from pyforkfd.supervisor.cgroups._file import CgroupError
 from pyforkfd.supervisor.cgroups._leaf import Leaf
 from pyforkfd.supervisor.logs._output import Output
 from pyforkfd.supervisor.logs._records import Origin
@@ -162,21 +161,10 @@ def _leaf(worker: Worker, resources: Resources, on_failure: ExitStack) -> Leaf |
     if resources.cgroups is None or worker.spec.cgroup == "off":
         return None
     leaf = resources.cgroups.leaf(leaf_name(worker), worker.spec.limits)
-    on_failure.callback(_remove, leaf)
+    on_failure.callback(resources.emptying.append, leaf)
     for problem in leaf.missing:
         log.warning("%s: worker %d: %s", worker.component, worker.id, problem)
     return leaf
-
-
-def _remove(leaf: Leaf) -> None:
-    """Remove the cgroup of a worker that was not started."""
-    try:
-        if leaf.remove():
-            return
-        log.warning("%s: not removed: there is a process in it", leaf.path)
-    except CgroupError as error:
-        log.warning("%s", error)
-    leaf.close()
 
 
 def _stream(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import re
 import select
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyforkfd as ff
 from pyforkfd._page import SharedPage
@@ -37,6 +38,7 @@ log = logging.getLogger("pyforkfd.supervisor")
 
 _SLOTS = 1024  # workers that have one; 64 bytes each
 _PATIENCE = 2.0  # seconds for killed processes to end
+_TRANSIENT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +56,7 @@ class Resources:
         watch: the shared page and the counters.
         cgroups: the supervisor's own cgroup; None: it has none.
         pressure: the pressure triggers on workers' cgroups.
+        emptying: cgroups of workers that have ended or were not started, to be removed.
     """
 
     reactor: Reactor
@@ -66,6 +69,7 @@ class Resources:
     watch: Watch
     cgroups: Tree | None
     pressure: PressureWatch
+    emptying: list[Leaf] = field(default_factory=list)
 
 
 def open_resources(
@@ -167,6 +171,26 @@ def _end_leftovers(tree: Tree, past: Handover | None) -> None:
     for name in set(ours).difference(known):
         with contextlib.suppress(CgroupError):  # it was removed since
             end_leaf(tree.adopt(name), time.monotonic() + _PATIENCE)
+
+
+def sweep_leafs(leafs: list[Leaf]) -> None:
+    """Remove the cgroups that are empty, kill what is in the others.
+
+    Args:
+        leafs: those that are removed, or that cannot be, are closed and leave this list.
+    """
+    for leaf in leafs[:]:
+        try:
+            if leaf.remove():
+                leafs.remove(leaf)
+            else:
+                leaf.kill()
+        except CgroupError as error:
+            if error.errno in _TRANSIENT:
+                continue  # the next call tries again
+            log.warning("%s", error)
+            leafs.remove(leaf)
+            leaf.close()
 
 
 def end_leaf(leaf: Leaf, until: float) -> None:

@@ -45,7 +45,7 @@ from ._launch import prepare, send_order
 from ._notify_socket import worker_of
 from ._orphans import reap_orphans
 from ._readiness import accepts, inodes
-from ._resources import Resources, end_leaf
+from ._resources import Resources, end_leaf, sweep_leafs
 from ._running import Running
 from ._zygotes import zygote_for
 
@@ -80,7 +80,7 @@ class Workers:
         self.on_message = on_message
         self.waiting: set[int] = set()
         self._running = resources.running
-        self._emptying: list[Leaf] = []  # killed, but not empty yet
+        self._emptying = resources.emptying
 
     def __contains__(self, worker_id: int) -> bool:
         return worker_id in self._running
@@ -105,6 +105,7 @@ class Workers:
             launch = prepare(worker, service, self.resources, zygote)
             process, channel = launch.start()
         except (OSError, ValueError, LookupError, ZygoteError) as error:
+            self.sweep()
             self.post(SpawnFailed(worker.id, str(error)))
             return
         self.resources.succession.put_worker(worker.id, process, channel)
@@ -304,15 +305,7 @@ class Workers:
 
     def sweep(self) -> None:
         """Remove cgroups that have become empty; as pid 1, reap orphans."""
-        for leaf in self._emptying[:]:
-            try:
-                leaf.kill()
-                if leaf.remove():
-                    self._emptying.remove(leaf)
-            except CgroupError as error:
-                log.warning("%s", error)
-                self._emptying.remove(leaf)
-                leaf.close()
+        sweep_leafs(self._emptying)
         if os.getpid() == 1:
             reap_orphans({running.process.pid for running in self})
 

@@ -179,6 +179,8 @@ class Succession(Closing):
     def _logged_errors(self, what: str) -> Iterator[None]:
         try:
             yield
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the keeper has died, which the loop reports once, not for each descriptor
         except OSError as error:
             log.error("keeper: %s: not sent: %s", what, error)
 
