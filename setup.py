@@ -113,6 +113,7 @@ PRELOAD = [
     "announced",
     "log",
     "real",
+    "restart",
     "settings",
     "table",
     "wrap_exec",

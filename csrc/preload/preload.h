@@ -2,7 +2,7 @@
  *
  * The rule is in docs/preload.md.  In short: a child is born with everything above 2 marked
  * close-on-exec; what it makes inheritable afterwards is meant, and so is what the program
- * that it executes is told of.
+ * that it executes is told of, and all when that program is itself.
  *
  * All of this may run in the child of fork(2) of a process with threads, or of vfork(2) on
  * its parent's memory: no allocation, no lock, no stdio.  What is written to memory is true
@@ -15,6 +15,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 #include <sys/types.h>
 
 #define EXPORT __attribute__((visibility("default")))
@@ -28,6 +29,7 @@ enum {
 };
 
 /* settings.c: what the environment says, read once. */
+extern char program_path[PATH_SIZE]; /* of /proc/self/exe; or "" */
 struct Settings {
     bool stop;                             /* or let through, and say so */
     bool shell;                            /* this program is one */
@@ -42,31 +44,58 @@ extern struct Settings settings;
 void read_settings(void);
 bool is_kept(int number);
 
-/* announced.c: what the next program is told of. */
+/* A set of descriptors; those from NUMBERS up are in none. */
+struct Numbers {
+    uint8_t bits[NUMBERS / 8];
+};
+static inline bool has(const struct Numbers *set, int number) {
+    return number >= 0 && number < NUMBERS && (set->bits[number / 8] >> number % 8 & 1) != 0;
+}
+static inline void add_to(struct Numbers *set, int number) {
+    if (number >= 0 && number < NUMBERS) set->bits[number / 8] |= (uint8_t)(1U << number % 8);
+}
+
+static inline bool begins_with(const char *text, const char *start) {
+    return strncmp(text, start, strlen(start)) == 0;
+}
+
+/* The program that is to be executed. */
 struct Program {
+    const char *path;  /* as it was found; "": a descriptor's; NULL: not of interest */
     char *const *argv;
     char *const *envp;
     int executed;  /* the descriptor that is executed, or that a path starts at; or -1 */
     bool new_pid;  /* it becomes another process than this one */
 };
-bool is_announced(int number, const struct Program *program);
+
+/* announced.c: what the next program is told of. */
+void read_announced(const struct Program *program, struct Numbers *found);
+
+/* restart.c: whether this program executes itself in its own place. */
+void remember_program(void);
+bool is_restart(const struct Program *program);
 
 /* table.c: the descriptors of this process. */
-struct Stopped {
-    uint8_t bits[NUMBERS / 8];
+enum Passing {
+    TO_CHILD,   /* what is announced */
+    IN_PLACE,   /* and what this program was given */
+    TO_ITSELF,  /* all: it goes on as what it was */
 };
+uint64_t identity_at(int folder, const char *path); /* never 0; 1 where it is unknown */
 void remember_given(void);
 void mark_all(void);
 void mark_own(void);
-void settle(const struct Program *program, bool in_place, struct Stopped *stopped);
+void settle(const struct Program *program, enum Passing passing, struct Numbers *stopped);
 
 /* log.c */
-void report(const struct Stopped *stopped, const char *how, const char *command,
+void report(const struct Numbers *stopped, const char *how, const char *command,
             const char *unless);
 
-/* wrap_fork.c: the child's first moment; whether this process has had it under our eyes. */
-void born(bool in_shared_memory);
+/* wrap_fork.c: the child's first moment; whether this process has had it under our eyes; and
+ * whether it is in its parent's place, who has ended since, as a daemon is. */
+void born(bool in_shared_memory, pid_t parent);
 bool was_born(void);
+bool is_daemon(void);
 
 /* real.c: the functions that ours stand before, those of libc or of the next library. */
 #define FUNCTIONS(X)                                                                          \
