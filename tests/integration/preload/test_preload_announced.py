@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -189,14 +187,6 @@ def test_dpkg(preloaded: Preloaded) -> None:
     tool("dpkg", "dpkg")
     args: list[str | Path] = [sys.executable, "-c", DPKG]
     assert "status: dpkg : error : " in preloaded.output(*args, fds={2: ff.DEVNULL})
-
-
-def test_dbus(preloaded: Preloaded) -> None:
-    """dbus-launch leaves two pipes to dbus-daemon."""
-    launch = tool("dbus-launch", "dbus-x11")
-    said = preloaded.output(launch, "--sh-syntax", fds={2: ff.DEVNULL})
-    pid = int(said.partition("DBUS_SESSION_BUS_PID=")[2].rstrip(";\n"))
-    os.kill(pid, signal.SIGTERM)
 
 
 def test_cargo(tmp_path: Path, preloaded: Preloaded) -> None:
