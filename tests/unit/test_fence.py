@@ -140,8 +140,9 @@ def test_every_function_of_the_fence_is_marked() -> None:
 
 
 # What the library for LD_PRELOAD calls: nothing that allocates, locks or prints.  dlsym and
-# getauxval are called when it is loaded, strtol, strtok_r and strcpy when it reads its settings.  memcmp, memcpy
-# and memset are calls that a compiler may put in the place of any comparison or assignment.
+# getauxval are called when it is loaded, strtol, strtok_r and strcpy when it reads its settings
+# or remembers its program.  memcmp, memcpy and memset are calls that a compiler may put in the
+# place of any comparison or assignment.
 PRELOAD_CALLS = set(
     """__errno_location access atoi dlsym environ fcntl fstat fstatat getauxval getenv getpid
     getppid pthread_sigmask readlink sigaddset sigemptyset sigismember sigpending sigtimedwait

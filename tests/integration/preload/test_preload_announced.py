@@ -132,7 +132,7 @@ def test_the_time_is_that_of_the_arguments(leak: Path, preloaded: Preloaded) -> 
     """100,000 words are read once, not for each of 1,000 descriptors."""
 
     def measure(descriptors: int) -> tuple[str, float]:
-        args = [sys.executable, "-c", MANY, leak, str(descriptors)]
+        args: list[str | Path] = [sys.executable, "-c", MANY, leak, str(descriptors)]
         shown, took = preloaded.output(*args, settings={"FORKFD_LOG": ""}).splitlines()
         return shown.strip(), float(took)
 
@@ -199,7 +199,8 @@ def test_cargo(tmp_path: Path, preloaded: Preloaded) -> None:
     (tmp_path / "src" / "lib.rs").touch()
     (tmp_path / "Cargo.toml").write_text('[package]\nname = "case"\nversion = "0.1.0"\n')
     settings = {"RUSTC_WRAPPER": str(wrapper), "CARGO_TARGET_DIR": str(tmp_path / "target")}
-    command = [cargo, "build", "--offline", "--manifest-path", tmp_path / "Cargo.toml"]
+    manifest = tmp_path / "Cargo.toml"
+    command: list[str | Path] = [cargo, "build", "--offline", "--manifest-path", manifest]
     env = preloaded.environment(**settings)
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
