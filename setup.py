@@ -100,9 +100,13 @@ BIND = [
     "bind_sysmon",
     "bind_trace",
     "errors",
+    "exit_tuple",
+    "fork_exec_arguments",
+    "fork_function",
     "module",
     "passed_values",
     "passing_arguments",
+    "plan_state",
     "process_type",
     "slot_snapshot",
     "slot_type",
@@ -121,7 +125,7 @@ PRELOAD = [
     "wrap_spawn",
     "wrap_vfork",
 ]
-KEEPER = ["keeper", "link"]
+KEEPER = ["keeper", "link", "report"]
 
 # -MMD: the compiler lists the headers of each object, so that only what they change is built.
 flags = ["-Wall", "-Wextra", "-fvisibility=hidden", "-MMD"]

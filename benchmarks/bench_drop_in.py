@@ -1,4 +1,4 @@
-"""What does install() gain for programs that use subprocess and asyncio as they are?"""
+"""How much does install() gain for programs that use subprocess and asyncio unchanged?"""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class DropIn:
     """Medians in microseconds, of the same call with and without install(), in turn.
 
     Attributes:
-        ratio: median of installed / stock, round by round: what both see of the machine's
-            weather goes out of it.
+        ratio: median of installed / stock, round by round: disturbances of the machine, which
+            affect both, cancel out.
     """
 
     call: str
@@ -47,16 +47,16 @@ class DropIn:
 
 
 @dataclass(frozen=True, slots=True)
-class DropInKept:
-    """What a computing thread does beside one that starts programs, as a share of alone."""
+class DropInShare:
+    """The speed of a computing thread beside one that starts programs, as a share of alone."""
 
     how: str
-    kept: float
+    share: float
     per_second: float
 
 
 def calls(program: str, loop: asyncio.AbstractEventLoop) -> dict[str, Callable[[], object]]:
-    """What programs do today."""
+    """Return calls that programs make today."""
 
     async def start() -> None:
         await (await asyncio.create_subprocess_exec(program)).wait()
@@ -69,7 +69,7 @@ def calls(program: str, loop: asyncio.AbstractEventLoop) -> dict[str, Callable[[
 
 
 def _times(program: str, rounds: int) -> dict[str, dict[str, list[int]]]:
-    """Nanoseconds of every call, stock and installed, in shuffled turns."""
+    """Return the nanoseconds of every call, stock and installed, in shuffled turns."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     ways = calls(program, loop)
@@ -91,7 +91,7 @@ def _times(program: str, rounds: int) -> dict[str, dict[str, list[int]]]:
 
 
 def measure(quick: bool) -> list[DropIn]:
-    """With few descriptors open, then with many."""
+    """Measure the calls with few descriptors open, then with many."""
     rounds = QUICK_ROUNDS if quick else ROUNDS
     rows = []
     with tempfile.TemporaryDirectory() as directory:
@@ -115,7 +115,7 @@ def measure(quick: bool) -> list[DropIn]:
                     )
                 )
             for number in set(os.listdir("/proc/self/fd")) - before:
-                with suppress(OSError):  # the one by which it was listed
+                with suppress(OSError):  # listdir's own is closed already
                     os.close(int(number))
     return rows
 
@@ -124,23 +124,23 @@ def _popen() -> int:
     return subprocess.Popen([TRUE]).wait()
 
 
-def measure_kept(quick: bool) -> list[DropInKept]:
-    """The computing thread's own speed is taken anew beside each slice."""
+def measure_share(quick: bool) -> list[DropInShare]:
+    """Measure the computing thread's speed; its speed alone is taken anew beside each slice."""
     way: Way = _popen
-    kept: dict[str, list[float]] = {STOCK: [], INSTALLED: []}
+    share: dict[str, list[float]] = {STOCK: [], INSTALLED: []}
     rates: dict[str, list[float]] = {STOCK: [], INSTALLED: []}
     for _ in range(QUICK_SLICES if quick else SLICES):
         for how in random.sample([STOCK, INSTALLED], 2):
             with drop_in.installed() if how == INSTALLED else nullcontext():
                 (alone,) = together([_compute])
                 computed, started = together([_compute, lambda stop: _start(way, stop)])
-            kept[how].append(computed / alone)
+            share[how].append(computed / alone)
             rates[how].append(started)
-    return [DropInKept(h, statistics.median(kept[h]), statistics.median(rates[h])) for h in kept]
+    return [DropInShare(h, statistics.median(share[h]), statistics.median(rates[h])) for h in share]
 
 
 if __name__ == "__main__":
-    for kept_row in measure_kept("--quick" in sys.argv):
-        print(kept_row)
+    for share_row in measure_share("--quick" in sys.argv):
+        print(share_row)
     for row in measure("--quick" in sys.argv):
         print(row)

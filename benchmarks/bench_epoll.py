@@ -1,7 +1,7 @@
 """Is a fork-safe selector slower than the standard one?
 
-Both do the same in turn, again and again, in one process: a wait that finds one socket of
-many ready, and a register with its unregister.
+Both take turns in one process: a wait that finds one socket of many ready, a register with its
+unregister, a modify.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SELECTORS: dict[str, Callable[[], BaseSelector]] = {
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Microseconds of CPU per call, since none waits: the median of all rounds, and the best."""
+    """Microseconds of processor time per call: the median of all rounds, and the best."""
 
     what: str
     selector: str
@@ -56,22 +56,22 @@ def modify(selector: BaseSelector, fresh: socket.socket) -> None:
 
 
 def measure(quick: bool) -> list[Cost]:
-    """All of them in turn, again and again."""
+    """Measure all selectors in turns; no call waits, so processor time is taken."""
     jobs = {SELECT: select, REGISTER: register, MODIFY: modify}
     taken: dict[tuple[str, str], list[float]] = {}
     with ExitStack() as stack:
-        made = {name: stack.enter_context(make()) for name, make in SELECTORS.items()}
+        selectors = {name: stack.enter_context(make()) for name, make in SELECTORS.items()}
         pairs = [socket.socketpair() for _ in range(SOCKETS + 2)]
         for one, other in pairs:
             stack.enter_context(one)
             stack.enter_context(other)
-        for selector in made.values():
+        for selector in selectors.values():
             for one, _ in pairs[1:]:
                 selector.register(one, EVENT_READ)
         pairs[1][1].send(b"ready")
         for _ in range(QUICK_ROUNDS if quick else ROUNDS):
             for what, job in jobs.items():
-                for name, selector in made.items():
+                for name, selector in selectors.items():
                     begin = time.thread_time()
                     job(selector, pairs[0][0])
                     spent = (time.thread_time() - begin) / CALLS * 1e6

@@ -1,7 +1,7 @@
-"""How long does a table of 20,000 descriptors take, and how long do other threads stand still?
+"""How long does a table of 20,000 descriptors take, and how long does it stall other threads?
 
-Run alone: ``python benchmarks/bench_fd_table.py``.  Beside it, in the same rounds, what one
-would write in Python: a listing with a link, a stat and the text of fdinfo for each number.
+Run alone: ``python benchmarks/bench_fd_table.py``.  Beside it, in the same rounds, a plain loop in
+Python: a listing with a link, a stat and the text of fdinfo for each number.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROUNDS = 7
 
 
 def in_python() -> int:
-    """No sockets' addresses, no marks parsed, nothing of what is shared."""
+    """Read all descriptors in Python, without addresses, marks and shared open files."""
     found = 0
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -37,14 +37,14 @@ def in_python() -> int:
 
 
 def timed(call: Callable[[], object]) -> float:
-    """Milliseconds of wall time."""
+    """Return the wall time of a call, in milliseconds."""
     start = time.perf_counter_ns()
     call()
     return (time.perf_counter_ns() - start) / 1e6
 
 
 def longest_gap(call: Callable[[], object]) -> float:
-    """The longest time, in milliseconds, that a thread which sleeps 1 ms at a time stood still."""
+    """Return the longest stall, in milliseconds, of a thread that sleeps 1 ms at a time."""
     gaps: list[float] = []
     done = threading.Event()
 
@@ -86,7 +86,7 @@ def main() -> None:
         print(
             f"{kind:<11} fd_table {statistics.median(ours):6.0f}   "
             f"a loop in Python {statistics.median(python):6.0f}   "
-            f"another thread stood still for at most {gap:.0f}"
+            f"longest stall of another thread {gap:.0f}"
         )
         for fd in held:
             os.close(fd)

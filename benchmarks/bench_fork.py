@@ -1,14 +1,13 @@
-"""What does fork cost, by the number of at-fork handlers?
+"""How much processor time does fork take, by the number of at-fork handlers?
 
-Beside os.fork with os.register_at_fork, which has neither statistics nor a pidfd, alone and with
-os.pidfd_open after it.
+Compared with os.fork and os.register_at_fork, which has neither statistics nor a pidfd, alone and
+with os.pidfd_open after it.
 
-A fork write-protects every page, and whoever writes one next pays a page fault.  So a fork
-right after another also pays for the pages that the first left protected and that this
-call touches.  After a program's own work nothing is left of that, hence two scenes.
+A fork write-protects every page, and the next write to each costs a page fault.  So a fork right
+after another also pays for the pages that the first left protected and that this call writes to.
+After a program's own work none are left, hence two scenes.
 
-What ours has to do more than os.fork is pidfd_open(2), which makes an inode.  The second of the
-others pays for that too.
+Beyond os.fork, ours calls pidfd_open(2), which makes an inode; so does the second of the others.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ HANDLERS = (0, 10, 100)
 OURS = "ff.fork"
 OTHERS = ("os.fork", "os.fork and pidfd_open")
 SCENES = ("after work", "back to back")
-# Which objects share a page is luck, and stays as it fell for as long as a process lives.
+# Which objects share a page is chance, and stays the same for as long as a process lives.
 PROCESSES, QUICK_PROCESSES = 40, 8  # of each kind, one after the other
 BLOCKS = 10  # of each
 BLOCK = 5  # forks of one process before the next has its turn
@@ -43,17 +42,17 @@ Times = dict[tuple[str, int], dict[str, list[Block]]]  # by scene and handlers, 
 
 @dataclass(frozen=True, slots=True)
 class ForkCost:
-    """Microseconds of processor time, medians; ratios are ours to the other, see measure().
+    """Medians of processor time, in microseconds; ratios are ours to the other, see measure().
 
-    Not of the clock: whether parent or child runs first is the scheduler's whim.
+    Not wall time: the scheduler chooses whether parent or child runs first.
 
     Attributes:
-        other: what ours is beside.
+        other: the way that ours is compared with.
         scene: "after work": a collection of garbage, which writes to every object's page,
             comes before each fork; or "back to back".
-        handlers: registered, each with all three functions.
-        call_us: what the call takes in the parent.
-        child_us: what the child takes, which exits at once.
+        handlers: how many are registered, each with all three functions.
+        call_us: of the call in the parent.
+        child_us: of the child, which exits at once.
     """
 
     other: str
@@ -69,7 +68,7 @@ class ForkCost:
 
 
 class Worker:
-    """A process that forks in one way, asleep until a block is asked for."""
+    """A process that forks in one way, and sleeps between blocks."""
 
     def __init__(self, way: str, handlers: int) -> None:
         self._process = subprocess.Popen(
@@ -80,7 +79,7 @@ class Worker:
         )
 
     def run(self, scene: str) -> Block:
-        """One block: nanoseconds of the call and of the child."""
+        """Run one block, and return the nanoseconds of each call and of its child."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{scene}\n")
@@ -96,12 +95,12 @@ class Worker:
 
 
 def cpu_of(usage: resource.struct_rusage) -> int:
-    """Nanoseconds."""
+    """Return the processor time, in nanoseconds."""
     return round((usage.ru_utime + usage.ru_stime) * 1e9)
 
 
 def fork_by_os() -> tuple[int, int]:
-    """Nanoseconds of the call and of the child."""
+    """Fork by os.fork, and return the nanoseconds of the call and of the child."""
     start = time.thread_time_ns()
     pid = os.fork()
     if pid == 0:
@@ -111,7 +110,7 @@ def fork_by_os() -> tuple[int, int]:
 
 
 def fork_by_os_with_pidfd() -> tuple[int, int]:
-    """Nanoseconds of the call and of the child."""
+    """Fork by os.fork and open a pidfd; return the nanoseconds of both and of the child."""
     start = time.thread_time_ns()
     pid = os.fork()
     if pid == 0:
@@ -124,11 +123,11 @@ def fork_by_os_with_pidfd() -> tuple[int, int]:
 
 
 def work(way: str, handlers: int) -> None:
-    """What the process of a Worker does.
+    """Serve blocks, as the process of a Worker.
 
-    All have the same modules, since fork copies what they mapped; only ours has our hooks.
+    All ways have the same modules, since fork copies their mappings; only ours has our hooks.
     """
-    import asyncio  # noqa: F401  the modules of others, with hooks of theirs
+    import asyncio  # noqa: F401  other modules, with hooks of their own
 
     register = os.register_at_fork
     if way != OURS:
@@ -143,7 +142,7 @@ def work(way: str, handlers: int) -> None:
         if child is None:
             os._exit(0)
         taken = time.thread_time_ns() - start
-        # As the other waits: an exit that wakes a poll(2) of the pidfd takes 1 % longer.
+        # Wait as the others do: an exit that wakes a poll(2) of the pidfd takes 1 % longer.
         usage = os.wait4(child.pid, 0)[2]
         child.close()
         return taken, cpu_of(usage)
@@ -169,11 +168,11 @@ def work(way: str, handlers: int) -> None:
 
 
 def compare(handlers: int, times: Times) -> None:
-    """A process of each way, alive at once, turn by turn: all see the same weather."""
+    """Run a process of each way at once, in turns, so that disturbances affect all alike."""
     workers = {way: Worker(way, handlers) for way in (OURS, *OTHERS)}
     try:
         for scene in SCENES * BLOCKS:
-            # Who is first is drawn: the caches are as the one before has left them.
+            # The order is random: the caches are as the one before has left them.
             for way in random.sample(list(workers), len(workers)):
                 times[scene, handlers][way].append(workers[way].run(scene))
     finally:
@@ -182,7 +181,7 @@ def compare(handlers: int, times: Times) -> None:
 
 
 def measure(quick: bool) -> Iterator[ForkCost]:
-    """Medians of all forks; of ratios, that of blocks of the same turn."""
+    """Measure all; times are medians of all forks, ratios those of blocks of the same turn."""
     times: Times = {(s, n): {w: [] for w in (OURS, *OTHERS)} for s in SCENES for n in HANDLERS}
     for _ in range(QUICK_PROCESSES if quick else PROCESSES):
         for handlers in HANDLERS:
@@ -207,12 +206,12 @@ def measure(quick: bool) -> Iterator[ForkCost]:
 
 
 def column(blocks: list[Block], index: int) -> list[list[int]]:
-    """The calls, or the children, of each block."""
+    """Return the times of the calls, or of the children, of each block."""
     return [[times[index] for times in block] for block in blocks]
 
 
 def ratio(ours: list[list[int]], others: list[list[int]]) -> float:
-    """The median over turns."""
+    """Return the median ratio over turns."""
     return statistics.median(
         statistics.median(a) / statistics.median(b) for a, b in zip(ours, others, strict=True)
     )

@@ -1,12 +1,12 @@
-"""What do uvicorn's workers cost under the supervisor, beside the same ones without?
+"""What do uvicorn's workers cost under the supervisor, compared with uvicorn alone?
 
     python benchmarks/bench_overhead.py [--rounds N] [--seconds S]
 
-Beside uvicorn as it is there is our recipe without a supervisor, which accepts as the supervised
-workers do.  All serve at once, on listeners that are made alike; clients turn to one after the
-other, in shuffled order.  Quoted are medians of the rounds: requests per second, and what a
-request takes of the workers' processor time, which a busy machine and slow clients disturb
-less.  The ratio of a round is between two of its turns.
+Beside uvicorn alone there is our recipe without a supervisor, which accepts like the supervised
+workers.  All serve at once, on listeners that are made alike; clients send requests to one after
+the other, in shuffled order.  Quoted are medians of the rounds: requests per second, and the
+workers' processor time for a request, which a busy machine and slow clients disturb less.  The
+ratio of a round is between two of its turns.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench_reload import RESULTS, load
+from bench_reload import RESULTS
+from clients import http_load
 from servers import ASGI, KINDS, WORKERS, all_workers, running
 
 import pyforkfd as ff
@@ -38,7 +39,7 @@ OPTIONS = ("--no-access-log", "--log-level=warning", "application:app")
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One second or so of load on one of them."""
+    """The result of a second or so of load on one of the servers."""
 
     rate: float
     cpu_us: float  # of all workers, for each request
@@ -46,7 +47,7 @@ class Turn:
 
 @contextmanager
 def plain(directory: Path, module: str, *arguments: str) -> Iterator[tuple[int, list[int]]]:
-    """As many processes, with one listener as descriptor 3."""
+    """Run as many processes without a supervisor, with one listener as descriptor 3."""
     (directory / "application.py").write_text(ASGI)
     args = [sys.executable, "-P", "-m", module, *arguments, *OPTIONS]
     env = {**os.environ, "PYTHONPATH": str(directory)}
@@ -63,7 +64,7 @@ def plain(directory: Path, module: str, *arguments: str) -> Iterator[tuple[int, 
 
 
 def cpu(pids: list[int]) -> float:
-    """Seconds of processor time that these have used, from /proc/PID/schedstat of all threads."""
+    """Return the processor time of these processes, seconds, from schedstat of all threads."""
     total = 0
     for pid in pids:
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -72,8 +73,8 @@ def cpu(pids: list[int]) -> float:
 
 
 def take_turn(port: int, pids: list[int], seconds: float) -> Turn:
-    with load(port, kept=16, new=0, pause=0) as counted:
-        time.sleep(0.3)  # until it runs
+    with http_load(port, keep_alive=16, new=0, pause=0) as counted:
+        time.sleep(0.3)  # until the clients run
         begin = cpu(pids)
         time.sleep(seconds)
         used = cpu(pids) - begin
@@ -82,7 +83,7 @@ def take_turn(port: int, pids: list[int], seconds: float) -> Turn:
 
 
 def compare(plain: list[Turn], ours: list[Turn]) -> tuple[float, float]:
-    """Medians of the rounds' ratios, in requests per second and per second of processor time."""
+    """Return the medians of the ratios, of requests per second and of processor time."""
     pairs = list(zip(plain, ours, strict=True))
     rate = statistics.median(ours.rate / plain.rate for plain, ours in pairs)
     return rate, statistics.median(plain.cpu_us / ours.cpu_us for plain, ours in pairs)
@@ -92,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each turn")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     kind = next(kind for kind in KINDS if kind.name == "pyforkfd (uvicorn)")
     turns: dict[str, list[Turn]] = {UVICORN: [], RECIPE: [], OURS: []}
     with ExitStack() as stack:
@@ -109,10 +110,10 @@ def main() -> None:
         sides.append((OURS, server.port, workers))
         supervisor = [pid for pid in [server.process.pid, *server.tree()] if pid not in workers]
         before, started = cpu(supervisor), time.monotonic()
-        for _ in range(asked.rounds):
+        for _ in range(args.rounds):
             random.shuffle(sides)
             for side, where, those in sides:
-                turns[side].append(take_turn(where, those, asked.seconds))
+                turns[side].append(take_turn(where, those, args.seconds))
         idle = (cpu(supervisor) - before) / (time.monotonic() - started)
     rates = {side: statistics.median(turn.rate for turn in turns[side]) for side in turns}
     costs = {side: statistics.median(turn.cpu_us for turn in turns[side]) for side in turns}
@@ -132,7 +133,7 @@ def main() -> None:
         ),
         "",
         f"The supervisor itself takes {idle * 100:.2f} % of a processor meanwhile.",
-        f"{asked.rounds} rounds; {machine}.",
+        f"{args.rounds} rounds; {machine}.",
     ]
     text = "\n".join(lines) + "\n"
     about = {

@@ -1,7 +1,7 @@
-"""What do a heartbeat, a count and the supervisor's look at all slots cost?
+"""How long do a heartbeat, a count and the supervisor's reading of all slots take?
 
-Beside reading the clock, which a beat does too.
-Nothing waits, so processor time of the thread is what counts.
+Compared with reading the clock, which a beat does too.
+Nothing waits, so the processor time of the thread is taken.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import pyforkfd as ff
 
 SLOTS = 64
 ROUNDS, QUICK_ROUNDS = 60, 10
-BEAT_NS = 100.0  # what a beat may cost
+BEAT_NS = 100.0  # the claim: a beat costs less
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Nanoseconds of CPU per call: the median of all rounds, and the best."""
+    """Nanoseconds of processor time per call: the median of all rounds, and the best."""
 
     what: str
     median_ns: float
@@ -29,7 +29,7 @@ class Cost:
 
 
 def measure(quick: bool) -> list[Cost]:
-    """All of them in turn, again and again."""
+    """Measure all calls in turns."""
     with ff.SharedPage.create(SLOTS) as page:
         slots = [page.slot(index) for index in range(SLOTS)]
         for worker, slot in enumerate(slots, start=1):
@@ -59,5 +59,5 @@ if __name__ == "__main__":
     for row in measure("--quick" in sys.argv):
         holds = ""
         if row.what == "slot.beat()":
-            holds = f"  (to be < {BEAT_NS:.0f}: {row.median_ns < BEAT_NS})"
+            holds = f"  (claim: < {BEAT_NS:.0f}: {row.median_ns < BEAT_NS})"
         print(f"{row.what:28} {row.median_ns:8.1f} {row.best_ns:8.1f}{holds}")

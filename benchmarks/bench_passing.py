@@ -1,8 +1,8 @@
-"""What does it cost to pass descriptors?  Writes results/passing.json and results/passing.md.
+"""How long does passing descriptors take?  Writes results/passing.json and results/passing.md.
 
 One message: one byte and 1, 16 or 253 descriptors, sent, received and closed again, over a
-SOCK_SEQPACKET pair within this process.  The ways take turns in shuffled order, and what is
-taken is the processor time of the thread: nothing here waits.
+SOCK_SEQPACKET pair within this process.  The ways take turns in shuffled order.  Nothing waits, so
+the processor time of the thread is taken.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _ways(one: socket.socket, other: socket.socket) -> dict[str, Way]:
 
 
 def measure(quick: bool) -> list[Passing]:
-    """All ways, interleaved."""
+    """Measure all ways, interleaved."""
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     fd = os.open(os.devnull, os.O_RDONLY)
     ways = _ways(one, other)
@@ -129,7 +129,7 @@ def measure(quick: bool) -> list[Passing]:
 
 
 def tables(rows: list[Passing]) -> list[str]:
-    """Markdown: what was measured, and what holds of what we set out to reach."""
+    """Return the lines of two Markdown tables: the figures, and the claims."""
     at = {(row.way, row.descriptors): row for row in rows}
     lines = ["| way | " + " | ".join(f"{n} per message" for n in MESSAGES) + " |"]
     lines += ["| --- |" + " --- |" * len(MESSAGES)]
@@ -154,7 +154,7 @@ def tables(rows: list[Passing]) -> list[str]:
 
 
 def main() -> None:
-    """Run, print and write everything."""
+    """Run all, and print and write the results."""
     quick = "--quick" in sys.argv
     load = os.getloadavg()[0]
     rows = measure(quick)

@@ -1,11 +1,12 @@
-"""What does a reload cost the clients, and what else can go wrong?  Servers side by side.
+"""How many requests does a reload lose, and what else can fail?  Servers side by side.
 
     python benchmarks/bench_reload.py [--reloads N] [--seconds S] [--only NAME ...]
 
 Every server runs the same application with three workers, one server after the other, while
-clients with kept and with new connections ask without pause (http_load.py).  Then: reloads by
-its own documented way; silent connections, which were accepted before a reload and speak after
-it; a deploy that cannot be imported; a handler that blocks the loop; SIGKILL to the master.
+clients with keep-alive and with new connections send requests without pause (clients.py).  Then:
+reloads in the server's own documented way; silent connections, accepted before a reload, that
+send a request after it; a deploy that cannot be imported; a handler that blocks the loop;
+SIGKILL to the master.
 """
 
 from __future__ import annotations
@@ -17,39 +18,35 @@ import shlex
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
+from clients import http_load
 from servers import KINDS, STALE, Kind, Server, alive, answer, kill, running
 
 RESULTS = Path(__file__).parent / "results"
-LOAD = Path(__file__).with_name("http_load.py")
 SILENT = 8  # connections before each reload
-SETTLE = 0.5  # seconds after a reload until they speak
-DEPLOY = 12.0  # seconds that a broken deploy has to do its harm
+SETTLE = 0.5  # seconds after a reload until the silent connections send
+DEPLOY = 12.0  # seconds during which a broken deploy must do no harm
 PACKAGES = ("uvicorn", "gunicorn", "granian", "httptools", "uvloop")
 
 
 @dataclass
 class Row:
-    """One server."""
+    """The results of one server."""
 
     name: str
     rate: float = 0.0
     reloads: int = 0
     requests: int = 0
     new_failed: dict[str, int] = field(default_factory=dict)
-    kept_failed: dict[str, int] = field(default_factory=dict)
+    keep_alive_failed: dict[str, int] = field(default_factory=dict)
     silent_answered: int = 0
-    silent_asked: int = 0
+    silent_sent: int = 0
     broken_survived: bool = False
     blocked: str = ""
     orphans: int = 0
@@ -58,8 +55,8 @@ class Row:
         return [
             self.name,
             str(sum(self.new_failed.values())),
-            str(sum(self.kept_failed.values())),
-            f"{self.silent_answered} of {self.silent_asked}",
+            str(sum(self.keep_alive_failed.values())),
+            f"{self.silent_answered} of {self.silent_sent}",
             "yes" if self.broken_survived else "no",
             str(self.orphans),
             self.blocked,
@@ -76,40 +73,20 @@ HEADS = (
 )
 
 
-@contextmanager
-def load(port: int, **options: float) -> Iterator[dict[str, Any]]:
-    """Clients, until the end of the block; then the dictionary has what they counted."""
-    arguments = [f"--{name}={value}" for name, value in options.items()]
-    process = subprocess.Popen(
-        [sys.executable, LOAD, str(port), *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    counted: dict[str, Any] = {}
-    try:
-        yield counted
-        out, _ = process.communicate(timeout=60)
-        counted.update(json.loads(out))
-    finally:
-        process.kill()
-        process.communicate()
-
-
 def measure(kind: Kind, directory: Path, reloads: int, seconds: float) -> Row:
     row = Row(kind.name)
     with running(kind, directory) as server:
-        with load(server.port, kept=16, new=0, pause=0) as counted:
+        with http_load(server.port, keep_alive=16, new=0, pause=0) as counted:
             time.sleep(seconds)
         row.rate = counted["rate"]
-        with load(server.port) as counted:
+        with http_load(server.port) as counted:
             time.sleep(1.0)
             for _ in range(reloads):
                 row.reloads += reload(server, row)
             time.sleep(1.0)
         row.new_failed = counted["new"]["failed"]
-        row.kept_failed = counted["kept"]["failed"]
-        row.requests = counted["new"]["done"] + counted["kept"]["done"]
+        row.keep_alive_failed = counted["keep_alive"]["failed"]
+        row.requests = counted["new"]["done"] + counted["keep_alive"]["done"]
         row.broken_survived = survives(server)
     with running(kind, directory) as server:
         row.blocked = "no loop" if kind.wsgi else block(server)
@@ -119,7 +96,7 @@ def measure(kind: Kind, directory: Path, reloads: int, seconds: float) -> Row:
 
 
 def reload(server: Server, row: Row) -> bool:
-    """One reload, with connections that are silent while it is done."""
+    """Reload once, with connections that are silent meanwhile; return whether it succeeded."""
     old = set(server.tree())
     silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(SILENT)]
     try:
@@ -128,7 +105,7 @@ def reload(server: Server, row: Row) -> bool:
         done = server.all_answer(old, 30.0) is not None
         time.sleep(SETTLE)
         for sock in silent:
-            row.silent_asked += 1
+            row.silent_sent += 1
             sock.settimeout(5.0)
             try:
                 row.silent_answered += answer(sock) is not None
@@ -141,19 +118,19 @@ def reload(server: Server, row: Row) -> bool:
 
 
 def survives(server: Server) -> bool:
-    """A deploy that cannot be imported leaves what runs as it is."""
+    """Whether the server goes on to answer after a deploy that cannot be imported."""
     server.deploy(broken=True)
     server.reload()
     end = time.monotonic() + DEPLOY
     answered = True
     while time.monotonic() < end:
-        answered = answered and server.ask(timeout=2.0) is not None
+        answered = answered and server.request_pid(timeout=2.0) is not None
         time.sleep(0.05)
     return answered and server.process.poll() is None
 
 
 def block(server: Server) -> str:
-    """Whether a worker whose loop is blocked is replaced, and its stack is in the log."""
+    """Return whether a worker with a blocked loop is replaced, and its stack is in the log."""
     with socket.create_connection(("127.0.0.1", server.port)) as sock:
         sock.sendall(b"GET /block HTTP/1.1\r\nHost: x\r\n\r\n")
         sock.settimeout(STALE + 8.0)
@@ -172,7 +149,7 @@ def block(server: Server) -> str:
 
 
 def orphans(server: Server) -> int:
-    """How many of its processes live on without their master."""
+    """Return how many of the server's processes live on without their master."""
     pids = server.tree()
     server.process.kill()
     server.process.wait()
@@ -194,18 +171,23 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="for requests/s")
     parser.add_argument("--only", nargs="*", default=[], help="names of servers, or parts of them")
     parser.add_argument("--output", default="reload", help="name of the files in results/")
-    asked = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that no server is left
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that no server lives on
     rows = []
     for kind in KINDS:
-        if asked.only and not any(part in kind.name for part in asked.only):
+        if args.only and not any(part in kind.name for part in args.only):
             continue
         directory = Path(tempfile.mkdtemp(prefix="bench-reload-"))
         try:
-            rows.append(measure(kind, directory, asked.reloads, asked.seconds))
+            rows.append(measure(kind, directory, args.reloads, args.seconds))
         finally:
             shutil.rmtree(directory)
-        print(" | ".join(rows[-1].cells()), rows[-1].new_failed, rows[-1].kept_failed, flush=True)
+        print(
+            " | ".join(rows[-1].cells()),
+            rows[-1].new_failed,
+            rows[-1].keep_alive_failed,
+            flush=True,
+        )
     about = {
         "command": shlex.join(["python", "benchmarks/bench_reload.py", *sys.argv[1:]]),
         "python": platform.python_version(),
@@ -217,8 +199,8 @@ def main() -> None:
     text = f"`{about['command']}`\n\n{table(rows)}\nPython {about['python']}, Linux "
     text += f"{about['kernel']}; {versions}.\n"
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{asked.output}.json").write_text(json.dumps(about, indent=1) + "\n")
-    (RESULTS / f"{asked.output}.md").write_text(text)
+    (RESULTS / f"{args.output}.json").write_text(json.dumps(about, indent=1) + "\n")
+    (RESULTS / f"{args.output}.md").write_text(text)
     print("\n" + text)
 
 

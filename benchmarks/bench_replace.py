@@ -1,6 +1,6 @@
-"""How long is a killed worker missed?  From SIGKILL until its replacement is ready.
+"""How long does it take to replace a killed worker?  From SIGKILL until another is ready.
 
-A service of uvicorn workers that a zygote makes, under `pyforkfd serve`, as its log says.
+A service of uvicorn workers of a zygote, under `pyforkfd serve`; times are those of its log lines.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ preload = ["application"]
 
 
 def workers(client: ControlClient) -> dict[int, int]:
-    """Id -> pid of those that are ready."""
+    """Return id -> pid of the workers that are ready."""
     (web,) = client.request("status")["status"]["components"]
     return {w["id"]: w["pid"] for w in web["workers"] if w["phase"] == "ready"}
 
@@ -71,13 +71,13 @@ def main() -> None:
 
 
 def wait_for_ready(log: IO[str]) -> None:
-    """The next worker that is."""
+    """Read the log until the next worker is ready."""
     while "ready after" not in (line := log.readline()):
         assert line, "the service has ended"
 
 
 def measure(log: IO[str], control: Path, kills: int) -> dict[str, float]:
-    """Milliseconds."""
+    """Kill and await so many workers; return the figures, in milliseconds."""
     times = []
     for _ in range(WORKERS):
         wait_for_ready(log)

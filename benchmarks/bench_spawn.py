@@ -1,4 +1,4 @@
-"""What does starting a program cost, by the size and descriptors of its parent?"""
+"""How long does starting a program take, by the size and descriptors of its parent?"""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Latency:
 
 
 def parents(static: str) -> tuple[list[Parent], list[str]]:
-    """Those that fit into this machine, and a line for each that does not."""
+    """Return the parents that fit into this machine, and a line for each that does not."""
     wanted = [Parent(megabytes=m) for m in MEGABYTES]
     wanted += [Parent(descriptors=allow_descriptors(d)) for d in DESCRIPTORS if d]
     wanted += [Parent(program=static), Parent(megabytes=1024, program=static)]
@@ -56,7 +56,7 @@ def parents(static: str) -> tuple[list[Parent], list[str]]:
 
 
 def summarise(parent: Parent, times: dict[str, list[int]]) -> Iterable[Latency]:
-    """One row for each way."""
+    """Yield a row for each way."""
     program = TRUE if parent.program == TRUE else STATIC
     for way, taken in times.items():
         lower, median, upper = (ns / 1e3 for ns in statistics.quantiles(taken, n=4))
@@ -82,10 +82,10 @@ def _take_turns(fitting: list[Parent], rounds: int) -> dict[Parent, dict[str, li
 
 
 def measure(quick: bool) -> tuple[list[Latency], list[str]]:
-    """All parents live at once and take turns, so that all see the same weather.
+    """Measure all parents at once, in turns, so that disturbances affect all alike.
 
     Returns:
-        the rows, and a line for every parent that was left out.
+        The rows, and a line for every parent that was left out.
     """
     with tempfile.TemporaryDirectory() as directory:
         static = Path(directory) / "nothing"

@@ -1,4 +1,4 @@
-"""How long does another Python thread stand still while a child blocks before its exec?
+"""How long does another Python thread stall while a child blocks before its exec?
 
 The child opens a FIFO that another process opens for writing only a second later, as a
 file on a slow disk or a network would block it.
@@ -21,19 +21,19 @@ from ways import POSIX_SPAWN, SPAWN, TRUE
 import pyforkfd as ff
 
 BLOCKED = 1.0  # seconds until the writer comes
-TICK = 0.001  # seconds that the watching thread sleeps between two looks at the clock
+TICK = 0.001  # seconds that the watching thread sleeps between two readings of the clock
 RUNS, QUICK_RUNS = 10, 2
 IDLE = "nothing started"
 
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """Milliseconds.
+    """The stall of another thread, in milliseconds.
 
     Attributes:
         longest_ms: the longest time between two ticks of another thread, worst of all runs;
             a tick is 1 ms of sleep, so 1.1 is no stall at all.
-        blocked_ms: how long the start took, shortest of all runs: the child did block.
+        blocked_ms: how long the start took, shortest of all runs; shows that the child blocked.
     """
 
     way: str
@@ -43,7 +43,7 @@ class Stall:
 
 
 class Watcher:
-    """A thread that looks at the clock every TICK, and remembers the longest gap."""
+    """A thread that reads the clock every TICK, and records the longest gap."""
 
     def __init__(self) -> None:
         self.longest = 0.0  # seconds
@@ -85,12 +85,12 @@ def _idle(fifo: Path) -> None:
 
 
 def once(start: Callable[[Path], None]) -> tuple[float, float]:
-    """Seconds: the longest gap of the other thread, and how long the start took."""
+    """Run once; return the longest gap of the other thread and the time of the start, seconds."""
     with tempfile.TemporaryDirectory() as directory:
         fifo = Path(directory) / "fifo"
         os.mkfifo(fifo)
         script = f'sleep {BLOCKED}; : > "$0"'
-        # Both ends are opened for sure: neither waits for ever if the other is late.
+        # Both ends are always opened: neither waits for ever if the other is late.
         with subprocess.Popen(["/bin/sh", "-c", script, fifo]), Watcher() as watcher:
             begin = time.perf_counter()
             start(fifo)
@@ -99,7 +99,7 @@ def once(start: Callable[[Path], None]) -> tuple[float, float]:
 
 
 def measure(quick: bool) -> list[Stall]:
-    """All of them in turn, again and again."""
+    """Measure all ways in turns."""
     ways = {IDLE: _idle, SPAWN: _spawn, POSIX_SPAWN: _posix_spawn}
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for _ in range(QUICK_RUNS if quick else RUNS):

@@ -1,4 +1,4 @@
-"""What does watching cost?  Processor time of a Sysmon's two threads in an idle process.
+"""How much processor time do a Sysmon's two threads take in an idle process?
 
 From /proc/PID/task/TID/schedstat, so the waking itself is counted, to the nanosecond.
 """
@@ -22,8 +22,8 @@ class Cost:
     """Percent of one processor, by thread.
 
     Attributes:
-        native: forkfd-sysmon, which looks.
-        events: forkfd-events, which shows that the GIL moves.
+        native: of forkfd-sysmon, which watches.
+        events: of forkfd-events, which takes the GIL to show that it moves.
     """
 
     interval: float
@@ -37,7 +37,7 @@ class Cost:
 
 
 def _times() -> dict[str, int]:
-    """Nanoseconds on a processor, by the thread's name."""
+    """Return the nanoseconds on a processor, by the thread's name."""
     found = {}
     for task in Path("/proc/self/task").iterdir():
         name = (task / "comm").read_text().strip()
@@ -46,7 +46,7 @@ def _times() -> dict[str, int]:
 
 
 def once(interval: float, seconds: float) -> Cost:
-    """All that it watches by default, for so long."""
+    """Run a Sysmon with all its defaults for so many seconds."""
     with ff.Sysmon(interval=interval):
         time.sleep(0.5)  # started
         before, began = _times(), time.monotonic()
@@ -65,5 +65,5 @@ def measure(quick: bool) -> list[Cost]:
 
 if __name__ == "__main__":
     for row in measure("--quick" in sys.argv):
-        holds = "" if row.interval != DEFAULT else " (to be < 0.1: " + str(row.total < 0.1) + ")"
+        holds = "" if row.interval != DEFAULT else " (claim: < 0.1: " + str(row.total < 0.1) + ")"
         print(row, f"total={row.total:.4f} %{holds}")

@@ -1,4 +1,4 @@
-"""What does starting programs take from other threads, and do threads start more of them?"""
+"""How far does starting programs slow other threads, and do more threads start more programs?"""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ THREADS = (1, 2, 4)
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """Medians over the slices, one thread computing and one starting programs.
+class Share:
+    """Medians over the slices, with one thread computing and one starting programs.
 
     Attributes:
-        kept: what the computing thread does, as a share of what it does alone.
+        share: speed of the computing thread, as a share of its speed alone.
         per_second: programs that the other thread starts and reaps meanwhile.
     """
 
     way: str
-    kept: float
+    share: float
     per_second: float
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Programs started and reaped per second, by all threads together; median."""
+    """The programs started and reaped per second, by all threads together; median."""
 
     way: str
     threads: int
@@ -59,7 +59,7 @@ def _start(way: Way, stop: threading.Event) -> float:
 
 
 def together(tasks: list[Callable[[threading.Event], float]]) -> list[float]:
-    """What each task returns, all of them run in threads of their own for one slice."""
+    """Run tasks in threads of their own for one slice, and return their results."""
     stop = threading.Event()
     results: list[float | BaseException] = [0.0] * len(tasks)
 
@@ -88,22 +88,22 @@ def _task(way: Way) -> Callable[[threading.Event], float]:
     return lambda stop: _start(way, stop)
 
 
-def measure_kept(quick: bool) -> list[Kept]:
-    """The computing thread beside each way; its own speed is taken anew beside each slice."""
+def measure_share(quick: bool) -> list[Share]:
+    """Measure a computing thread beside each way; its speed alone is taken beside each slice."""
     ways = all_ways()
-    kept: dict[str, list[float]] = {name: [] for name in ways}
+    share: dict[str, list[float]] = {name: [] for name in ways}
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(QUICK_SLICES if quick else SLICES):
         (alone,) = together([_compute])
         for name, way in random.sample(list(ways.items()), len(ways)):
             computed, started = together([_compute, _task(way)])
-            kept[name].append(computed / alone)
+            share[name].append(computed / alone)
             rates[name].append(started)
-    return [Kept(n, statistics.median(kept[n]), statistics.median(rates[n])) for n in ways]
+    return [Share(n, statistics.median(share[n]), statistics.median(rates[n])) for n in ways]
 
 
 def measure_rate(quick: bool) -> list[Rate]:
-    """1, 2 and 4 threads that do nothing but start programs."""
+    """Measure 1, 2 and 4 threads that do nothing but start programs."""
     ways = {name: way for name, way in all_ways().items() if name not in FORKING}
     plan = [(name, threads) for name in ways for threads in THREADS]
     rates: dict[tuple[str, int], list[float]] = {point: [] for point in plan}
@@ -114,7 +114,7 @@ def measure_rate(quick: bool) -> list[Rate]:
 
 
 if __name__ == "__main__":
-    for kept_row in measure_kept("--quick" in sys.argv):
-        print(kept_row)
+    for share_row in measure_share("--quick" in sys.argv):
+        print(share_row)
     for rate_row in measure_rate("--quick" in sys.argv):
         print(rate_row)

@@ -1,9 +1,10 @@
-"""What does a Python worker cost: from a zygote, forkserver, spawn; and a bare fork in C?
+"""How long does a Python worker take from a zygote, forkserver, spawn; and a bare fork in C?
 
     python benchmarks/bench_zygote.py [--quick] [MEGABYTES ...]
 
-For each size of the parent (0 and 4096 MB) all ways take turns in one process, so that all see
-the same weather.  Then the memory of 8 workers that have numpy and scipy, if they are installed.
+For each size of the parent (0 and 4096 MB) all ways take turns in one process, so that
+disturbances affect all alike.  Then the memory of 8 workers that have numpy and scipy, if they are
+installed.
 """
 
 from __future__ import annotations
@@ -35,23 +36,23 @@ LIMIT, ZYGOTE, CONTEXT = "C fork", "zygote.spawn", "zygote context"
 WARM, WARM_CONTEXT = "zygote.spawn, warm", "zygote context, warm"
 FORKSERVER, SPAWN = "forkserver", "spawn"
 ALL = (LIMIT, ZYGOTE, WARM, CONTEXT, WARM_CONTEXT, FORKSERVER, SPAWN)
-# Zygotes and the C program are started anew after so many rounds: how their memory lies, in one
-# piece or scattered, is luck that lasts, and makes a fork up to twice as dear.
+# Zygotes and the C program are started anew after so many rounds: whether their memory is
+# contiguous is chance, lasts as long as the process, and makes a fork up to twice as slow.
 BLOCK = 20
 FEW = 2  # of spawn, which is slow
 IDLE = 2  # workers made ahead
-PAUSE = 0.015  # seconds in which an idle worker is replaced: not in the time of the next way
+PAUSE = 0.015  # seconds in which an idle worker is replaced, so that no way's time includes it
 WORKERS = 8
 LIBRARIES = [name for name in ("numpy", "scipy.special") if importlib.util.find_spec(name[:5])]
 PRELOAD = ["__main__", "bench_zygote"]
 
 Way: TypeAlias = Callable[[], tuple[int, int]]
-"""Nanoseconds from the start until the worker's first line, and until it is reaped."""
+"""Starts a worker; returns the nanoseconds until its first line, and until it is reaped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """One way, from a parent of this size: for each round it took part in, the nanoseconds."""
+    """The nanoseconds of one way from a parent of one size, by round."""
 
     megabytes: int
     way: str
@@ -60,12 +61,12 @@ class Cost:
 
 
 def stamp(fd: int) -> None:
-    """The worker: says when it is there."""
+    """Report the time of the worker's first line."""
     os.write(fd, b"%d" % time.monotonic_ns())
 
 
 def stamp_on(connection: multiprocessing.connection.Connection) -> None:
-    """The same for multiprocessing, over what it has."""
+    """Report the same over a connection of multiprocessing."""
     connection.send_bytes(b"%d" % time.monotonic_ns())
 
 
@@ -120,7 +121,7 @@ class Limit:
 
 
 def memory_of(pid: int, field: str) -> int:
-    """Kilobytes, from smaps_rollup."""
+    """Return a field of smaps_rollup, in kilobytes."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1])
@@ -128,7 +129,7 @@ def memory_of(pid: int, field: str) -> int:
 
 
 def measure(megabytes: int, rounds: int) -> list[Cost]:
-    """All ways, in turn, from a parent of this size."""
+    """Measure all ways, in turns, from a parent of this size."""
     ballast = bytearray(os.urandom(1 << 20)) * megabytes
     stock = multiprocessing.get_context("forkserver")
     stock.set_forkserver_preload(PRELOAD)
@@ -158,10 +159,10 @@ def measure(megabytes: int, rounds: int) -> list[Cost]:
 
 
 def take_turns(ways: dict[str, Way], numbers: range, costs: dict[str, Cost]) -> None:
-    """Rounds of all ways, each round in another order; of spawn only a few."""
+    """Run rounds of all ways, each round in another order; of spawn only a few."""
     for name, way in ways.items():
         if name != SPAWN:
-            way()  # starts its server
+            way()  # starts the zygote or server
     time.sleep(PAUSE)
     for number in numbers:
         for name, way in random.sample(list(ways.items()), len(ways)):
@@ -171,7 +172,7 @@ def take_turns(ways: dict[str, Way], numbers: range, costs: dict[str, Cost]) -> 
 
 
 def hold(ready: int, stop: int) -> None:
-    """The worker whose memory is looked at: it has used the libraries a little."""
+    """Use the libraries a little, and wait while the worker's memory is measured."""
     for name in LIBRARIES:
         importlib.import_module(name)
     import numpy
@@ -182,7 +183,7 @@ def hold(ready: int, stop: int) -> None:
 
 
 def measure_memory() -> dict[str, int]:
-    """Kilobytes of proportional memory (PSS) of 8 workers, and of the zygote."""
+    """Return the proportional memory (PSS) of 8 workers, and of the zygote, in kilobytes."""
     env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     found = {}
     with Zygote(preload=["bench_zygote", *LIBRARIES], env=env) as zygote:
@@ -211,9 +212,9 @@ def median_us(times: dict[int, int]) -> float:
 
 
 def times_of(mine: dict[int, int], others: dict[int, int]) -> float:
-    """How many times as long it took, in the median of the rounds that both took part in.
+    """Return the median ratio over the rounds of both.
 
-    Neighbours in time see the same weather, so this varies less than the ratio of two medians.
+    Disturbances affect both of one round alike, so this varies less than a ratio of medians.
     """
     return statistics.median(mine[n] / others[n] for n in mine.keys() & others.keys())
 

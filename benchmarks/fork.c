@@ -1,5 +1,5 @@
-/* The least that a worker can cost: fork of a process that has this many megabytes in its
- * memory, in small pages, in C, with nothing else.  For each byte on stdin: two decimal numbers on stdout, the
+/* The lower bound of a worker's start: a bare fork in C of a process that has so many megabytes
+ * resident, in small pages.  For each byte on stdin: two decimal numbers on stdout, the
  * nanoseconds until the child's first instruction and until it is reaped. */
 #define _DEFAULT_SOURCE
 #include <stdint.h>

@@ -1,5 +1,5 @@
-/* The least that starting a program can cost here: vfork, execve, waitpid, nothing else.
- * Called through ctypes: in the process of what it is compared with, the GIL released. */
+/* The lower bound of starting a program here: vfork, execve, waitpid, nothing else.
+ * Called through ctypes, in the process of the compared ways, with the GIL released. */
 #define _DEFAULT_SOURCE
 #include <errno.h>
 #include <sys/wait.h>

@@ -1,4 +1,4 @@
-"""Parents of a given size and number of open descriptors, and what they measure."""
+"""Parents of a given size and number of open descriptors, which measure the ways."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WARM_UP = 2  # rounds of each block that are not counted
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """What starts programs: touched memory in MB, extra open descriptors; and which program."""
+    """A parent: touched memory in MB, extra open descriptors, and the program that it starts."""
 
     megabytes: int = 0
     descriptors: int = 0
@@ -29,7 +29,7 @@ class Parent:
 
 
 def touch(megabytes: int) -> mmap.mmap | None:
-    """Private memory, every page written once, none of them huge."""
+    """Map private memory, and write every page once; none of them is huge."""
     if megabytes == 0:
         return None
     size = megabytes << 20
@@ -44,7 +44,7 @@ def touch(megabytes: int) -> mmap.mmap | None:
 
 
 def allow_descriptors(wanted: int) -> int:
-    """Raise the limit for us and our children; returns how many extra ones it allows."""
+    """Raise the limit for us and our children; return how many extra descriptors it allows."""
     spare = 64
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < wanted + spare:
@@ -58,13 +58,13 @@ def allow_descriptors(wanted: int) -> int:
 
 
 def open_descriptors(count: int) -> None:
-    """Open ``count`` more, close-on-exec as Python's are; they stay open."""
+    """Open so many more descriptors, close-on-exec as all of Python's; they stay open."""
     for _ in range(count):
         os.open(os.devnull, os.O_RDONLY)
 
 
 class Worker:
-    """A parent in a process of its own, asleep until a block of rounds is asked for."""
+    """A parent in a process of its own, which sleeps between blocks of rounds."""
 
     def __init__(self, parent: Parent) -> None:
         arguments = [str(parent.megabytes), str(parent.descriptors), parent.program]
@@ -74,10 +74,10 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.run(0)  # answers when it is as big as it should be
+        self.run(0)  # returns when the parent has its size
 
     def run(self, rounds: int) -> dict[str, list[int]]:
-        """One block: nanoseconds of each way, ``rounds`` of each."""
+        """Run one block of rounds, and return the nanoseconds of each way."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{rounds}\n")
@@ -94,14 +94,14 @@ class Worker:
 
 
 def serve(parent: Parent) -> None:
-    """What the process of a Worker does: a number of rounds in, their times out."""
+    """Serve blocks, as the process of a Worker: a number of rounds in, their times out."""
     memory = touch(parent.megabytes)
     open_descriptors(parent.descriptors)
     ways = all_ways(parent.program)
     for line in sys.stdin:
         rounds = int(line)
         times: dict[str, list[int]] = {name: [] for name in ways}
-        # What forks leaves our pages write-protected for whoever is next: it comes last.
+        # Forks leave our pages write-protected for the next way: they come last.
         for group in (ways.keys() - FORKING, ways.keys() & FORKING):
             for number in range(rounds + WARM_UP if rounds else 0):
                 for name in random.sample(sorted(group), len(group)):

@@ -1,5 +1,5 @@
-/* The least that passing descriptors costs here: sendmsg, recvmsg, and close for each,
- * nothing else.  Called through ctypes, timed inside, the GIL released. */
+/* The lower bound of passing descriptors here: sendmsg, recvmsg, and close for each,
+ * nothing else.  Called through ctypes, timed inside, with the GIL released. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <string.h>

@@ -1,4 +1,4 @@
-"""Runs every benchmark; writes results/latest.json, results/latest.md and two pictures."""
+"""Run every benchmark; write results/latest.json, results/latest.md and two pictures."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import bench_spawn
 import bench_stall
 import bench_throughput
 import matplotlib
-from bench_drop_in import INSTALLED, DropIn, DropInKept
+from bench_drop_in import INSTALLED, DropIn, DropInShare
 from bench_spawn import STATIC, Latency
 from bench_stall import Stall
-from bench_throughput import THREADS, Kept, Rate
+from bench_throughput import THREADS, Rate, Share
 from ways import COMMAND, FORK, LIMIT, POPEN, POPEN_PREEXEC, POSIX_SPAWN, SPAWN, TRUE
 
 matplotlib.use("Agg")
@@ -31,7 +31,7 @@ WAYS = (LIMIT, COMMAND, SPAWN, POSIX_SPAWN, POPEN, POPEN_PREEXEC, FORK)
 
 
 class Latencies:
-    """Medians by parent and way, in microseconds."""
+    """The medians by parent and way, in microseconds."""
 
     def __init__(self, rows: Sequence[Latency]) -> None:
         self._rows = rows
@@ -40,22 +40,22 @@ class Latencies:
     def median(
         self, way: str, megabytes: int = 0, descriptors: int = 0, program: str = TRUE
     ) -> float:
-        """Not a number where that parent was left out."""
+        """Return a median; not a number where that parent was left out."""
         return self._at.get((program, megabytes, descriptors, way), float("nan"))
 
     def parents(self) -> list[tuple[str, int, int]]:
-        """Program, size and descriptors, in the order of the run."""
+        """Return program, size and descriptors of each parent, in the order of the run."""
         return list(dict.fromkeys((r.program, r.megabytes, r.descriptors) for r in self._rows))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Markdown."""
+    """Return the lines of a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return ["| " + " | ".join(line) + " |" for line in lines] + [""]
 
 
 def latency_table(latencies: Latencies) -> list[str]:
-    """One line for each parent; in brackets the ratio to the bare C loop."""
+    """Return a line for each parent; in brackets the ratio to the bare C loop."""
     rows = []
     for program, megabytes, descriptors in latencies.parents():
         limit = latencies.median(LIMIT, megabytes, descriptors, program)
@@ -71,9 +71,9 @@ def claims(
     latencies: Latencies,
     stalls: Sequence[Stall],
     drop_in: Sequence[DropIn],
-    drop_in_kept: Sequence[DropInKept],
+    drop_in_share: Sequence[DropInShare],
 ) -> list[str]:
-    """What we set out to reach, what was measured, and whether it holds."""
+    """Return the table of claims: the limit, the measured value, and whether it holds."""
     rows = []
 
     def claim(text: str, value: float, limit: float, at_least: bool = False) -> None:
@@ -107,13 +107,14 @@ def claims(
         where = f"{row.program}, {row.descriptors} extra descriptors"
         claim(f"{row.call}, installed / stock, {where}", row.ratio, 1)
     if (os.cpu_count() or 1) >= 2 and os.getloadavg()[0] < (os.cpu_count() or 1):
-        kept = {row.how: row.kept for row in drop_in_kept}
-        claim("kept by a thread beside installed Popen", kept[INSTALLED], 0.9, True)
+        share = {row.how: row.share for row in drop_in_share}
+        text = "speed of a thread beside installed Popen, share of alone"
+        claim(text, share[INSTALLED], 0.9, True)
     return table(["claim", "wanted", "measured", "verdict"], rows)
 
 
 def draw_latency(latencies: Latencies) -> None:
-    """Latency against the parent's size, both axes logarithmic."""
+    """Draw the latency against the parent's size, both axes logarithmic."""
     figure, axes = plt.subplots(figsize=(7, 4.2))
     sizes = [m for p, m, d in latencies.parents() if p == TRUE and d == 0]
     for way in WAYS:
@@ -133,7 +134,7 @@ def draw_latency(latencies: Latencies) -> None:
 
 
 def draw_rate(rates: Sequence[Rate], picture: Path) -> None:
-    """Children per second by threads."""
+    """Draw children per second against threads."""
     figure, axes = plt.subplots(figsize=(7, 4.2))
     for way in dict.fromkeys(rate.way for rate in rates):
         axes.plot(THREADS, [r.per_second for r in rates if r.way == way], marker="o", label=way)
@@ -145,12 +146,16 @@ def draw_rate(rates: Sequence[Rate], picture: Path) -> None:
     figure.savefig(picture, dpi=110)
 
 
-def throughput_tables(kept: Sequence[Kept], rates: Sequence[Rate]) -> list[str]:
-    """What another thread keeps, and what threads together reach."""
-    lines = ["## What a computing thread keeps while another starts programs", ""]
+def throughput_tables(shares: Sequence[Share], rates: Sequence[Rate]) -> list[str]:
+    """Return the tables of a computing thread's speed, and of the rate of many threads."""
+    lines = [
+        "## Speed of a computing thread while another starts programs, as a share of its speed"
+    ]
+    lines[-1] += " alone"
+    lines += [""]
     lines += table(
-        ["the other thread", "kept", "programs per second"],
-        [[k.way, f"{k.kept:.0%}", f"{k.per_second:.0f}"] for k in kept],
+        ["the other thread", "share", "programs per second"],
+        [[row.way, f"{row.share:.0%}", f"{row.per_second:.0f}"] for row in shares],
     )
     lines += ["## Programs per second, from 1, 2 and 4 threads", ""]
     by_way = {
@@ -160,8 +165,8 @@ def throughput_tables(kept: Sequence[Kept], rates: Sequence[Rate]) -> list[str]:
     return lines + table(["way", *map(str, THREADS)], rows)
 
 
-def drop_in_tables(rows: Sequence[DropIn], kept: Sequence[DropInKept]) -> list[str]:
-    """The standard calls with and without install()."""
+def drop_in_tables(rows: Sequence[DropIn], shares: Sequence[DropInShare]) -> list[str]:
+    """Return the tables of the standard calls with and without install()."""
     lines = ["## The standard modules, stock and with install(), microseconds", ""]
     lines += table(
         ["call", "program", "extra descriptors", "stock", "installed", "ratio, round by round"],
@@ -177,15 +182,16 @@ def drop_in_tables(rows: Sequence[DropIn], kept: Sequence[DropInKept]) -> list[s
             for row in rows
         ],
     )
-    lines += ["## What a computing thread keeps beside one that loops over Popen(...).wait()", ""]
+    head = "## Speed of a computing thread beside one that loops over Popen(...).wait(), "
+    lines += [head + "as a share of alone", ""]
     return lines + table(
-        ["Popen", "kept", "programs per second"],
-        [[row.how, f"{row.kept:.0%}", f"{row.per_second:.0f}"] for row in kept],
+        ["Popen", "share", "programs per second"],
+        [[row.how, f"{row.share:.0%}", f"{row.per_second:.0f}"] for row in shares],
     )
 
 
 def stall_table(stalls: Sequence[Stall]) -> list[str]:
-    """The longest time that a thread stood still."""
+    """Return the table of the longest stalls of another thread."""
     lines = ["## Longest stall of another thread while a child blocks for 1 s before its exec", ""]
     rows = [
         [s.way, f"{s.longest_ms:.1f} ms", f"{s.blocked_ms:.0f} ms", str(s.runs)] for s in stalls
@@ -194,16 +200,16 @@ def stall_table(stalls: Sequence[Stall]) -> list[str]:
 
 
 def main() -> None:
-    """Run, print and write everything."""
+    """Run all benchmarks, and print and write their results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     quick = parser.parse_args().quick
     load = os.getloadavg()[0]
     rows, skipped = bench_spawn.measure(quick)
     latencies = Latencies(rows)
-    kept, rates = bench_throughput.measure_kept(quick), bench_throughput.measure_rate(quick)
+    share, rates = bench_throughput.measure_share(quick), bench_throughput.measure_rate(quick)
     stalls = bench_stall.measure(quick)
-    drop_in, drop_in_kept = bench_drop_in.measure(quick), bench_drop_in.measure_kept(quick)
+    drop_in, drop_in_share = bench_drop_in.measure(quick), bench_drop_in.measure_share(quick)
 
     command = "make bench" + (" QUICK=1" if quick else "")
     machine = (
@@ -212,22 +218,22 @@ def main() -> None:
     )
     rounds = statistics.median(row.rounds for row in rows)
     lines = [f"# Made by `{command}`", "", f"{machine}; medians of {rounds:.0f} rounds.", ""]
-    lines += ["## Claims", "", *claims(latencies, stalls, drop_in, drop_in_kept)]
+    lines += ["## Claims", "", *claims(latencies, stalls, drop_in, drop_in_share)]
     lines += ["## Start and wait, microseconds, and the ratio to the bare C loop", ""]
     lines += [*latency_table(latencies), *(f"Left out: {line}." for line in skipped)]
-    lines += [*throughput_tables(kept, rates), *stall_table(stalls)]
-    lines += drop_in_tables(drop_in, drop_in_kept)
+    lines += [*throughput_tables(share, rates), *stall_table(stalls)]
+    lines += drop_in_tables(drop_in, drop_in_share)
     results = HERE / "results"
     results.mkdir(exist_ok=True)
     (results / "latest.md").write_text("\n".join(lines).rstrip() + "\n")
     data: dict[str, object] = {"command": command, "machine": machine, "skipped": skipped}
-    parts: dict[str, Sequence[Latency | Kept | Rate | Stall | DropIn | DropInKept]] = {
+    parts: dict[str, Sequence[Latency | Share | Rate | Stall | DropIn | DropInShare]] = {
         "latency": rows,
-        "kept": kept,
+        "share": share,
         "rate": rates,
         "stall": stalls,
         "drop_in": drop_in,
-        "drop_in_kept": drop_in_kept,
+        "drop_in_share": drop_in_share,
     }
     for name, part in parts.items():
         data[name] = [asdict(row) for row in part]

@@ -1,4 +1,4 @@
-"""Servers of three workers, each started and reloaded as its own documentation says."""
+"""Servers of three workers, each started and reloaded as documented by its authors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import pyforkfd as ff
 
 WORKERS = 3
-STALE = 5  # seconds after which a blocked worker is to be noticed, where that can be said
+STALE = 5  # seconds after which a blocked worker is stale, where that can be configured
 PATIENCE = 30.0
 
 ASGI = """
@@ -66,13 +66,13 @@ Command = Callable[[int], list[str]]
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A server to be measured.
+    """A kind of server.
 
     Attributes:
-        name: its row.
-        command: port -> what starts it.
+        name: of its row.
+        command: port -> the command that starts it.
         wsgi: it has threads, and no loop that could be blocked.
-        ours: keyword arguments of the recipe, for what runs under our supervisor.
+        ours: keyword arguments of the recipe, for a server under our supervisor.
     """
 
     name: str
@@ -127,12 +127,12 @@ KINDS = (
 
 
 class Server:
-    """One that runs.
+    """A running server.
 
     Attributes:
-        port: where.
+        port: of its listener, on the loopback interface.
         process: its master.
-        log: path of what it and its workers have written.
+        log: path of the output of master and workers.
     """
 
     def __init__(self, kind: Kind, directory: Path) -> None:
@@ -161,12 +161,12 @@ class Server:
             )
 
     def deploy(self, *, broken: bool) -> None:
-        """Put an application where the next reload finds it."""
+        """Write the application that the next reload imports."""
         text = BROKEN if broken else WSGI if self.kind.wsgi else ASGI
         path = self._directory / "application.py"
         new = path.with_suffix(".new")
         new.write_text(text)
-        # By name and time only does Python know that its cached code is of another file.
+        # Python compares only name and time to decide whether cached code is of another file.
         stamp = time.time() - (5 if broken else 0)
         os.utime(new, (stamp, stamp))
         new.replace(path)
@@ -174,34 +174,34 @@ class Server:
     def reload(self) -> None:
         self.process.send_signal(signal.SIGHUP)
 
-    def ask(self, timeout: float = 5.0) -> int | None:
-        """See :func:`ask`."""
-        return ask(self.port, timeout)
+    def request_pid(self, timeout: float = 5.0) -> int | None:
+        """As :func:`request_pid`."""
+        return request_pid(self.port, timeout)
 
     def all_answer(self, but: set[int], patience: float) -> set[int] | None:
-        """Wait until as many workers as there are to be answer, and none of these pids.
+        """Wait until all workers answer, and none of these pids.
 
         Returns:
-            Their pids; None if it did not come to that.
+            The workers' pids; None if time ran out.
         """
         seen: set[int] = set()
         streak = 0
         end = time.monotonic() + patience
         while time.monotonic() < end:
-            pid = self.ask()
+            pid = self.request_pid()
             if pid is None or pid in but:
                 seen, streak = set(), 0
             else:
                 seen.add(pid)
                 streak += 1
-            # One that is seldom chosen may be missed; so many answers in a row are enough.
+            # A worker that is seldom chosen may be missed; so many answers in a row are enough.
             if streak >= 20 and (len(seen) >= WORKERS or streak >= 200):
                 return seen
             time.sleep(0.005)
         return None
 
     def tree(self) -> list[int]:
-        """Its descendants, from /proc."""
+        """Return the master's descendants, from /proc."""
         found, waiting = [], [self.process.pid]
         while waiting:
             pid = waiting.pop()
@@ -212,7 +212,7 @@ class Server:
         return found
 
     def close(self) -> None:
-        """End it with all that is left of it."""
+        """Kill the master and all that is left of its processes."""
         pids = self.tree()
         self.process.kill()
         self.process.wait()
@@ -231,8 +231,8 @@ def running(kind: Kind, directory: Path) -> Iterator[Server]:
         server.close()
 
 
-def ask(port: int, timeout: float = 5.0) -> int | None:
-    """The pid of the worker that answers a new connection; None: none does."""
+def request_pid(port: int, timeout: float = 5.0) -> int | None:
+    """Return the pid of the worker that answers a new connection; None if none does."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=timeout) as sock:
             return answer(sock)
@@ -241,15 +241,15 @@ def ask(port: int, timeout: float = 5.0) -> int | None:
 
 
 def all_workers(port: int) -> list[int]:
-    """Their pids, when all have answered.
+    """Wait until all workers have answered, and return their pids.
 
     Raises:
-        TimeoutError: some did not.
+        TimeoutError: some did not answer.
     """
     seen: set[int] = set()
     end = time.monotonic() + PATIENCE
     while len(seen) < WORKERS:
-        if (pid := ask(port)) is not None:
+        if (pid := request_pid(port)) is not None:
             seen.add(pid)
         if time.monotonic() > end:
             raise TimeoutError(f"port {port}: of {WORKERS} workers, only {seen} answer")
@@ -257,7 +257,7 @@ def all_workers(port: int) -> list[int]:
 
 
 def answer(sock: socket.socket) -> int | None:
-    """Ask, and read the pid; None: the connection was closed instead."""
+    """Send a request, and return the pid of the answer; None if the connection was closed."""
     sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     received = b""
     while data := sock.recv(65536):
@@ -267,7 +267,7 @@ def answer(sock: socket.socket) -> int | None:
 
 
 def alive(pids: list[int]) -> list[int]:
-    """Those that have not ended; a zombie has."""
+    """Return those processes that have not ended; a zombie has."""
     living = []
     for pid in pids:
         try:

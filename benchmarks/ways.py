@@ -1,4 +1,4 @@
-"""The ways to start a program that are compared: each starts it, waits, and says how long."""
+"""The compared ways to start a program: each starts it, waits, and returns the time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMMAND = "Command.spawn"
 SPAWN = "spawn"
 POSIX_SPAWN = "os.posix_spawn"
 POPEN = "subprocess.Popen"
-POPEN_PREEXEC = "Popen(preexec_fn)"  # which keeps it from using vfork
+POPEN_PREEXEC = "Popen(preexec_fn)"  # which forks instead of vfork
 FORK = "os.fork+exec"
 FORKING = {POPEN_PREEXEC, FORK}
 
@@ -29,13 +29,13 @@ Way: TypeAlias = Callable[[], int]
 
 
 def compile_c(source: str, target: Path, *options: str) -> None:
-    """Build one of the C files beside this one with ``$CC``, or cc."""
+    """Compile one of the C files beside this one with ``$CC``, or cc."""
     compiler = os.environ.get("CC", "cc")
     subprocess.run([compiler, "-O2", *options, "-o", target, HERE / source], check=True)
 
 
 def limit_of(program: str) -> Way:
-    """The bare C loop, timed inside C: without what ctypes adds."""
+    """Return the bare C loop, timed inside C, so without the time of ctypes."""
     with tempfile.TemporaryDirectory() as directory:
         library = Path(directory) / "limit.so"
         compile_c("limit.c", library, "-shared", "-fPIC")
@@ -76,7 +76,7 @@ def _fork_exec(program: str) -> int:
 
 
 def all_ways(program: str = TRUE) -> dict[str, Way]:
-    """Every way by its name, the limit first.  Closing the pidfd is timed as well."""
+    """Return every way by its name, the limit first.  Closing the pidfd is timed as well."""
     argv = [program]
     command = ff.Command(argv)
     return {

@@ -1,4 +1,19 @@
-"""fork, exec and file descriptors done right, for Python on Linux."""
+"""fork, exec and file descriptors done right, for Python on Linux.
+
+General layout:
+
+- a child described by data: ``Command``, ``spawn``, ``run``, ``Pipeline``, ``Process``,
+  ``ExitStatus`` (``_spawn``, ``_options``, ``_checks``, ``_compile``, ``_run``, ``_process``);
+- forks: ``fork``, ``clone``, ``atfork``, ``inheriting``, ``redirected``, ``no_forks``;
+- descriptors: ``Fd``, ``cloexec``, ``fd_table``, ``send_fds``, ``FdChannel``, ``bind``,
+  ``listen_fds``, ``notify``, ``SharedPage``;
+- event loops: ``ForkSafeSelector``, ``audit``, ``new_event_loop``, ``reinit_loop``;
+- observation: ``debug``, ``Sysmon``;
+- in the interpreter's place: ``pyforkfd.subprocess`` and ``_dropin``;
+- packages of their own: ``zygote`` (warmed workers), ``doctor`` (experiments), ``supervisor``
+  (services of many processes); the command line is ``cli``;
+- ``_core`` is the native part, in ``csrc/``.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +22,14 @@ try:
 except ImportError as error:
     raise ImportError(
         f"pyforkfd's native core is missing or unfit ({error}): install the package "
-        "(pip install .) and import it from outside the source tree"
+        "(pip install .), or build it in place (make install)"
     ) from error
 
 from typing import TYPE_CHECKING
 
 from . import _atfork as atfork
 from ._channel import ChannelListener, FdChannel
-from ._clone import CloneFlag, Sibling, clone
+from ._clone import Sibling, clone
 from ._debug import debug, read_environment
 from ._epoll import Drift, DriftKind, audit, epoll_entries
 from ._errors import (
@@ -82,6 +97,7 @@ from ._types import (
     STDOUT,
     Backend,
     Capabilities,
+    CloneFlag,
     ExitStatus,
     FdSource,
     HasFileno,
@@ -96,7 +112,7 @@ if TYPE_CHECKING:
     from ._dropin._asyncio import create_subprocess_exec
     from ._loops import Transports, new_event_loop, reinit_loop
 else:
-    # asyncio is a third of what importing us would cost.
+    # asyncio would be a third of the cost of this import.
     __getattr__, __dir__ = lazy(
         __name__,
         {

@@ -1,4 +1,4 @@
-"""At-fork handlers with names, an order and an end; and what children do without Python."""
+"""At-fork handlers with names, an order and an end; and native actions of every child."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from . import _core
-from ._types import HasFileno, as_fd
+from ._checks import as_fd
+from ._types import HasFileno
 
 __all__ = ["HandlerStats", "PhaseStats", "Registration", "in_child", "register", "stats"]
 
@@ -25,11 +26,11 @@ def _watch_forks() -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseStats:
-    """How one function of a handler has run, in this process and those it was forked from.
+    """The calls of one function of a handler, in this process and those it was forked from.
 
     Attributes:
-        calls: how often.
-        failures: how often it raised.
+        calls: number of calls.
+        failures: number of calls that raised.
         total_ns: nanoseconds of all calls together.
         longest_ns: nanoseconds of the longest.
     """
@@ -42,15 +43,16 @@ class PhaseStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandlerStats:
-    """What one registration has cost.
+    """The cost of one registration.
 
     Attributes:
-        name: of the handler.
-        order: as registered.
-        before: of its ``before``; zeros where it has none.
-        after_in_parent: of its ``after_in_parent``.
-        after_in_child: of its ``after_in_child``, or of the actions of :func:`in_child`,
-            counted in the children: a process knows those it went through itself.
+        name: the handler's name.
+        order: its order, as registered.
+        before: calls of its ``before``; zeros where it has none.
+        after_in_parent: calls of its ``after_in_parent``.
+        after_in_child: calls of its ``after_in_child``, or runs of the actions of
+            :func:`in_child`, counted in the children: a process has the count of the forks
+            that led to it.
     """
 
     name: str
@@ -61,14 +63,14 @@ class HandlerStats:
 
 
 class Registration:
-    """Something that runs around forks, until it is unregistered.
+    """A handler or an action that runs around forks, until it is unregistered.
 
     Made by :func:`register` and :func:`in_child`.  Dropping it changes nothing.  As a
     context manager it unregisters at the end.
 
     Attributes:
-        name: what errors and statistics call it.
-        order: as given.
+        name: its name in errors and statistics.
+        order: its order, as registered.
     """
 
     __slots__ = ("__weakref__", "_undo", "name", "order")
@@ -79,12 +81,12 @@ class Registration:
         self._undo: list[Callable[[], object]] = []
 
     def unregister(self) -> None:
-        """End it; a second time it does nothing.
+        """Unregister the handler; do nothing if that was done already.
 
-        Also from a handler.  None of its functions starts after this, in a fork that is
-        under way neither; one that runs in another thread runs on.  Actions of
-        :func:`in_child` are over when this returns: a fork that another thread has under way
-        is waited for.
+        A handler may call this too.  No function of the registration starts afterwards, not
+        even in a fork that is under way; one that runs in another thread runs on.  For
+        actions of :func:`in_child` this waits until a fork that is under way in another
+        thread is over.
         """
         try:
             undo = self._undo.pop()  # atomic: one thread ends it
@@ -94,7 +96,7 @@ class Registration:
 
     @property
     def registered(self) -> bool:
-        """It is, still."""
+        """Whether the handler is still registered."""
         return bool(self._undo)
 
     def __enter__(self) -> Registration:
@@ -124,31 +126,35 @@ def register(
     name: str | None = None,
     order: int = 0,
 ) -> Registration:
-    """Call functions around every fork that the interpreter makes or is told of.
+    """Call functions around every fork that the interpreter makes or is notified of.
 
-    That is :func:`fork`, os.fork, os.forkpty, multiprocessing's fork method and
+    These are :func:`fork`, os.fork, os.forkpty, multiprocessing's fork method and
     subprocess with ``preexec_fn``; not fork(2) in C, not vfork, not posix_spawn, not our
-    spawn: they run no Python (:func:`in_child` reaches the second).
+    spawn: these run no Python (:func:`in_child` reaches fork(2) in C).
 
     ``before`` is called last in, first out, the others first in, first out, as
     pthread_atfork(3) has it.  ``order`` comes before the time of registration: a handler of
     a lower order is as if registered earlier, so it is the outer one.  All of them together
     have the one place among os.register_at_fork's functions that the first of them got.
 
-    Handlers may register and unregister handlers, and threads may while another one forks.
-    Who takes part in a fork is settled when it begins: one registered later waits for the
-    next, so nobody gets an ``after`` without a ``before``.  One unregistered is not called
+    Handlers may register and unregister handlers, and so may threads while another one
+    forks.  The handlers of a fork are settled when it begins: one registered later waits for
+    the next, so none gets an ``after`` without a ``before``.  One unregistered is not called
     any more.
 
-    What a function raises goes to sys.unraisablehook, with this registration as
-    ``object``, and the rest go on.  Except ``before`` in :func:`fork`, which may refuse.
+    An exception goes to sys.unraisablehook, with this registration as ``object``, and the
+    other functions are called all the same; but an exception of ``before`` in :func:`fork`
+    refuses the fork.
 
     Args:
         before: called in the parent before the fork, holding the fork lock in :func:`fork`.
         after_in_parent: called in the parent after it, also if the fork has failed.
         after_in_child: called in the child, whose only thread this is.
-        name: for errors and :func:`stats`; without it, the name of the first function.
+        name: a name for errors and :func:`stats`; None: the name of the first function.
         order: see above.
+
+    Returns:
+        The registration, by which the handler is unregistered.
 
     Raises:
         TypeError: there is no function, or one is not callable.
@@ -160,7 +166,7 @@ def register(
     for function in given:
         if not callable(function):
             raise TypeError(f"register: {function!r} cannot be called")
-    registration = Registration(name if name is not None else _name(given[0]), order)
+    registration = Registration(name if name is not None else _name_of(given[0]), order)
     _watch_forks()
     number = _core.add_at_fork(functions, registration, order)
     registration._undo.append(lambda: _core.remove_at_fork(number))
@@ -176,39 +182,43 @@ def in_child(
     name: str | None = None,
     order: int = 0,
 ) -> Registration:
-    """Do something to the descriptors of every child, before any other code runs in it.
+    """Change the descriptors of every child, before any other code runs in it.
 
     For every child of libc's fork(), which C libraries call too: with the GIL and without,
     by pthread_atfork(3), in system calls alone.  Nothing runs for vfork, posix_spawn and
-    our spawn.  First all is redirected, then closed, then marked, and then epolls are made
-    anew.  A number that is not open then is passed over.  Children of children do it again.
+    our spawn.  First descriptors are redirected, then closed, then marked, and then epolls
+    are rebuilt.  A number that is not open then is passed over.  Children of children do it
+    again.
 
-    Nobody tells Python objects of the child: a socket whose descriptor was closed must not
-    be closed there, but detached.
+    Python objects in the child are not notified: a socket whose descriptor was closed must
+    not be closed there, but detached.
 
     Args:
-        close: descriptors that the child shall not have.  Their numbers are taken down, so
-            unregister before they are closed here, or others get them.
+        close: descriptors that the child shall not have.  Their numbers are recorded:
+            unregister before they are closed here, or the numbers mean other files.
         cloexec: descriptors to mark FD_CLOEXEC in the child; as above.
         redirect: number to descriptor, as dup2 would; duplicated until unregistered, so
             they may be closed here.
         rebuild_epoll: epolls, of select.epoll or of any library (borrowed), that the child
-            shall not share: under the number comes a new instance, close-on-exec as that one
-            was, which watches what the inherited one does, with the same events and data,
-            where the number is here and still that file (/proc/PID/fdinfo, proc(5); kcmp(2),
-            and where that is refused, files that share an inode, such as eventfds, are not
-            told apart).  It is read as the child begins, so a change that the parent makes
-            meanwhile may be in it; a disarmed EPOLLONESHOT entry hears of errors again.  One
-            of a registration may watch another.
-            Whatever fails, the child does not keep the parent's instance: without /proc, or a
-            free number (EMFILE), the new one watches nothing, and if none can be made the
-            number is closed; :func:`stats` counts it as a failure.  Taken down as above.
-        name: for :func:`stats`.
+            shall not share: a new instance takes the number, close-on-exec as the inherited
+            one was.  It watches the same descriptors with the same events and data, as far
+            as each number is still that file in the child (/proc/PID/fdinfo, proc(5);
+            kcmp(2); where that is refused, files that share an inode, such as eventfds, are
+            not distinguished).  The set is read as the child begins, so a change that the
+            parent makes meanwhile may be in it; a disarmed EPOLLONESHOT entry reports errors
+            again.  One epoll of a registration may watch another.
+            Whatever fails, the child does not share the parent's instance: without /proc, or
+            a free number (EMFILE), the new one watches nothing, and if none can be made the
+            number is closed; :func:`stats` counts it as a failure.  Recorded as above.
+        name: a name for :func:`stats`; None: a list of the actions.
         order: as with :func:`register`, among native handlers.
 
+    Returns:
+        The registration, by which the actions are unregistered.
+
     Raises:
-        ValueError: nothing is asked for, a number is negative, or two of redirected, closed
-            and rebuilt.
+        ValueError: there is no action, a number is negative, or one number is two of
+            redirected, closed and rebuilt.
         OSError: EBADF, a source or an epoll is not open or a number not below
             RLIMIT_NOFILE; EINVAL, it is no epoll; EMFILE.
     """
@@ -221,7 +231,7 @@ def in_child(
     rebuilt = list(dict.fromkeys(as_fd(fd, "rebuild_epoll") for fd in rebuild_epoll))
     targets = [number for number, _ in moved]
     if not (closed or marked or moved or rebuilt):
-        raise ValueError("in_child: nothing is asked for")
+        raise ValueError("in_child: no action is given")
     for one, first, other, second in (
         ("redirected", targets, "closed", closed),
         ("rebuilt", rebuilt, "closed", closed),
@@ -235,8 +245,8 @@ def in_child(
         ("redirect", targets),
         ("rebuild", rebuilt),
     ]
-    what = ", ".join(f"{verb} {' '.join(map(str, fds))}" for verb, fds in words if fds)
-    registration = Registration(name if name is not None else what, order)
+    actions_text = ", ".join(f"{verb} {' '.join(map(str, fds))}" for verb, fds in words if fds)
+    registration = Registration(name if name is not None else actions_text, order)
     actions = _core.ChildActions(closed, marked, moved, rebuilt, order)
     _actions[registration] = actions
 
@@ -249,7 +259,7 @@ def in_child(
 
 
 def stats() -> list[HandlerStats]:
-    """What each handler has cost, in the order of the list, then the actions of children."""
+    """Return the cost of each handler, in the order of calls, then of the actions of children."""
     found = [
         HandlerStats(
             name=registration.name,
@@ -279,5 +289,5 @@ def _phase(numbers: tuple[int, int, int, int]) -> PhaseStats:
     return PhaseStats(calls=calls, failures=failures, total_ns=total, longest_ns=longest)
 
 
-def _name(function: Callable[[], object]) -> str:
+def _name_of(function: Callable[[], object]) -> str:
     return getattr(function, "__qualname__", None) or repr(function)

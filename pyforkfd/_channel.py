@@ -43,8 +43,8 @@ class FdChannel(Closing):
     their end with other processes; each message goes to one receiver.
 
     Any other program may be at the other end: there is no header.  Only more than 253
-    descriptors go in several messages, see :func:`send_fds`; ``max_fds`` above that lets
-    them in, and the two ends should then not be shared by several senders.
+    descriptors go in several messages, see :func:`send_fds`; ``max_fds`` above that admits
+    them, and the two ends should then not be shared by several senders.
 
     Safe to use from many threads and on asyncio, also at once; O_NONBLOCK, which other
     processes share, is left alone.  Do not close it while another thread uses it.
@@ -58,13 +58,15 @@ class FdChannel(Closing):
         """Adopt a descriptor, once it has proved to be a connected SOCK_SEQPACKET socket.
 
         Args:
-            fd: taken (made close-on-exec) on success, left as it was on an error.
+            fd: the descriptor; taken (made close-on-exec) on success, left as it was on an
+                error.
             max_message: the longest message that may come, in bytes; a longer one is an
-                error.  What may be sent is for the other end, and SO_SNDBUF, to say.
-            max_fds: the most descriptors that may come with one.
+                error.  How long a message may be that is sent, the other end and SO_SNDBUF
+                decide.
+            max_fds: the most descriptors that may come with one message.
 
         Raises:
-            ChannelError: it is no such socket; the message says what it is.
+            ChannelError: the descriptor is no such socket; the message names what it is.
         """
         if max_message < 1 or max_fds < 0:
             raise ValueError("FdChannel: max_message is at least 1, and max_fds 0")
@@ -80,10 +82,10 @@ class FdChannel(Closing):
     def pair(
         cls, *, max_message: int = _MAX_MESSAGE, max_fds: int = _MAX_FDS
     ) -> tuple[FdChannel, FdChannel]:
-        """Two channels connected to one another, socketpair(2); one of them for a child.
+        """Make two channels that are connected to one another, one of them for a child.
 
         Raises:
-            OSError: as socketpair(2) says.
+            OSError: socketpair(2) failed.
         """
         ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ends[0], ends[1]:
@@ -103,7 +105,7 @@ class FdChannel(Closing):
         max_message: int = _MAX_MESSAGE,
         max_fds: int = _MAX_FDS,
     ) -> FdChannel:
-        """Connect to a :class:`ChannelListener`, or to whoever listens there.
+        """Connect to a :class:`ChannelListener`, or to any other listener at an address.
 
         Args:
             address: a path, or ``@name`` in the abstract namespace.
@@ -113,7 +115,7 @@ class FdChannel(Closing):
 
         Raises:
             TimeoutError: the backlog was full for that long.
-            OSError: as connect(2) says; it names the address.
+            OSError: connect(2) failed; the message names the address.
         """
         name = os.fsdecode(address)
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
@@ -137,11 +139,11 @@ class FdChannel(Closing):
             address: a path, or ``@name`` in the abstract namespace.  A path whose listener
                 is gone is replaced; closing does not remove it.
             backlog: connections that may wait.
-            mode: permissions of a path, as :func:`bind` has it.
+            mode: permissions of a path, as in :func:`bind`.
 
         Raises:
-            ValueError: a mode for what is no path.
-            OSError: as bind(2) says; it names the address.
+            ValueError: a mode is given, and the address is no path.
+            OSError: bind(2) failed; the message names the address.
         """
         name = os.fsdecode(address)
         try:
@@ -167,7 +169,7 @@ class FdChannel(Closing):
             timeout: seconds to wait while the receiver's buffer is full; None: without end.
 
         Raises:
-            ValueError: the message is empty, which would read as the end; or the channel is
+            ValueError: the message is empty, which would mean the end; or the channel is
                 closed.
             TimeoutError: the buffer was full for that long.  Nothing was sent; only of more
                 than 253 descriptors a part may have gone: the rest goes before the next
@@ -180,14 +182,17 @@ class FdChannel(Closing):
         try:
             while not self._advance_out(sending):
                 if not wait(self._fd.fileno(), _OUT, deadline):
-                    raise TimeoutError(f"send: no room within {timeout} s")
+                    raise TimeoutError(f"send: the receiver's buffer was full for {timeout} s")
         finally:
             self._leave(sending)
 
     async def send_async(
         self, data: Buffer | Iterable[Buffer], fds: Iterable[int | HasFileno] = ()
     ) -> None:
-        """As :meth:`send`, on the running loop.  Cancelled, it is as after a TimeoutError."""
+        """Send one message as :meth:`send` does, on the running loop.
+
+        A cancellation leaves the channel as a TimeoutError does.
+        """
         sending = _core.ChannelSending(data, fds)
         try:
             while not self._advance_out(sending):
@@ -199,14 +204,16 @@ class FdChannel(Closing):
         """Receive one message with its descriptors, which are owned and close-on-exec.
 
         Args:
-            timeout: seconds to wait for it; None: without end; 0: what is there.
+            timeout: seconds to wait for it; None: without end; 0: do not wait.
 
         Raises:
-            EOFError: the other end is closed, and everything it sent was received.
-            TimeoutError: nothing came in time.  Nothing is lost.
+            EOFError: the other end is closed, and all its messages were received.
+            TimeoutError: no message came in time.  Nothing is lost.
             PassingError: a message was too long or had too many descriptors, or
-                RLIMIT_NOFILE was reached; what came is closed, the next recv() has the next.
-            ConnectionResetError: the other end was closed before it received all we sent.
+                RLIMIT_NOFILE was reached; the descriptors that came are closed, and the next
+                recv() returns the next message.
+            ConnectionResetError: the other end was closed before it had received all our
+                messages.
             ValueError: the channel is closed.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -216,13 +223,16 @@ class FdChannel(Closing):
         return message
 
     async def recv_async(self) -> Received:
-        """As :meth:`recv`, on the running loop.  Cancelled, it has taken no message."""
+        """Receive one message as :meth:`recv` does, on the running loop.
+
+        A cancellation takes no message.
+        """
         while (message := self._advance_in()) is None:
             await ready(self._fd.fileno(), writable=False)
         return message
 
     def __iter__(self) -> Iterator[Received]:
-        """Messages until the other end is closed."""
+        """Receive messages until the other end is closed."""
         while True:
             try:
                 message = self.recv()
@@ -231,7 +241,7 @@ class FdChannel(Closing):
             yield message
 
     async def __aiter__(self) -> AsyncIterator[Received]:
-        """Messages until the other end is closed."""
+        """Receive messages until the other end is closed."""
         while True:
             try:
                 message = await self.recv_async()
@@ -240,33 +250,36 @@ class FdChannel(Closing):
             yield message
 
     def peer_credentials(self) -> Credentials:
-        """See :func:`peer_credentials`; of a pair, its maker."""
+        """Return the credentials of the other end, for a pair of its maker: SO_PEERCRED."""
         return peer_credentials(self._fd)
 
     def peer_pidfd(self, *, by_pid: bool = False) -> Fd:
-        """See :func:`peer_pidfd`."""
+        """Return a pidfd of the process at the other end: :func:`peer_pidfd`."""
         return peer_pidfd(self._fd, by_pid=by_pid)
 
     def fileno(self) -> int:
-        """The descriptor's number; it stays this object's.
+        """Return the descriptor's number; it stays this object's.
 
         Raises:
-            ValueError: it is closed or detached.
+            ValueError: the channel is closed or detached.
         """
         return self._fd.fileno()
 
     def detach(self) -> int:
-        """Give the descriptor away: the caller owns it, and the channel is as if closed."""
+        """Give the descriptor to the caller, who owns it then; the channel is as if closed."""
         return self._fd.detach()
 
     def close(self) -> None:
-        """Close our end; the other reads what was sent, then the end.  Once is enough."""
+        """Close our end: the other end receives what was sent, then the end.
+
+        Does nothing if the channel is closed already.
+        """
         self._fd.close()
         self._unsent = None
 
     @property
     def closed(self) -> bool:
-        """It is closed, or detached."""
+        """Whether the channel is closed or detached."""
         return self._fd.closed
 
     def __repr__(self) -> str:
@@ -316,8 +329,8 @@ class ChannelListener(Closing):
         """Take a listener.
 
         Args:
-            sock: taken.  It is made non-blocking, since whoever shares it may be the first
-                to accept; that holds for those as well.
+            sock: the socket; taken.  It is made non-blocking, since another process that
+                shares it may be the first to accept; O_NONBLOCK holds for that process too.
         """
         sock.setblocking(False)
         self._sock = sock
@@ -337,8 +350,8 @@ class ChannelListener(Closing):
             max_fds: see :class:`FdChannel`.
 
         Raises:
-            TimeoutError: none came in time.
-            OSError: as accept(2) says.
+            TimeoutError: no connection came in time.
+            OSError: accept(2) failed.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while (sock := self._accept()) is None:
@@ -350,18 +363,21 @@ class ChannelListener(Closing):
     async def accept_async(
         self, *, max_message: int = _MAX_MESSAGE, max_fds: int = _MAX_FDS
     ) -> FdChannel:
-        """As :meth:`accept`, on the running loop.  Cancelled, it has taken no connection."""
+        """Wait for a connection as :meth:`accept` does, on the running loop.
+
+        A cancellation takes no connection.
+        """
         while (sock := self._accept()) is None:
             await ready(self._sock.fileno(), writable=False)
         with sock:
             return _adopt(sock, max_message, max_fds)
 
     def fileno(self) -> int:
-        """The descriptor's number; it stays this object's.  -1 once closed."""
+        """Return the descriptor's number, which stays this object's; -1 once it is closed."""
         return self._sock.fileno()
 
     def close(self) -> None:
-        """Close it; a path stays, and :meth:`FdChannel.listen` replaces it."""
+        """Close the listener; a path stays, and :meth:`FdChannel.listen` replaces it."""
         self._sock.close()
 
     def __repr__(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import os
 import signal
 import sys
@@ -10,39 +9,20 @@ import threading
 from dataclasses import dataclass
 
 from . import _core
+from ._checks import integer, path_or_fd
 from ._errors import ThreadsError
 from ._fd import Fd
 from ._process import Process
-from ._types import PATHS, HasFileno, StrPath, as_fd
-
-
-class CloneFlag(enum.IntFlag):
-    """What a clone is to share, or not to share, with its parent: clone(2)."""
-
-    NEWTIME = 0x80
-    FS = 0x200
-    PTRACE = 0x2000
-    PARENT = 0x8000
-    NEWNS = 0x20000
-    SYSVSEM = 0x40000
-    UNTRACED = 0x800000
-    NEWCGROUP = 0x2000000
-    NEWUTS = 0x4000000
-    NEWIPC = 0x8000000
-    NEWUSER = 0x10000000
-    NEWPID = 0x20000000
-    NEWNET = 0x40000000
-    IO = 0x80000000
-    CLEAR_SIGHAND = 0x100000000
+from ._types import CloneFlag, HasFileno, StrPath
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sibling:
-    """A process that we made and that is our parent's child: it may wait for it, not we.
+    """A process that we made and that is our parent's child: only the parent may wait for it.
 
     Attributes:
         pid: its number, in our pid namespace.
-        pidfd: means the process; owned, to be closed or handed to the parent.
+        pidfd: the process's pidfd; owned, to be closed or passed to the parent.
     """
 
     pid: int
@@ -55,20 +35,20 @@ def clone(
     exit_signal: int = signal.SIGCHLD,
     cgroup: StrPath | int | HasFileno | None = None,
 ) -> Process | Sibling | None:
-    """Do what fork does, with any flags that make a process.
+    """Clone the calling process, as fork does, with any flags that make a process.
 
-    For processes with one thread only: what other threads hold would stay held in the child.
-    libc's fork() is not called, so others' handlers of pthread_atfork(3) do not run; ours do
-    (:func:`atfork.in_child`, a :class:`ForkSafeSelector`), and those of
-    :func:`os.register_at_fork`.  The child has a thread id, a robust list and signal mask
+    For processes with one thread only: locks of other threads would stay locked in the child.
+    libc's fork() is not called, so other libraries' handlers of pthread_atfork(3) do not run;
+    ours do (:func:`atfork.in_child`, a :class:`ForkSafeSelector`), and those of
+    :func:`os.register_at_fork`.  The child has a thread id, a robust list and a signal mask
     that are right, and may start threads.
 
-    By clone3(2), else clone(2), which knows no CLEAR_SIGHAND and NEWTIME.
+    By clone3(2), else clone(2), which has no CLEAR_SIGHAND and NEWTIME.
 
     Args:
-        flags: of :class:`CloneFlag`.  With PARENT the child is our parent's: pid and pidfd
-            are all we get, and its end sends the signal that ours does.
-        exit_signal: sent to us when the child ends; 0 for none.
+        flags: a combination of :class:`CloneFlag`.  With PARENT the child is our parent's:
+            we get its pid and pidfd alone, and its end sends the signal that ours does.
+        exit_signal: signal that is sent to us when the child ends; 0 for none.
         cgroup: directory in the cgroup v2 tree, path or descriptor (borrowed), for the child:
             CLONE_INTO_CGROUP (Linux 5.7), else it enters by itself before it returns.
 
@@ -76,21 +56,22 @@ def clone(
         None in the child; to the parent the child, which it owns.
 
     Raises:
-        ThreadsError: there are other threads; it names them.
-        ValueError: flags that share memory, descriptors or handlers.
-        OSError: the kernel refuses; ENOTSUP where libc (musl) or kernel do not let a child be
-            right, or with PARENT as pid 1 of a pid namespace, whose sibling nobody would reap.
+        ThreadsError: there are other threads, which the error names.
+        TypeError, ValueError: an option makes no sense, or flags share memory, descriptors
+            or handlers; the message begins with the option.
+        OSError: the kernel refuses; ENOTSUP where libc (musl) or the kernel does not support
+            a correct child, or with PARENT as pid 1 of a pid namespace, whose sibling no
+            process would reap.
     """
-    if flags & ~_core.CLONE_FLAGS:
-        raise ValueError(f"clone: flags {flags & ~_core.CLONE_FLAGS:#x} do not make a process")
-    if not 0 <= exit_signal <= 64:
-        raise ValueError(f"clone: {exit_signal} is not a signal")
+    flags = integer(flags, "flags", 0, 2**64 - 1, "a combination of CloneFlag")
+    if unfit := flags & ~_core.CLONE_FLAGS:
+        raise ValueError(f"flags: {unfit:#x} do not make a process")
+    exit_signal = integer(exit_signal, "exit_signal", 0, 64, "a signal")
     sibling = bool(flags & CloneFlag.PARENT)
     opened = -1
-    if isinstance(cgroup, PATHS):
-        into = opened = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    else:
-        into = -1 if cgroup is None else as_fd(cgroup, "cgroup")
+    into = -1 if cgroup is None else path_or_fd(cgroup, "cgroup")
+    if isinstance(into, bytes):
+        into = opened = os.open(into, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         sys.audit("os.fork")
         pid, pidfd = core_clone(flags, 0 if sibling else exit_signal, into)
@@ -107,7 +88,7 @@ def clone(
 def core_clone(
     flags: int, exit_signal: int, cgroup: int = -1, slot: memoryview | None = None
 ) -> tuple[int, int]:
-    """The core's clone; its OtherThreads become a ThreadsError with the names Python knows."""
+    """Call the core's clone; turn OtherThreads into a ThreadsError with Python's names."""
     try:
         return _core.clone(flags, exit_signal, cgroup, slot)
     except _core.OtherThreads as error:
@@ -116,7 +97,7 @@ def core_clone(
 
 
 def demand_one_thread() -> None:
-    """Raise ThreadsError if there are others."""
+    """Raise a ThreadsError if there are other threads."""
     if tasks := _core.other_threads():
         raise _threads_error(tasks)
 

@@ -1,4 +1,4 @@
-"""What is closed at the end of a ``with`` block."""
+"""A base for objects that are closed at the end of a ``with`` block."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Self
 
 
 class Closing:
-    """As a context manager it closes at the end, whatever that is to a class."""
+    """A context manager that calls ``close()`` at the end."""
 
     __slots__ = ()
 
     def close(self) -> None:
-        """Each class has its own."""
+        """Close the object."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""FORKFD_DEBUG: one line per event, and what it is to hold."""
+"""FORKFD_DEBUG: one line for each event, and the settings of that."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ._sysmon import Sysmon
 FORK, EXEC, EPOLL, SCHED = 1, 2, 4, 8  # trace.h
 _TOPICS = {"fork": FORK, "exec": EXEC, "epoll": EPOLL}
 _KNOWN = "fork=1, exec=1, epoll=1, sched=MILLISECONDS, fd=N or file=PATH"
-_summary: Sysmon | None = None  # what sched= asks for
+_summary: Sysmon | None = None  # the thread of sched=
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,19 +26,19 @@ class _Settings:
 
 
 def debug(settings: str) -> None:
-    """Say what happens, one line per event, from now on; ``""`` says nothing any more.
+    """Write one line for each event from now on; ``""`` ends that.
 
-    Replaces what the environment variable FORKFD_DEBUG or an earlier call has asked for.
+    Replaces the settings of the environment variable FORKFD_DEBUG and of an earlier call.
     Lines read ``forkfd t=SECONDS pid=N tid=N event=exec stage=executed subject="/bin/true"
-    child=N backend="clone3" us=402``: monotonic time, and microseconds where something has
-    taken time.  Each is one write(2) of less than PIPE_BUF bytes, so they never mix.
+    child=N backend="clone3" us=402``: monotonic time, and the microseconds that a step has
+    taken.  Each line is one write(2) of less than PIPE_BUF bytes, so lines never mix.
 
     Args:
         settings: words separated by commas.  ``fork=1``, ``exec=1``, ``epoll=1``: these
             events.  ``sched=500``: every 500 ms one line with threads, descriptors, children
-            and how long ago the GIL moved, by a thread of its own.  ``fd=N``: lines go to
-            this descriptor (borrowed) instead of standard error.  ``file=PATH``: they are
-            appended to this file; a PATH has no comma.  ``...=0`` is as if it were not said.
+            and the time since the GIL moved, by a thread of its own.  ``fd=N``: lines go to
+            this descriptor (borrowed) instead of standard error.  ``file=PATH``: lines are
+            appended to this file; a PATH has no comma.  ``...=0`` has no effect.
 
     Raises:
         ValueError: a word is not known, or its value does not fit.
@@ -51,7 +51,7 @@ def debug(settings: str) -> None:
 
 
 def read_environment() -> None:
-    """Once, when the package is loaded.  What is wrong in it is a warning, not an error."""
+    """Apply FORKFD_DEBUG, once, when the package is loaded; a mistake in it is a warning."""
     text = os.environ.get("FORKFD_DEBUG")
     if not text or (os.geteuid(), os.getegid()) != (os.getuid(), os.getgid()):
         return  # a file must not be written with privileges that its namer has not
@@ -65,7 +65,7 @@ def read_environment() -> None:
 
 
 def _parse(text: str) -> tuple[_Settings, list[str]]:
-    """What is understood, and sentences about the rest."""
+    """Return the settings of a text, and sentences about the words that have no meaning."""
     topics = sched = 0
     fd: int | None = None
     file: str | None = None

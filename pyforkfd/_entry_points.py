@@ -6,11 +6,15 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+from ._checks import show
+
 FORM = "package.module:function"
 
 
-def is_entry_point(text: str) -> bool:
-    """Whether a text has the form ``package.module:function``; nothing is imported."""
+def is_entry_point(text: object) -> bool:
+    """Return whether a text has the form ``package.module:function``; import nothing."""
+    if not isinstance(text, str):
+        return False
     module, colon, function = text.partition(":")
     return bool(colon) and all(
         part.isidentifier() for part in (*module.split("."), *function.split("."))
@@ -24,7 +28,7 @@ def check_entry_point(text: str, option: str) -> None:
         ValueError: it has not the form ``package.module:function``.
     """
     if not is_entry_point(text):
-        raise ValueError(f"{option}: {text!r} is not {FORM!r}")
+        raise ValueError(f"{option}: {show(text)} is not {FORM!r}")
 
 
 def find(text: str) -> Any:

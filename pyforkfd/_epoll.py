@@ -1,4 +1,4 @@
-"""What an epoll watches, and where that is not what its owner believes."""
+"""The watch set of an epoll, and its differences from the map of its owner."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 from . import _core
+from ._checks import as_fd
 from ._fd_details import EpollWatch
 from ._selector import ForkSafeSelector
-from ._types import HasFileno, as_fd
+from ._types import HasFileno
 
 if TYPE_CHECKING:
     import asyncio
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 DriftKind: TypeAlias = Literal[
     "unknown", "unregistered", "events", "replaced", "closed", "inherited"
 ]
-"""In which way an epoll and its owner's map differ, see :class:`Drift`."""
+"""A kind of difference between an epoll and its owner's map, see :class:`Drift`."""
 
 # The kernel adds the first two by itself; those of how it waits are compared for our own
 # selector only, since other maps do not have them.
@@ -30,22 +31,23 @@ _HOW = select.EPOLLET | select.EPOLLEXCLUSIVE | select.EPOLLONESHOT | 1 << 29  #
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drift:
-    """One difference between what an epoll watches and what its owner believes.
+    """One difference between the watch set of an epoll and the map of its owner.
 
     Its ``str()`` is the sentence.
 
     Attributes:
-        kind: ``unknown``: registered, but the owner does not know it. ``unregistered``: the
-            owner knows it, but it is not registered. ``events``: registered for others than
-            known. ``replaced``: the number is another file now, and what was registered is
-            watched on, or watched by nobody. ``closed``: the number is not open here, but
-            another process (or number) holds the open file, so it is watched on.
-            ``inherited``: the whole instance is the parent's: each changes the other's set.
-        number: of the descriptor; of the epoll where it is ``inherited``.
+        kind: ``unknown``: registered, but not in the owner's map. ``unregistered``: in the
+            owner's map, but not registered. ``events``: registered for other events than the
+            map has. ``replaced``: the number is another file now, and the file that was
+            registered is still watched, or is watched no more. ``closed``: the number is not
+            open here, but another process (or number) holds the open file, so it is still
+            watched. ``inherited``: the whole instance is the parent's: each process changes
+            the other's set.
+        number: the descriptor's number; the epoll's where it is ``inherited``.
         watch: the kernel's entry; None where there is none.
         held_by: our other numbers that are the open file of the entry; empty where only
             another process holds it, and where kcmp(2) is refused.
-        sentence: what it is, and what it does.
+        sentence: the difference and its effect.
     """
 
     kind: DriftKind
@@ -60,22 +62,22 @@ class Drift:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What the owner believes of a number."""
+    """The owner's entry for a number."""
 
     events: int
-    heeded: int  # which events it knows of
-    file: tuple[int, int] | None = None  # device and inode, where it remembers them
+    heeded: int  # the events that the owner's map can have
+    file: tuple[int, int] | None = None  # device and inode, where the map has them
     err: int = 0
 
 
 def epoll_entries(epfd: int | HasFileno) -> tuple[EpollWatch, ...]:
-    """What an epoll watches in the kernel's own eyes: /proc/thread-self/fdinfo, proc(5).
+    """Return the watch set of an epoll as the kernel has it.
 
-    Any epoll: of :mod:`select`, of a C library, inherited.  What another thread changes
-    meanwhile may be in it or not.
+    Read from /proc/thread-self/fdinfo, proc(5), of any epoll: of :mod:`select`, of a C
+    library, inherited.  A change that another thread makes meanwhile may be in it or not.
 
     Args:
-        epfd: borrowed.
+        epfd: the epoll; borrowed.
 
     Raises:
         OSError: EBADF, it is not open; EINVAL, it is no epoll; ENOENT, /proc is not mounted.
@@ -89,25 +91,28 @@ def audit(
     *,
     known: Mapping[int, int] | None = None,
 ) -> list[Drift]:
-    """Where an epoll is not what its owner believes; empty if all is well.
+    """Compare the watch set of an epoll with the map of its owner.
 
-    The set is compared with the owner's map, and each entry with what its number is here and
-    now, by kcmp(2) (KCMP_EPOLL_TFD, Linux 4.13); where that is refused, by inode, which does
-    not tell one epoll, eventfd or timerfd from another.  Whether the instance is the parent's
-    is asked of kcmp(2) too, and is not reported where the parent may not be looked at or is
-    another than the one that forked.  Nothing is changed.  Ask while no other thread changes
-    the set.
+    Each entry is also compared with the file that its number is here and now, by kcmp(2)
+    (KCMP_EPOLL_TFD, Linux 4.13); where that is refused, by inode, which does not distinguish
+    one epoll, eventfd or timerfd from another.  kcmp(2) also finds out whether the instance
+    is the parent's; that is not reported where the parent may not be inspected or is another
+    process than the one that forked.  Nothing is changed.  No other thread should change the
+    set meanwhile.
 
     Args:
         target: a selector on an epoll, an asyncio loop with one, an epoll; borrowed.
         known: the map of an epoll that is no selector's, from number to EPOLL* events.
-            Without it, only what the kernel knows is compared.
+            Without it, the kernel's entries alone are examined.
+
+    Returns:
+        The differences; empty where there are none.
 
     Raises:
         TypeError: a selector without an epoll (poll, select), a loop that does not show its
             selector (uvloop), or ``known`` of a selector.
-        ValueError: it is closed.
-        OSError: as :func:`epoll_entries`.
+        ValueError: the selector or loop is closed.
+        OSError: as in :func:`epoll_entries`.
     """
     epfd, believed = _owner(target, known)
     own = isinstance(_selector_of(target), ForkSafeSelector)
@@ -163,7 +168,7 @@ def _owner(
             for number, events, _, device, inode, err in selector._set.registrations()
         }
     if not hasattr(selector, "fileno"):
-        raise TypeError(f"audit: {type(selector).__name__} keeps no set in the kernel")
+        raise TypeError(f"audit: {type(selector).__name__} has no watch set in the kernel")
     return selector.fileno(), {
         key.fd: _Known(_bits(key.events), select.EPOLLIN | select.EPOLLOUT)
         for key in selector.get_map().values()
@@ -181,13 +186,13 @@ def _inherited(epfd: int) -> Iterator[Drift]:
         yield Drift(
             kind="inherited",
             number=epfd,
-            sentence=f"epoll {epfd} is the instance of process {os.getppid()}, our parent: what "
-            "either registers or unregisters, it does to both, and events may go to either",
+            sentence=f"epoll {epfd} is the instance of process {os.getppid()}, our parent: each "
+            "process changes the watch set of both, and an event may go to either",
         )
 
 
 def _of_entry(epfd: int, watch: EpollWatch, nth: int) -> Drift | None:
-    """Whether the number of an entry is still the open file that is watched."""
+    """Compare the number of an entry with the open file that is watched."""
     number = watch.number
     try:
         here = os.fstat(number)
@@ -206,7 +211,7 @@ def _of_entry(epfd: int, watch: EpollWatch, nth: int) -> Drift | None:
     who = f"our {', '.join(map(str, held))} holds" if held else "another process holds"
     sentence = (
         f"descriptor {number} {now}, but {who} the file that was registered, "
-        f"{_name(watch.device, watch.inode)}: it is watched on under that number"
+        f"{_name(watch.device, watch.inode)}: it is still watched under that number"
     )
     return Drift(kind=kind, number=number, watch=watch, held_by=held, sentence=sentence)
 
@@ -224,7 +229,7 @@ def _same_inode(watch: EpollWatch) -> Iterator[int]:
 def _of_belief(watch: EpollWatch, belief: _Known | None, *, exact: bool) -> Drift | None:
     if belief is None:
         sentence = (
-            f"descriptor {watch.number} is registered, but its owner does not know it: its "
+            f"descriptor {watch.number} is registered, but not in its owner's map: its "
             "events are lost, or wake for nothing"
         )
         return Drift(kind="unknown", number=watch.number, watch=watch, sentence=sentence)
@@ -233,8 +238,8 @@ def _of_belief(watch: EpollWatch, belief: _Known | None, *, exact: bool) -> Drif
     if spent or watch.events & heeded == belief.events & heeded:
         return None
     sentence = (
-        f"descriptor {watch.number} is registered for events {watch.events & heeded:#x}, and "
-        f"its owner believes {belief.events & heeded:#x}"
+        f"descriptor {watch.number} is registered for events {watch.events & heeded:#x}, but "
+        f"its owner's map has {belief.events & heeded:#x}"
     )
     return Drift(kind="events", number=watch.number, watch=watch, sentence=sentence)
 
@@ -255,8 +260,8 @@ def _missing(number: int, belief: _Known) -> Drift:
             return Drift(kind="replaced", number=number, sentence=sentence)
         now = "is open"
     sentence = (
-        f"descriptor {number} {now} and is not registered{why}, but its owner believes it is: "
-        "nothing that happens on it is told"
+        f"descriptor {number} {now} and is not registered{why}, but is in its owner's map: "
+        "its events are not reported"
     )
     return Drift(kind="unregistered", number=number, sentence=sentence)
 

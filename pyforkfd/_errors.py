@@ -1,4 +1,4 @@
-"""What can go wrong: a spawn, a listener that is none, descriptors that do not arrive."""
+"""Errors of spawns, of listeners, channels and pages, and of passing descriptors."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from . import _core
 class SpawnError(OSError):
     """A child could not be started; nothing of it is left behind.
 
-    It reads ``spawn PROGRAM: STEP: SUBJECT: REASON``, for example
+    The message reads ``spawn PROGRAM: STEP: SUBJECT: REASON``, for example
     ``spawn /srv/app/worker: set user: www-data: Operation not permitted``.
-    Where errno means one of Python's own kinds of OSError, the error is an instance of
+    Where errno belongs to one of Python's own kinds of OSError, the error is an instance of
     that too: ``except FileNotFoundError`` and ``except PermissionError`` work.
 
     Attributes:
-        program: what was to be executed.
+        program: the program that was to be executed.
         stage: name of the step that failed, one of :data:`STAGES`.
-        subject: what the step was applied to.
-        errno: the error number the kernel gave.
+        subject: the object that the step was applied to.
+        errno: the kernel's error number.
     """
 
     program: str
@@ -60,7 +60,7 @@ STAGES: tuple[str, ...] = tuple(_core.stages())
 
 
 def from_core(program: str, error: _core.SysError) -> SpawnError:
-    """Add the program to what the core says."""
+    """Return the core's error with the program's name."""
     stage, err, subject, text = error.args
     return SpawnError(program, stage, err, subject, text)
 
@@ -68,11 +68,11 @@ def from_core(program: str, error: _core.SysError) -> SpawnError:
 class ThreadsError(RuntimeError):
     """The process was not cloned, since it has more than one thread.
 
-    It reads ``the process has other threads: worker-1 (4711), OpenBLAS (4712)``.
+    The message reads ``the process has other threads: worker-1 (4711), OpenBLAS (4712)``.
 
     Attributes:
-        threads: thread id -> name, of all but the calling one: Python's name, or the one that
-            prctl(2) PR_SET_NAME gave; a library's threads often have the program's.
+        threads: thread id -> name, of all but the calling one: Python's name, or that of
+            prctl(2) PR_SET_NAME; a library's threads often have the program's name.
     """
 
     threads: dict[int, str]
@@ -87,12 +87,12 @@ class ThreadsError(RuntimeError):
 
 
 class DescriptorError(OSError):
-    """A descriptor is not what it should be; it was left as it is.
+    """A descriptor is not of the kind that is needed; it was left as it is.
 
     Attributes:
         fd: the descriptor's number.
-        reason: what it is instead.
-        errno: in which way.
+        reason: what the descriptor is instead.
+        errno: the error number of the reason.
     """
 
     fd: int
@@ -111,48 +111,48 @@ class DescriptorError(OSError):
 
 
 class ListenerError(DescriptorError):
-    """A descriptor is not the listener that it should be; it was left as it is.
+    """A descriptor is not the listener that is needed; it was left as it is.
 
-    It reads ``descriptor 3 is a TCP socket but not listening``.
+    The message reads ``descriptor 3 is a TCP socket but not listening``.
 
     Attributes:
         fd: the descriptor's number.
-        reason: what it is instead.
+        reason: what the descriptor is instead.
         errno: EBADF (closed), ENOTSOCK, EINVAL (does not listen), EAFNOSUPPORT, EPROTOTYPE.
     """
 
 
 class ChannelError(DescriptorError):
-    """A descriptor is not the connection that it should be; it was left as it is.
+    """A descriptor is not the connection that is needed; it was left as it is.
 
-    It reads ``descriptor 3 is a Unix stream socket, not a Unix seqpacket socket``.
+    The message reads ``descriptor 3 is a Unix stream socket, not a Unix seqpacket socket``.
 
     Attributes:
         fd: the descriptor's number.
-        reason: what it is instead.
+        reason: what the descriptor is instead.
         errno: EBADF (closed), ENOTSOCK, EPROTOTYPE, EINVAL (listens), ENOTCONN.
     """
 
 
 class PageError(DescriptorError):
-    """A descriptor is not the page of slots that it should be; it was left as it is.
+    """A descriptor is not the page of slots that is needed; it was left as it is.
 
-    It reads ``descriptor 5 is a page of version 2; this program knows version 1``.
+    The message reads ``descriptor 5 is a page of version 2; this program knows version 1``.
 
     Attributes:
         fd: the descriptor's number.
-        reason: what it is instead.
+        reason: what the descriptor is instead.
         errno: EINVAL; or EBADF (closed), EACCES (not open for writing), ENOMEM, EMFILE.
     """
 
 
 class PassingError(OSError):
-    """Something of what was sent did not arrive whole; the descriptors that came are closed.
+    """A message did not arrive whole; the descriptors that came with it are closed.
 
     Attributes:
-        errno: EMSGSIZE (no room), EMFILE (RLIMIT_NOFILE), EPROTO, ECONNRESET, EACCES.
+        errno: EMSGSIZE (too large), EMFILE (RLIMIT_NOFILE), EPROTO, ECONNRESET, EACCES.
         data: the bytes that came.
-        closed: how many descriptors had come.
+        closed: number of the descriptors that came, and are closed.
     """
 
     data: bytes
@@ -171,10 +171,10 @@ class PassingError(OSError):
 
 
 class ForkWarning(RuntimeWarning):
-    """Other threads live in a process that forks: locks they hold stay locked in the child.
+    """Other threads live in a process that forks: the locks they hold stay locked in the child.
 
     Attributes:
-        threads: their names; those that Python does not know are marked as native.
+        threads: names of the threads; one that Python does not know is marked as native.
     """
 
     threads: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Whether a library can be preloaded into a program: ld.so(8), elf(5), execve(2)."""
+"""The obstacles to preloading a library into a program: ld.so(8), elf(5), execve(2)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MAX_SCRIPTS = 5  # the kernel follows no more, fs/exec.c
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Elf:
-    """What of an ELF file decides who loads it.
+    """The parts of an ELF file that decide how it is loaded.
 
     Attributes:
         layout: class and byte order, of e_ident.
@@ -28,34 +28,34 @@ class Elf:
 
 
 def obstacle(path: str, library: Path) -> str | None:
-    """Why the library would not be loaded into the program; None if it would.
+    """Return the reason why the library would not be loaded into the program; None if it would.
 
     Args:
-        path: the program, or a script, whose interpreter is looked at.
-        library: what LD_PRELOAD is to name.
+        path: the program, or a script, whose interpreter is examined.
+        library: the library that LD_PRELOAD is to name.
 
     Raises:
         OSError: a file cannot be read.
     """
     program, elf = _program(path)
     if program is None:
-        return f"{path} names interpreters of interpreters without end"
+        return f"{path} names too many interpreters of interpreters"
     through = "" if program == path else f"{path} is a script of {program}, which "
-    said = through or f"{path} "
+    subject = through or f"{path} "
     if elf is None:
-        return f"{said}is neither ELF nor a script"
+        return f"{subject}is neither ELF nor a script"
     ours = _read_elf(library)
     if ours is None:
         return f"{library} is no ELF file"
     if (elf.layout, elf.machine) != (ours.layout, ours.machine):
-        return f"{said}is of another architecture than {library.name}"
+        return f"{subject}is of another architecture than {library.name}"
     if elf.loader is None:
-        return f"{said}is statically linked: there is no loader that would preload anything"
+        return f"{subject}is statically linked: it has no loader that could preload a library"
     mine = _read_elf("/proc/self/exe")
     if mine and mine.loader and _is_musl(elf.loader) != _is_musl(mine.loader):
-        return f"{said}is of another C library ({elf.loader}) than {library.name}"
+        return f"{subject}is of another C library ({elf.loader}) than {library.name}"
     if reason := _is_secure(program):
-        return f"{said}{reason}: the loader ignores LD_PRELOAD there"
+        return f"{subject}{reason}: the loader ignores LD_PRELOAD there"
     return None
 
 
@@ -64,10 +64,10 @@ def _is_musl(loader: str) -> bool:
 
 
 def _program(path: str) -> tuple[str | None, Elf | None]:
-    """The file that the kernel will load for path, scripts followed."""
+    """Return the file that the kernel will load for a path, behind scripts."""
     for _ in range(_MAX_SCRIPTS + 1):
         with open(path, "rb") as file:
-            head = file.read(256)  # what the kernel looks at
+            head = file.read(256)  # as much as the kernel reads
         if not head.startswith(b"#!"):
             return path, _read_elf(path)
         words = head[2:].split(b"\n")[0].split()
@@ -102,7 +102,7 @@ def _read_elf(path: str | Path) -> Elf | None:
 
 
 def _is_secure(path: str) -> str | None:
-    """Why the kernel will set AT_SECURE, getauxval(3): other credentials by exec."""
+    """Return the reason why the kernel will set AT_SECURE, getauxval(3): other credentials."""
     if os.getuid() != os.geteuid() or os.getgid() != os.getegid():
         return "would run with an effective user or group that is not the real one"
     info = os.stat(path)

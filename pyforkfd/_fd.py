@@ -1,4 +1,4 @@
-"""One descriptor: who owns it, and whether a child gets it."""
+"""One descriptor: its ownership, and its close-on-exec mark."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import os
 import warnings
 
 from . import _core
+from ._checks import as_fd
 from ._closing import Closing
-from ._types import HasFileno, as_fd
+from ._types import HasFileno
 
 _LAST = 2**32 - 1  # close_range(2): up to whatever is open
 
 
 class Fd(Closing):
-    """A descriptor that is owned: it is closed once, by this object or by nobody.
+    """A descriptor that is owned: no code but this object closes it.
 
-    The number given is taken: whoever had it must not close it.  Its close-on-exec mark
-    stays as it is.  Everything that wants a descriptor or an object with ``fileno()``
-    borrows it from here.  As a context manager it closes at the end.  One that is forgotten
-    is closed, with a ResourceWarning.  Safe to use from many threads: of two that close or
-    detach, one does.
+    The number given is taken: its former owner must not close it.  Its close-on-exec mark
+    stays as it is.  A function that takes a descriptor or an object with ``fileno()`` borrows
+    it from here.  As a context manager it closes at the end.  One that is dropped while it is
+    open is closed, with a ResourceWarning.  Safe to use from many threads: of two that close
+    or detach, one does.
     """
 
     __slots__ = ("__weakref__", "_held")
@@ -33,10 +34,10 @@ class Fd(Closing):
         self._held.append(fd)
 
     def fileno(self) -> int:
-        """The number; it stays this object's.
+        """Return the number; it stays this object's.
 
         Raises:
-            ValueError: it is closed or detached.
+            ValueError: the descriptor is closed or detached.
         """
         try:
             return self._held[0]
@@ -44,10 +45,10 @@ class Fd(Closing):
             raise ValueError("the descriptor is closed or detached") from None
 
     def detach(self) -> int:
-        """Give the number away: the caller owns it, and this object is as if closed.
+        """Give the number to the caller, who owns it then; this object is as if closed.
 
         Raises:
-            ValueError: it is closed or detached already.
+            ValueError: the descriptor is closed or detached already.
         """
         number = self.fileno()
         try:
@@ -56,11 +57,11 @@ class Fd(Closing):
             raise ValueError(f"descriptor {number} is closed or detached") from None
 
     def close(self) -> None:
-        """Close the descriptor; once closed or detached, do nothing.
+        """Close the descriptor; do nothing if it is closed or detached.
 
         Raises:
-            OSError: what close(2) says, EBADF if somebody else has closed it.  It is closed
-                nevertheless, and not tried again.
+            OSError: close(2) failed, with EBADF if other code has closed the number.  It is
+                closed nevertheless, and not tried again.
         """
         try:
             number = self._held.pop()
@@ -70,7 +71,7 @@ class Fd(Closing):
 
     @property
     def closed(self) -> bool:
-        """It is closed, or detached."""
+        """Whether the descriptor is closed or detached."""
         return not self._held
 
     def __del__(self) -> None:
@@ -87,13 +88,13 @@ class Fd(Closing):
 
 
 def cloexec(fd: int | HasFileno) -> bool:
-    """Whether a descriptor is marked FD_CLOEXEC, so that exec closes it: fcntl(F_GETFD).
+    """Return whether a descriptor is marked FD_CLOEXEC, so that exec closes it: fcntl(F_GETFD).
 
     Args:
-        fd: borrowed.
+        fd: the descriptor; borrowed.
 
     Raises:
-        OSError: EBADF, it is not open.
+        OSError: EBADF, the descriptor is not open.
     """
     return _core.cloexec(as_fd(fd, "cloexec"))
 
@@ -105,11 +106,11 @@ def set_cloexec(fd: int | HasFileno, on: bool) -> None:
     clear it just for a moment, use :func:`inheriting`.
 
     Args:
-        fd: borrowed; O_PATH descriptors too.
+        fd: the descriptor; borrowed; one of O_PATH too.
         on: whether exec shall close it.
 
     Raises:
-        OSError: EBADF, it is not open.
+        OSError: EBADF, the descriptor is not open.
     """
     _core.set_cloexec(as_fd(fd, "set_cloexec"), on)
 
@@ -119,21 +120,21 @@ def close_range(
 ) -> None:
     """Close all descriptors from ``first`` to ``last``, or mark them.
 
-    By close_range(2).  They are closed whoever owns them.  Where Linux (before 5.9; 5.11 for
-    ``cloexec``) or a sandbox refuses the call, what /proc/thread-self/fd lists is closed or
-    marked one by one: what another thread opens meanwhile may be missed.  As with the call,
-    errors of the files are not reported.
+    By close_range(2).  They are closed whatever their owner.  Where Linux (before 5.9; 5.11
+    for ``cloexec``) or a sandbox refuses the call, the descriptors that /proc/thread-self/fd
+    lists are closed or marked one by one: one that another thread opens meanwhile may be
+    missed.  As with the call, errors of the files are not reported.
 
     Args:
         first: the lowest number.
         last: the highest, included; None: all from ``first`` up.
         cloexec: mark them FD_CLOEXEC instead.
         unshare: the calling thread gets a table of its own first, unshare(CLONE_FILES), and
-            only what is there is closed.
+            only descriptors of that are closed.
 
     Raises:
         ValueError: ``last`` is below ``first``, or either is no descriptor number.
-        OSError: the call is refused, and so is what would replace it.
+        OSError: the call is refused, and so is its replacement.
     """
     end = _LAST if last is None else last
     if not 0 <= first <= end <= _LAST:
@@ -142,18 +143,19 @@ def close_range(
 
 
 def same_open_file(a: int | HasFileno, b: int | HasFileno) -> bool:
-    """Whether two descriptors are one open file, and so share offset and status flags.
+    """Return whether two descriptors are one open file, and so share offset and status flags.
 
-    As one is after dup(2), fork(2) or SCM_RIGHTS; not two times open(2) of one path.
-    Asked of fcntl(F_DUPFD_QUERY) (Linux 6.10), else of kcmp(2).  Where a sandbox refuses
-    both: different inodes or access modes are different files, and one socket is the same.
+    They are after dup(2), fork(2) or SCM_RIGHTS, but not after two calls of open(2) with one
+    path.  Found by fcntl(F_DUPFD_QUERY) (Linux 6.10), else by kcmp(2).  Where a sandbox
+    refuses both: different inodes or access modes are different files, and one socket is the
+    same.
 
     Args:
-        a: borrowed.
-        b: borrowed.
+        a: a descriptor; borrowed.
+        b: another; borrowed.
 
     Raises:
-        OSError: EBADF, one is not open; or kcmp's errno, where it is refused and inodes
-            leave the question open.
+        OSError: EBADF, one is not open; or kcmp's errno, where it is refused and inodes do
+            not decide.
     """
     return _core.same_open_file(as_fd(a, "same_open_file"), as_fd(b, "same_open_file"))

@@ -1,4 +1,4 @@
-"""Plain values: what is known of a descriptor beside what all have, by its kind."""
+"""Plain values: the details of a descriptor, by its kind."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | tuple[int, int] | str | bytes
-"""As the socket module has it; of a family that is not known here, the bytes of the sockaddr."""
+"""An address as the socket module has it; of an unknown family, the bytes of the sockaddr."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +16,7 @@ class FileDetails:
 
     Attributes:
         size: in bytes.
-        links: how many names it has; 0: it is deleted, or never had one.
+        links: number of its names; 0: it is deleted, or never had one.
     """
 
     size: int
@@ -28,8 +28,8 @@ class PipeDetails:
     """A pipe or FIFO, of our own process only.
 
     Attributes:
-        capacity: bytes that fit in, F_GETPIPE_SZ.
-        unread: bytes that are in it, FIONREAD.
+        capacity: bytes that it can hold, F_GETPIPE_SZ.
+        unread: bytes that it holds, FIONREAD.
     """
 
     capacity: int
@@ -44,13 +44,13 @@ class SocketDetails:
         family: AF_*.
         type: SOCK_*.
         protocol: IPPROTO_* and the like.
-        local: where it is bound; ``""`` for a UNIX socket without a name, bytes for an
-            abstract one; None where the family has no addresses.
-        peer: whom it is connected to, else None.
+        local: the address that it is bound to; ``""`` for a UNIX socket without a name, bytes
+            for an abstract one; None where the family has no addresses.
+        peer: the address that it is connected to, else None.
         listening: SO_ACCEPTCONN.
-        backlog: how many connections a listener may have waiting; None where the kernel
-            does not tell (it does for TCP and UNIX).
-        waiting: how many are waiting to be accepted; None likewise.
+        backlog: number of connections that may wait at a listener; None where the kernel
+            does not report it (it does for TCP and UNIX).
+        waiting: number of connections that wait to be accepted; None likewise.
     """
 
     family: socket.AddressFamily | int
@@ -68,12 +68,12 @@ class EpollWatch:
     """One entry of an epoll's watch set.
 
     Attributes:
-        number: of the descriptor when it was added.  It may have been closed since, or be
-            another file: what is watched is the open file.
+        number: the descriptor's number when it was added.  It may have been closed since, or
+            be another file: the open file is watched.
         events: EPOLL* bits.
-        data: what epoll_wait(2) hands back, 64 bits; Python puts the number in the lower 32.
-        inode: of the open file that is watched.
-        device: of the open file that is watched.
+        data: the 64 bits that epoll_wait(2) returns; Python puts the number in the lower 32.
+        inode: inode of the open file that is watched.
+        device: device of the open file that is watched.
     """
 
     number: int
@@ -88,7 +88,7 @@ class EpollDetails:
     """An epoll, epoll(7).
 
     Attributes:
-        watches: what it watches.
+        watches: the entries of its watch set.
     """
 
     watches: tuple[EpollWatch, ...]
@@ -115,8 +115,8 @@ class TimerfdDetails:
 
     Attributes:
         clock: CLOCK_*.
-        ticks: expirations that nobody has read.
-        remaining_ns: nanoseconds until the next; 0: not armed.  Equality does not heed it.
+        ticks: expirations that have not been read.
+        remaining_ns: nanoseconds until the next; 0: not armed.  Equality ignores it.
         interval_ns: nanoseconds between two; 0: just once.
     """
 
@@ -131,7 +131,7 @@ class SignalfdDetails:
     """A signalfd, signalfd(2).
 
     Attributes:
-        signals: the numbers it reads.
+        signals: the signals that it reads.
     """
 
     signals: frozenset[int]
@@ -142,10 +142,10 @@ class InotifyWatch:
     """One entry of an inotify's watch list.
 
     Attributes:
-        watch: its number.
+        watch: number of the entry.
         mask: IN_* bits.
-        inode: of the file that is watched.
-        device: of the file that is watched.
+        inode: inode of the file that is watched.
+        device: device of the file that is watched.
     """
 
     watch: int
@@ -159,7 +159,7 @@ class InotifyDetails:
     """An inotify, inotify(7).
 
     Attributes:
-        watches: what it watches.
+        watches: the entries of its watch list.
     """
 
     watches: tuple[InotifyWatch, ...]
@@ -170,8 +170,8 @@ class PidfdDetails:
     """A pidfd, pidfd_open(2).
 
     Attributes:
-        pid: the process it means; -1: that has ended and was reaped, 0: it is not in our pid
-            namespace.
+        pid: the process that it refers to; -1: the process has ended and was reaped, 0: it
+            is not in our pid namespace.
     """
 
     pid: int
@@ -183,7 +183,7 @@ class MemfdDetails:
 
     Attributes:
         size: in bytes.
-        seals: F_SEAL_* bits; None of another process.
+        seals: F_SEAL_* bits; None for another process.
     """
 
     size: int
@@ -202,4 +202,4 @@ FdDetails: TypeAlias = (
     | PidfdDetails
     | MemfdDetails
 )
-"""What else is known of a descriptor, by its kind."""
+"""The details of a descriptor, by its kind."""

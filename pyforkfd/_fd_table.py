@@ -1,4 +1,4 @@
-"""What descriptors a process has, and what changed between two looks."""
+"""The descriptors of a process, and the difference between two snapshots of them."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ from ._fd_details import (
 class FdInfo:
     """One descriptor at the moment of a snapshot.
 
-    None means that it could not be known, except where said otherwise.
+    None means that a value could not be found out, except where noted.
 
     Attributes:
         number: its number.
         kind: ``file``, ``directory``, ``symlink``, ``block device``, ``character device``,
             ``tty``, ``pipe`` (FIFOs too), ``socket``, ``namespace``, ``memfd``, ``epoll``,
-            ``eventfd``, ``timerfd``, ``signalfd``, ``inotify``, ``pidfd``, or what else the
-            kernel calls it: ``io_uring``, ``fanotify``, ``bpf-map``, ...; ``unknown``.
-        target: what its link in /proc/PID/fd reads: a path, which ends in `` (deleted)``
+            ``eventfd``, ``timerfd``, ``signalfd``, ``inotify``, ``pidfd``, or another
+            name of the kernel's: ``io_uring``, ``fanotify``, ``bpf-map``, ...; ``unknown``.
+        target: the text of its link in /proc/PID/fd: a path, which ends in `` (deleted)``
             when that is gone, or ``socket:[INODE]``, ``anon_inode:[eventfd]``; empty where
             the path is longer than the kernel prints (4096 bytes).
         cloexec: marked FD_CLOEXEC: exec closes it.
-        flags: access mode and status flags, the number fcntl(F_GETFL) gives.
-        offset: in the file; None also where there is no such thing.
-        device: of its inode, as ``st_dev``.
-        inode: its number, as ``st_ino``.
-        details: by kind; None also for kinds without.
+        flags: access mode and status flags, as fcntl(F_GETFL) returns them.
+        offset: position in the file; None also where a file has none.
+        device: device of its inode, as ``st_dev``.
+        inode: number of its inode, as ``st_ino``.
+        details: details of its kind; None also for kinds that have none.
         open_file: all numbers in the table that are this open file, this one included: they
-            share offset and status flags.  Equality does not heed it, since it changes when
-            another descriptor does.
+            share offset and status flags.  Equality ignores it, since it changes when another
+            descriptor does.
     """
 
     number: int
@@ -65,14 +65,14 @@ class FdInfo:
 
     @property
     def access(self) -> Literal["r", "w", "rw", "path"]:
-        """Open for reading, writing, both, or just as a name (O_PATH)."""
+        """The access mode: reading, writing, both, or just a name (O_PATH)."""
         if self.flags & os.O_PATH:
             return "path"
         return _ACCESS[self.flags & os.O_ACCMODE]
 
     @property
     def nonblocking(self) -> bool:
-        """O_NONBLOCK is set on the open file."""
+        """Whether O_NONBLOCK is set on the open file."""
         return bool(self.flags & os.O_NONBLOCK)
 
     @property
@@ -87,7 +87,7 @@ class FdTable(Mapping[int, FdInfo]):
     """The descriptors of a process by number, ascending.  Made by :func:`fd_table`.
 
     Attributes:
-        pid: whose they are.
+        pid: the process that has them.
     """
 
     __slots__ = ("_rows", "pid")
@@ -98,7 +98,7 @@ class FdTable(Mapping[int, FdInfo]):
 
     def __getitem__(self, number: int) -> FdInfo:
         row = self._rows[number]
-        if not isinstance(row, FdInfo):  # of many thousand rows few are ever looked at
+        if not isinstance(row, FdInfo):  # of many thousand rows few are ever read
             self._rows[number] = row = _row(row)
         return row
 
@@ -114,12 +114,12 @@ class FdTable(Mapping[int, FdInfo]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FdDiff:
-    """What is different between two tables.  False where nothing is.
+    """The difference between two tables; false where there is none.
 
     Attributes:
-        closed: rows of before that are gone.
-        opened: rows of after that are new.
-        changed: (before, after) of what stayed open and is not the same: its mark, flags,
+        closed: rows of the first table that are gone.
+        opened: rows of the second table that are new.
+        changed: (before, after) of descriptors that stayed open but differ: in mark, flags,
             offset, name or details.
     """
 
@@ -132,18 +132,18 @@ class FdDiff:
 
 
 def fd_table(pid: int | None = None) -> FdTable:
-    """All descriptors of a process, as proc(5) and the sockets themselves show them.
+    """Return all descriptors of a process, as proc(5) and sock_diag(7) report them.
 
-    It is read row by row while other threads go on: each row is of one file, the table is
-    not of one moment.  The descriptors that are opened for reading it (up to seven) are not in
-    it, those of a call in another thread may be.  Nothing is duplicated, read or otherwise
-    touched, with one exception: a socket of another process that sock_diag(7) does not know,
-    being of another network namespace or family, is duplicated for a moment by pidfd_getfd(2)
-    (Linux 5.6), if that is allowed.
+    The table is read row by row while other threads go on: each row is of one file, but the
+    table is not of one moment.  The descriptors that are opened for reading it (up to seven)
+    are not in it, those of a call in another thread may be.  No descriptor is duplicated,
+    read or otherwise touched, with one exception: a socket of another process that
+    sock_diag(7) does not know, being of another network namespace or family, is duplicated
+    for a moment by pidfd_getfd(2) (Linux 5.6), if that is allowed.
 
-    Of another process a pipe has no details, a memfd no seals, and a socket that is neither
-    known nor allowed to be duplicated has no details.  Which descriptors are the same open
-    file is asked of kcmp(2); where a sandbox refuses that, it is known of sockets and of
+    In another process a pipe has no details, a memfd no seals, and a socket that is neither
+    known nor allowed to be duplicated has no details.  kcmp(2) finds out which descriptors
+    are the same open file; where a sandbox refuses that, this is known of sockets and of
     inodes that are open once.
 
     Args:
@@ -152,8 +152,8 @@ def fd_table(pid: int | None = None) -> FdTable:
 
     Raises:
         ProcessLookupError: there is no such process (any more).
-        OSError: EMFILE, RLIMIT_NOFILE leaves no room to look.
-        PermissionError: it may not be looked at: it is another user's, or has more
+        OSError: EMFILE, RLIMIT_NOFILE leaves no descriptor for reading.
+        PermissionError: the process may not be inspected: it is another user's, or has more
             capabilities than we do, or is not dumpable (PTRACE_MODE_READ, ptrace(2)).
         FileNotFoundError: /proc is not mounted.
     """
@@ -163,12 +163,15 @@ def fd_table(pid: int | None = None) -> FdTable:
 
 
 def diff(before: Mapping[int, FdInfo], after: Mapping[int, FdInfo]) -> FdDiff:
-    """What was closed, opened and changed from one table to another, each by number.
+    """Compare two tables by number: what was closed, opened and changed.
 
     A number that is open in both and another file in ``after`` is both closed and opened.
-    Files are told apart by kind, inode and access mode, eventfds by their id; of two others
-    that have no inode of their own (epolls, timerfds) it cannot be told that one has
-    replaced the other, except by their details.
+    Files are distinguished by kind, inode and access mode, eventfds by their id.  Files
+    without an inode of their own (epolls, timerfds) are distinguished by their details alone.
+
+    Args:
+        before: the first table.
+        after: the second.
     """
     same = {n for n in before if n in after and _identity(before[n]) == _identity(after[n])}
     return FdDiff(

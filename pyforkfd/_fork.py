@@ -1,4 +1,4 @@
-"""fork() that knows its child, and says beside whom it was called."""
+"""fork() with a Process for its child, and a warning that names other threads."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import threading
 import warnings
 
 from . import _core
+from ._checks import path_or_fd
 from ._core import fork
 from ._errors import ForkWarning
 from ._process import Process
-from ._types import PATHS, HasFileno, StrPath, as_fd
+from ._types import HasFileno, StrPath
 
 __all__ = ["fork", "other_threads"]
 
@@ -21,16 +22,16 @@ def _warn_of_threads() -> None:
 
 
 def other_threads() -> tuple[str, ...]:
-    """The names of all threads but this one, as Python or else the kernel has them.
+    """Return the names of all threads but the calling one.
 
-    From /proc/self/task; a thread that Python does not know is called by its comm.
+    They are found in /proc/self/task; a thread that Python does not know has its comm.
     """
     for last in (False, True):
         native = _tasks()
         known = {thread.native_id: thread.name for thread in threading.enumerate()}
         if last or native <= known.keys():
             break
-        os.sched_yield()  # one that Python has joined is gone from the list a moment later
+        os.sched_yield()  # a thread that Python has joined leaves the list a moment later
     names = []
     for task in sorted(native - {threading.get_native_id()}):
         if task in known:
@@ -53,14 +54,17 @@ def _comm(task: int) -> str | None:
 
 
 def _open_procs(cgroup: StrPath | int | HasFileno) -> tuple[int, str]:
-    """cgroup.procs, open for writing and owned by the caller; the cgroup's name."""
-    if isinstance(cgroup, PATHS):
-        path = os.fsdecode(cgroup)
-        if not path:
-            raise ValueError("cgroup: the path is empty")
-        return os.open(os.path.join(path, "cgroup.procs"), os.O_WRONLY | os.O_CLOEXEC), ascii(path)
-    fd = as_fd(cgroup, "cgroup")
-    return os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=fd), f"descriptor {fd}"
+    """Open cgroup.procs for writing; the caller owns it.
+
+    Returns:
+        The descriptor, and the cgroup's name for messages.
+    """
+    where = path_or_fd(cgroup, "cgroup")
+    if isinstance(where, bytes):
+        procs = os.open(os.path.join(where, b"cgroup.procs"), os.O_WRONLY | os.O_CLOEXEC)
+        return procs, ascii(os.fsdecode(where))
+    procs = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=where)
+    return procs, f"descriptor {where}"
 
 
 _core.prepare_fork(Process, _open_procs, _warn_of_threads)

@@ -1,4 +1,4 @@
-"""Names of a package that are imported when somebody asks for them."""
+"""Names of a package whose modules are imported at the first use."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 def lazy(
     package: str, elsewhere: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The ``__getattr__`` and ``__dir__`` of a package.
+    """Make the ``__getattr__`` and ``__dir__`` of a package.
 
     Args:
-        package: its name.
-        elsewhere: name -> the module within it that has it.
+        package: the name of the package.
+        elsewhere: name -> the module of the package that defines it.
     """
 
     def find(name: str) -> Any:
         if name not in elsewhere:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         found = getattr(importlib.import_module(f".{elsewhere[name]}", package), name)
-        setattr(sys.modules[package], name, found)  # the next time nobody asks here
+        setattr(sys.modules[package], name, found)  # the next access does not come here
         return found
 
     def names() -> list[str]:

@@ -1,4 +1,4 @@
-"""Listening sockets: made, adopted with a check, and taken over from a service manager."""
+"""Listening sockets: made, adopted after a check, and taken over from a service manager."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ._errors import DescriptorError, ListenerError
 _VARIABLES = ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES")
 _FIRST = 3  # SD_LISTEN_FDS_START
 
-FILE_KINDS = {
+_FILE_KINDS = {
     stat.S_IFREG: "a regular file",
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a pipe",
@@ -50,7 +50,7 @@ def bind(
     ipv6_only: bool = False,
     mode: int | None = None,
 ) -> socket.socket:
-    """Make a socket that clients can reach, listening where it is one for connections.
+    """Make a socket that clients can reach; one for connections listens.
 
     Args:
         address: ``tcp://host:port`` or ``udp://host:port`` (``[::1]`` for IPv6; no host is
@@ -58,21 +58,21 @@ def bind(
             ``unix:/path``, ``unix:@name`` in the abstract namespace, likewise
             ``unixgram:`` for datagrams and ``unixpacket:`` for SOCK_SEQPACKET,
             ``vsock:port`` or ``vsock:cid:port``.
-        backlog: connections that may wait; the kernel cuts it to net.core.somaxconn.
+        backlog: connections that may wait; the kernel limits it to net.core.somaxconn.
         reuse_port: SO_REUSEPORT, several sockets share the port, socket(7); TCP and UDP.
         nodelay: TCP_NODELAY.  Accepted sockets inherit it, so setting it here is enough.
         ipv6_only: an IPv6 listener does not take IPv4 connections.
         mode: permissions of a path, exactly these whatever the umask; never more than
             these, not for a moment.  None: 0o777 less the umask.
 
-    A path whose listener is gone is replaced; one that is listened on is not.
+    A path whose listener is gone is replaced; one that has a listener is not.
 
     Returns:
         A blocking, close-on-exec socket; the caller owns it.
 
     Raises:
         ValueError: the address or an option for it makes no sense.
-        OSError: as the kernel refuses; it names the address.
+        OSError: the kernel refuses it; the message names the address.
     """
     made: socket.socket | None = None
     try:
@@ -132,7 +132,7 @@ def _internet_socket(
     )[0]
     made = socket.socket(family, kind, protocol)
     try:
-        if kind == socket.SOCK_STREAM:  # for datagrams it would let others steal them
+        if kind == socket.SOCK_STREAM:  # for datagrams it would let others take them
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, ipv6_only)
@@ -153,7 +153,7 @@ def unix_listener(
     backlog: int,
     kind: socket.SocketKind = socket.SOCK_STREAM,
 ) -> socket.socket:
-    """As :func:`bind` makes it for ``unix:/path``."""
+    """Make the socket of :func:`bind` for ``unix:/path``."""
     made = socket.socket(socket.AF_UNIX, kind)
     try:
         if mode is not None:
@@ -180,7 +180,7 @@ def unix_listener(
 
 @contextmanager
 def _locked_directory(directory: str) -> Iterator[None]:
-    """Only one of us at a time may find a path stale.  flock(2): no lock file is left."""
+    """Lock a directory, so that one process at a time replaces a path: flock(2), no lock file."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -190,10 +190,10 @@ def _locked_directory(directory: str) -> Iterator[None]:
 
 
 def _is_stale(path: str) -> bool:
-    """No socket is bound to it any more.
+    """Return whether no socket is bound to a path any more.
 
-    Asked by a datagram socket: a stream's listener refuses it for its type (EPROTOTYPE)
-    and never gets to see it, unix(7).
+    Probed by a datagram socket: the kernel refuses it for its type (EPROTOTYPE), so that a
+    stream's listener never notices, unix(7).
     """
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
         return False
@@ -202,7 +202,7 @@ def _is_stale(path: str) -> bool:
 
 
 def describe_socket(found: socket.socket) -> str:
-    """An article and a name: "a TCP socket"."""
+    """Return an article and a name: "a TCP socket"."""
     if found.family in (socket.AF_INET, socket.AF_INET6):
         return f"a {_PROTOCOLS.get(found.proto, 'raw IP')} socket"
     kind = {socket.SOCK_STREAM: "stream", socket.SOCK_DGRAM: "datagram"}.get(found.type)
@@ -213,16 +213,28 @@ def describe_socket(found: socket.socket) -> str:
 
 
 def open_kind(fd: int, error_class: type[DescriptorError]) -> int:
-    """What kind of file it is, a key of FILE_KINDS."""
+    """Return the kind of file that a descriptor is, a key of _FILE_KINDS."""
     try:
         return stat.S_IFMT(os.fstat(fd).st_mode)
     except OSError as error:
         raise error_class(
             error.errno or errno.EBADF,
             fd,
-            "is closed: if a parent was to pass it, it was close-on-exec when that executed "
-            f"us, or not in its map (pyforkfd: fds={{{fd}: ...}}; subprocess: pass_fds)",
+            "is closed: if a parent was to pass it, it was close-on-exec at the exec, or not in "
+            f"the parent's map (pyforkfd: fds={{{fd}: ...}}; subprocess: pass_fds)",
         ) from None
+
+
+def borrowed_socket(fd: int, error_class: type[DescriptorError]) -> socket.socket:
+    """Return a socket object of a descriptor; the caller detaches it, or takes the descriptor.
+
+    Raises:
+        DescriptorError: the descriptor is closed or no socket.
+    """
+    kind = open_kind(fd, error_class)
+    if kind != stat.S_IFSOCK:
+        raise error_class(errno.ENOTSOCK, fd, f"is {_FILE_KINDS[kind]}, not a socket")
+    return socket.socket(fileno=fd)
 
 
 def listener_from_fd(
@@ -234,25 +246,22 @@ def listener_from_fd(
 ) -> socket.socket:
     """Adopt a descriptor that was passed to us, once it has proved to be a listener.
 
-    What Go calls net.FileListener, but it takes the descriptor and not a duplicate.  It
-    is looked at with SO_DOMAIN, SO_TYPE, SO_PROTOCOL and SO_ACCEPTCONN, socket(7); there
-    is no second listen(2), a listener works as it is in every process that has it.
+    Like Go's net.FileListener, but the descriptor itself is taken and not a duplicate.  It
+    is inspected with SO_DOMAIN, SO_TYPE, SO_PROTOCOL and SO_ACCEPTCONN, socket(7).  There
+    is no second listen(2): a listener works as it is in every process that has it.
 
     Args:
-        fd: taken on success (made close-on-exec); left as it was when an error is raised.
-        family: the address family it must have; None: any.
-        type: the type it must have.
+        fd: the descriptor; taken on success (made close-on-exec), left as it was on an error.
+        family: the address family that it must have; None: any.
+        type: the type that it must have.
         blocking: None leaves O_NONBLOCK as it is.  The flag belongs to the open file:
             setting it here sets it for every process that has this listener.
 
     Raises:
-        ListenerError: it is closed, no socket, of another family or type, or does not
-            listen.  ``fd`` and ``reason`` tell, and so does the message.
+        ListenerError: the descriptor is closed, no socket, of another family or type, or
+            does not listen.  ``fd``, ``reason`` and the message name it.
     """
-    kind = open_kind(fd, ListenerError)
-    if kind != stat.S_IFSOCK:
-        raise ListenerError(errno.ENOTSOCK, fd, f"is {FILE_KINDS[kind]}, not a socket")
-    found = socket.socket(fileno=fd)
+    found = borrowed_socket(fd, ListenerError)
     try:
         what = describe_socket(found)
         if not found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
@@ -288,10 +297,10 @@ def _why_not_listening(found: socket.socket, what: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ListenFd:
-    """A descriptor that a service manager gave us; the receiver of it owns it.
+    """A descriptor that a service manager has passed to us; the receiver owns it.
 
     Attributes:
-        name: from LISTEN_FDNAMES (FileDescriptorName= in systemd); names may repeat.
+        name: its name in LISTEN_FDNAMES (FileDescriptorName= in systemd); names may repeat.
         fd: its number; close-on-exec.
     """
 
@@ -305,14 +314,14 @@ class ListenFd:
         type: socket.SocketKind = socket.SOCK_STREAM,
         blocking: bool | None = None,
     ) -> socket.socket:
-        """See :func:`listener_from_fd`, to which the descriptor is given."""
+        """Adopt the descriptor as a listener: :func:`listener_from_fd`."""
         return listener_from_fd(self.fd, family=family, type=type, blocking=blocking)
 
 
 def listen_fds(*, unset_environment: bool = True) -> tuple[ListenFd, ...]:
-    """What a service manager passed to this very process, as sd_listen_fds(3) defines it.
+    """Return the descriptors that a service manager has passed to this process, sd_listen_fds(3).
 
-    Empty where nothing was passed, or not to us: LISTEN_PID must be our pid, and
+    None are returned where nothing was passed, or not to us: LISTEN_PID must be our pid, and
     LISTEN_PIDFDID, where it is set and the kernel has pidfs (Linux 6.9), the inode of our
     pidfd.  The descriptors are made close-on-exec, all of them or none.
 
@@ -355,10 +364,14 @@ def _number(variable: str, text: str) -> int:
 
 
 def listen_environment(names: Sequence[str], *, pid: int) -> dict[str, str]:
-    """The variables that tell the process ``pid`` of its descriptors 3, 4, ...
+    """Return the variables that pass the descriptors 3, 4, ... to the process ``pid``.
 
-    For those who start a child by other means than :func:`spawn`, which does this by
-    itself: the pid is known only after the fork, so it is the child that must call this.
+    For programs that start a child by other means than :func:`spawn`, which does this by
+    itself.  The pid is known only after the fork, so the child must call this.
+
+    Args:
+        names: a name for each descriptor, from 3 on.
+        pid: the process that is to take them.
 
     Raises:
         ValueError: a name has a colon or cannot be printed.

@@ -1,4 +1,4 @@
-"""asyncio on the fork-safe selector, and what a loop needs in the child of a fork."""
+"""asyncio on the fork-safe selector, and a loop made usable in the child of a fork."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from typing import Any, Literal, TypeAlias
 from ._selector import BORN, ForkSafeSelector
 
 Transports: TypeAlias = Literal["refuse", "close", "keep"]
-"""What :func:`reinit_loop` does with connections that the loop serves."""
+"""The treatment of connections that the loop serves, see :func:`reinit_loop`."""
 
-# What asyncio calls its parts from 3.11 to 3.14; none of them is public.
+# The names of asyncio's parts from 3.11 to 3.14; none of them is public.
 _INTERNALS: dict[str, type] = {
     "_selector": selectors.BaseSelector,
     "_ssock": socket.socket,
@@ -36,7 +36,7 @@ _INTERNALS: dict[str, type] = {
 
 
 def new_event_loop() -> asyncio.SelectorEventLoop:
-    """A new asyncio loop on a :class:`ForkSafeSelector`.
+    """Make an asyncio loop on a :class:`ForkSafeSelector`.
 
     A loop factory: ``asyncio.Runner(loop_factory=pyforkfd.new_event_loop)``.  In the child of
     a fork its epoll is the child's own; :func:`reinit_loop` makes the rest usable there.
@@ -55,33 +55,35 @@ def new_event_loop() -> asyncio.SelectorEventLoop:
 def reinit_loop(
     loop: asyncio.AbstractEventLoop | None = None, *, transports: Transports = "refuse"
 ) -> asyncio.AbstractEventLoop:
-    """Make a loop that the parent made usable in this child of a fork, or say why not.
+    """Make a loop of the parent usable in this child of a fork, or raise the reasons why not.
 
     Call it in the child before the loop runs, or from the callback or coroutine that forked.
     The loop gets an epoll of its own, where it is on a :class:`selectors.EpollSelector` a
     ForkSafeSelector; a self-pipe of its own, since a byte in the shared one wakes either
     process; the signal wake-up descriptor for its signal handlers; and, if it ran on the
     thread that forked, it is the running loop again.  Its default executor, whose threads are
-    not in this process, is forgotten; the next run_in_executor() makes another, but what was
-    handed to the old one never ends.
+    not in this process, is dropped; the next run_in_executor() makes another, but a call that
+    was submitted to the old one never ends.
 
-    What it listens on stays registered: both processes accept.  Readers and writers that were
-    added by hand stay too, and so do tasks, callbacks and timers, which both processes run;
-    cancel what only one shall do.
+    Listeners stay registered: both processes accept.  Readers and writers that were added by
+    hand stay too, and so do tasks, callbacks and timers, which both processes run; cancel
+    those that only one shall run.
 
     Args:
         loop: one of asyncio's selector loops; None: the one that ran on the thread that forked.
-        transports: what to do with connections and pipes, which both processes would read, and
-            with children that are waited for, which are the parent's. ``refuse``: raise.
+        transports: the treatment of connections and pipes, which both processes would read,
+            and of children that are waited for, which are the parent's. ``refuse``: raise.
             ``close``: abort them here, which the peer and the parent do not notice. ``keep``:
-            as they are; for children there is nothing to keep, and nobody is told of their end.
+            leave them as they are; children are dropped, and their end is not reported.
 
     Returns:
         The loop.
 
     Raises:
-        RuntimeError: why it cannot be used, in all its reasons; it was not changed.
-        TypeError: it is not one of asyncio's selector loops, or this Python's is not known.
+        RuntimeError: the loop cannot be used, with all reasons; it was not changed.
+        TypeError: the loop is not one of asyncio's selector loops, or this Python's loop is
+            not known here.
+        ValueError: ``transports`` is none of the three.
         OSError: no epoll or no socket pair could be made; the loop cannot be used.
     """
     if transports not in ("refuse", "close", "keep"):
@@ -97,7 +99,7 @@ def reinit_loop(
         raise RuntimeError(f"{known!r} cannot be used in this child: " + "; ".join(reasons))
 
     if isinstance(known._selector, selectors.EpollSelector):
-        known._selector = _moved(known._selector)
+        known._selector = _own_epoll(known._selector)
     shared_csock = known._csock.fileno()
     wakeup = signal.set_wakeup_fd(-1)
     known._close_self_pipe()
@@ -117,9 +119,9 @@ def reinit_loop(
 
 
 def _running_at_the_fork() -> asyncio.AbstractEventLoop | None:
-    """The loop that says so of itself.
+    """Return the loop that was running on this thread.
 
-    Nobody remembers it: a hook of every fork would cost all that never ask.
+    It is searched for among all objects: to record it, a hook would have to run in every fork.
     """
     mine = threading.get_ident()
     for found in gc.get_objects():
@@ -130,7 +132,7 @@ def _running_at_the_fork() -> asyncio.AbstractEventLoop | None:
 
 @dataclass(slots=True)
 class _Held:
-    """What of a loop belongs to the parent."""
+    """The parts of a loop that belong to the parent."""
 
     transports: list[Any] = field(default_factory=list)
     pidfds: list[int] = field(default_factory=list)  # of children that are waited for
@@ -157,12 +159,12 @@ class _Held:
         return held
 
     def reasons(self) -> list[str]:
-        said = [f"{transport!r} is the parent's connection too" for transport in self.transports]
-        said += [f"pidfd {fd} is of a child of the parent" for fd in self.pidfds]
-        said += [f"process {pid} is a child of the parent" for pid in self.threads]
-        if said:
-            said.append('say transports="close" or "keep"')
-        return said
+        found = [f"{transport!r} is the parent's connection too" for transport in self.transports]
+        found += [f"pidfd {fd} is of a child of the parent" for fd in self.pidfds]
+        found += [f"process {pid} is a child of the parent" for pid in self.threads]
+        if found:
+            found.append('write transports="close" or "keep"')
+        return found
 
     def forget_children(self, loop: Any) -> None:
         for pidfd in self.pidfds:
@@ -173,7 +175,7 @@ class _Held:
 
 def _known(loop: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
     if loop is None:
-        raise RuntimeError("reinit_loop: no loop ran on the thread that forked: say which")
+        raise RuntimeError("reinit_loop: no loop ran on the thread that forked: pass one")
     if loop.is_closed():
         raise RuntimeError(f"reinit_loop: {loop!r} is closed")
     if not isinstance(loop, asyncio.SelectorEventLoop):
@@ -185,29 +187,29 @@ def _known(loop: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
 
 
 def _obstacles(loop: Any) -> list[str]:
-    said = []
+    reasons = []
     if loop._thread_id not in (None, threading.get_ident()):
-        said.append(
+        reasons.append(
             "it ran on another thread than the one that forked: a callback of it was cut short"
         )
     if threading.current_thread() is not threading.main_thread():
-        said.append("only the main thread can set the signal wake-up descriptor")
+        reasons.append("only the main thread can set the signal wake-up descriptor")
     if isinstance(loop._selector, selectors.EpollSelector):
         for key in loop._selector.get_map().values():
             try:
                 os.fstat(key.fd)
             except OSError:
-                said.append(f"descriptor {key.fd} is registered, but closed")
+                reasons.append(f"descriptor {key.fd} is registered, but closed")
     elif not isinstance(loop._selector, _UNSHARED):
-        said.append(f"it is on a {type(loop._selector).__name__}, which may be the parent's too")
-    return said
+        reasons.append(f"it is on a {type(loop._selector).__name__}, which may be the parent's too")
+    return reasons
 
 
 _UNSHARED = (ForkSafeSelector, selectors.SelectSelector, selectors.PollSelector)
 
 
-def _moved(inherited: selectors.EpollSelector) -> ForkSafeSelector:
-    """All that is registered, in an epoll of our own; the parent's is closed, not changed."""
+def _own_epoll(inherited: selectors.EpollSelector) -> ForkSafeSelector:
+    """Register all descriptors in an epoll of our own; close the parent's, unchanged."""
     own = ForkSafeSelector()
     try:
         for key in list(inherited.get_map().values()):

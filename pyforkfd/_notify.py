@@ -1,4 +1,4 @@
-"""Telling a service manager how we are: sd_notify(3)."""
+"""Notify a service manager of the state of this process: sd_notify(3)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import socket
 import time
 from collections.abc import Iterable, Mapping
 
-from ._types import HasFileno, as_fd
+from ._checks import as_fd
+from ._types import HasFileno
 
 
 def notify(
@@ -29,37 +30,38 @@ def notify(
     timeout: float | None = None,
     unset_environment: bool = False,
 ) -> bool:
-    """Send a state to the service manager that NOTIFY_SOCKET names.
+    """Send the state of this process to the service manager that NOTIFY_SOCKET names.
 
-    All that is said together is sent in one datagram; each name of ``fdstore`` and of
+    One datagram carries all fields of a call; each name of ``fdstore`` and of
     ``fdstore_remove`` needs one of its own, and they follow in order.
 
     Args:
         ready: READY=1: started, or a reload is finished.
-        reloading: RELOADING=1 with MONOTONIC_USEC, as Type=notify-reload wants it.
+        reloading: RELOADING=1 with MONOTONIC_USEC, as Type=notify-reload needs it.
         stopping: STOPPING=1.
         status: one line for people.
         errno: an error number, for a service that fails.
         main_pid: MAINPID, where another process is the service's main one.
-        watchdog: WATCHDOG=1, the sign of life that WatchdogSec= wants.
-        watchdog_failed: WATCHDOG=trigger, as if the sign of life had not come.
-        watchdog_usec: a new period for it, in microseconds.
+        watchdog: WATCHDOG=1, the heartbeat that WatchdogSec= expects.
+        watchdog_failed: WATCHDOG=trigger, as if the heartbeat had not come.
+        watchdog_usec: a new period of the heartbeat, in microseconds.
         extend_timeout_usec: EXTEND_TIMEOUT_USEC, microseconds from now.
-        fdstore: name -> descriptors (borrowed) that the manager is to keep over our end.
-        fdstore_remove: names whose descriptors it is to close.
-        barrier: wait so many seconds until the manager has worked off all of this.
-        timeout: seconds to wait for room in the manager's queue, each time; None: without end.
+        fdstore: name -> descriptors (borrowed) that the manager is to hold when we have ended.
+        fdstore_remove: names whose descriptors the manager is to close.
+        barrier: seconds to wait until the manager has processed all of this.
+        timeout: seconds to wait for each datagram while the manager's queue is full; None:
+            without end.
         unset_environment: remove NOTIFY_SOCKET, so that children of ours do not use it.
 
     Returns:
-        False where there is no NOTIFY_SOCKET: nobody wants to know.
+        False where there is no NOTIFY_SOCKET, so that nothing was sent.
 
     Raises:
-        ValueError: nothing is said, or a value holds a line break, which would say
-            something else; or NOTIFY_SOCKET is no address that we know.
-        TimeoutError: the barrier was not passed in time, or there was no room in time.
-        BlockingIOError: there was none at once, and ``timeout`` is 0.
-        OSError: the manager's socket is gone or refuses us; it names the address.
+        ValueError: there is no field, or a value holds a line break, which would begin
+            another field; or NOTIFY_SOCKET is no address that is known here.
+        TimeoutError: the barrier was not passed in time, or the queue was full for that long.
+        BlockingIOError: the queue is full, and ``timeout`` is 0.
+        OSError: the manager's socket is gone or refuses us; the message names the address.
     """
     lines = {
         "READY": "1" if ready else None,
@@ -76,15 +78,15 @@ def notify(
         "EXTEND_TIMEOUT_USEC": extend_timeout_usec,
     }
     messages: list[tuple[bytes, list[int]]] = []
-    if said := {name: value for name, value in lines.items() if value is not None}:
-        messages.append((_message(said), []))
+    if fields := {name: value for name, value in lines.items() if value is not None}:
+        messages.append((_message(fields), []))
     for name, sources in (fdstore or {}).items():
         fds = [as_fd(source, f"fdstore: {name}") for source in sources]
         messages.append((_message({"FDSTORE": 1, "FDNAME": _fd_name(name)}), fds))
     for name in fdstore_remove:
         messages.append((_message({"FDSTOREREMOVE": 1, "FDNAME": _fd_name(name)}), []))
     if not messages and barrier is None:
-        raise ValueError("notify: nothing to say")
+        raise ValueError("notify: no field is given")
     address = os.environ.get("NOTIFY_SOCKET")
     if unset_environment:
         os.environ.pop("NOTIFY_SOCKET", None)
@@ -106,11 +108,11 @@ def notify(
     return True
 
 
-def _message(said: Mapping[str, object]) -> bytes:
-    for name, value in said.items():
+def _message(fields: Mapping[str, object]) -> bytes:
+    for name, value in fields.items():
         if "\n" in str(value):
             raise ValueError(f"notify: line break in {name}={value!r}")
-    return "\n".join(f"{name}={value}" for name, value in said.items()).encode(
+    return "\n".join(f"{name}={value}" for name, value in fields.items()).encode(
         errors="surrogateescape"
     )
 
@@ -136,7 +138,7 @@ def _connect(address: str) -> socket.socket:
 
 
 def _pass_barrier(manager: socket.socket, timeout: float) -> None:
-    """The manager closes the writing end when it has come to it, sd_notify_barrier(3)."""
+    """Wait until the manager closes the writing end of a pipe, sd_notify_barrier(3)."""
     reader, writer = os.pipe()
     try:
         try:
@@ -144,7 +146,7 @@ def _pass_barrier(manager: socket.socket, timeout: float) -> None:
         finally:
             os.close(writer)
         passed = select.poll()
-        passed.register(reader, 0)  # POLLHUP comes unasked
+        passed.register(reader, 0)  # POLLHUP is always reported
         if not passed.poll(timeout * 1000):
             raise TimeoutError(f"notify: the barrier was not passed within {timeout} s")
     finally:

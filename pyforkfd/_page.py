@@ -16,11 +16,12 @@ __all__ = ["SharedPage", "Slot", "SlotSnapshot"]
 class SharedPage(Closing):
     """A sealed memfd of cache lines, one per worker, which all processes that have it map.
 
-    The supervisor makes it by :meth:`create` and hands the descriptor on, ``spawn(...,
-    fds={5: page})``; the worker says ``SharedPage(5).slot(3)``.  Workers write, the supervisor
-    reads, and nobody waits for anybody.  Nobody can change its size (F_SEAL_SHRINK,
-    F_SEAL_GROW, fcntl(2)), so no access is ever a SIGBUS.  Whoever has the descriptor may write
-    to every slot: workers that do not trust one another need pages of their own.
+    The supervisor makes it by :meth:`create` and passes the descriptor on, ``spawn(...,
+    fds={5: page})``; the worker calls ``SharedPage(5).slot(3)``.  Workers write and the
+    supervisor reads, without waiting for one another.  Its size cannot change
+    (F_SEAL_SHRINK, F_SEAL_GROW, fcntl(2)), so no access is ever a SIGBUS.  A process that has
+    the descriptor may write to every slot: workers that do not trust one another need pages
+    of their own.
 
     A context manager; safe to use from many threads.  Linux 3.17.
     """
@@ -31,10 +32,12 @@ class SharedPage(Closing):
         """Adopt the descriptor of a page, once it has proved to be one.
 
         Args:
-            fd: taken (made close-on-exec) on success, left as it was on an error.
+            fd: the descriptor; taken (made close-on-exec) on success, left as it was on an
+                error.
 
         Raises:
-            PageError: it is no page, or one of another version; the message says what it is.
+            PageError: the descriptor is no page, or one of another version; the message
+                names what it is.
         """
         self._mapping = _map(fd)
         set_cloexec(fd, True)
@@ -42,17 +45,17 @@ class SharedPage(Closing):
 
     @classmethod
     def create(cls, slots: int) -> SharedPage:
-        """A new page, whose slots nobody has.
+        """Make a page, whose slots are all free.
 
         Args:
-            slots: how many, 1 to 65,536; 64 bytes each.
+            slots: number of slots, 1 to 65,536; 64 bytes each.
 
         Raises:
-            ValueError: so many cannot be.
-            OSError: as memfd_create(2) and fallocate(2) say.
+            ValueError: a page cannot have so many.
+            OSError: memfd_create(2) or fallocate(2) failed.
         """
         if not 0 <= slots < 2**32:
-            raise ValueError(f"SharedPage.create: slots={slots} cannot be")
+            raise ValueError(f"SharedPage.create: slots={slots} is not 1 to 65536")
         fd = create_page(slots)
         try:
             return cls(fd)
@@ -61,7 +64,7 @@ class SharedPage(Closing):
             raise
 
     def fileno(self) -> int:
-        """The descriptor; it stays this object's.
+        """Return the descriptor's number; it stays this object's.
 
         Raises:
             ValueError: the page is closed.
@@ -69,11 +72,11 @@ class SharedPage(Closing):
         return self._fd.fileno()
 
     def __len__(self) -> int:
-        """How many slots there are."""
+        """Return the number of slots."""
         return len(self._mapping)
 
     def slot(self, index: int) -> Slot:
-        """One slot; it may be used after the page is closed.
+        """Return one slot, which may be used after the page is closed.
 
         Args:
             index: 0 to ``len(page) - 1``.
@@ -86,12 +89,12 @@ class SharedPage(Closing):
         return self._mapping.slot(index)
 
     def snapshots(self) -> list[SlotSnapshot]:
-        """What every slot says now, in order, by one native call."""
+        """Read every slot, in order, by one native call."""
         return self._mapping.snapshots()
 
     @property
     def generation(self) -> int:
-        """The service's current generation, for workers to see; the supervisor sets it."""
+        """The service's current generation, which the supervisor sets and workers read."""
         return self._mapping.generation
 
     @generation.setter
@@ -99,7 +102,7 @@ class SharedPage(Closing):
         self._mapping.generation = value
 
     def close(self) -> None:
-        """Close the descriptor; the memory stays for as long as a slot or this object does."""
+        """Close the descriptor; the memory stays as long as a slot or this object exists."""
         self._fd.close()
 
 

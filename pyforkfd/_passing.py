@@ -1,4 +1,4 @@
-"""Descriptors from process to process, over UNIX sockets."""
+"""Descriptors passed from process to process, over UNIX sockets."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from types import TracebackType
 from typing import TypeAlias
 
 from . import _core
+from ._checks import as_fd
 from ._errors import PassingError
 from ._fd import Fd
-from ._types import HasFileno, as_fd
+from ._types import HasFileno
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """A process as the kernel vouches for it: struct ucred of unix(7).
+    """The identity of a process, verified by the kernel: struct ucred of unix(7).
 
     Attributes:
-        pid: its number, in our pid namespace; 0 if it has none there.
+        pid: the process, in our pid namespace; 0 if it has no number there.
         uid: its effective user.
         gid: its effective group.
     """
@@ -35,15 +36,17 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Received:
-    """What one call has received.  As a context manager it closes what is left of it.
+    """The message that one call has received.
+
+    As a context manager it closes the descriptors that are left.
 
     Attributes:
-        data: the bytes; on a socket with connections none, and no descriptors, is its end.
+        data: the bytes; on a socket with connections, no bytes and no descriptors are its end.
         fds: the descriptors in the order sent, owned and close-on-exec.  ``detach()`` those
             that shall outlive this object.
-        flags: what recvmsg(2) said of the message: MSG_EOR and kin.
+        flags: the flags that recvmsg(2) returned: MSG_EOR and kin.
         credentials: the sender's, where :func:`pass_credentials` is on.
-        pidfd: the sender's, where :func:`pass_pidfd` is on and it lived; owned.
+        pidfd: the sender's, where :func:`pass_pidfd` is on and the sender lived; owned.
     """
 
     data: bytes
@@ -55,8 +58,8 @@ class Received:
     def close(self) -> None:
         """Close the descriptors that are neither closed nor detached.
 
-        Neighbouring numbers go at once, close_range(2), and what closing says of a file is
-        not reported: close that one yourself to hear it.
+        Neighbouring numbers are closed by one close_range(2), which does not report errors of
+        the files: close a descriptor by itself to see its error.
         """
         _core.close_received(self)
 
@@ -87,35 +90,37 @@ def send_fds(
     """Send data and descriptors over a UNIX socket, sendmsg(2) with SCM_RIGHTS.
 
     The receiver gets descriptors of its own for the same open files, unix(7): they live on
-    when ours are closed, also while nobody has received them yet.  The GIL is released.
+    when ours are closed, even before the message is received.  The GIL is released.
 
     Up to 253, the kernel's limit, go in one message that any program can receive.  More go
     in several, each with the same marker before at most 252 of them, which
     :func:`recv_fds` and :class:`FdChannel` put together; all or none arrive.  If such a
-    transfer fails half-way, the error says so, and the socket is of no more use.
+    transfer fails half-way, the message of the error names that, and the socket cannot be
+    used any more.
 
     Args:
-        sock: borrowed; connected.
+        sock: a connected socket; borrowed.
         data: bytes-like, or an iterable of such, sent as one.  On a stream at least one byte
             must go with descriptors: with none the kernel would drop them.
-        fds: borrowed; they may be closed after the return.
+        fds: descriptors; borrowed, they may be closed after the return.
         flags: for sendmsg(2).  MSG_NOSIGNAL is always set.
         timeout: seconds that it may take; None: as the socket is, which for a
             ``socket.socket`` is its own timeout, and else whether it is non-blocking.
-        credentials: SCM_CREDENTIALS, what the receiver is to be told of us; other than
-            our own are for the privileged.  It sees the real ones without, if it asks.
+        credentials: SCM_CREDENTIALS, the identity that is sent to the receiver; one other
+            than our own needs privilege.  Without it a receiver that requests credentials
+            gets the real ones.
 
     Returns:
-        How many bytes were sent: on a stream that does not block perhaps not all.  The
+        The number of bytes sent: on a stream that does not block perhaps not all.  The
         descriptors went with the first.
 
     Raises:
         ValueError: no data with descriptors on a stream; a number that is no descriptor.
         BlockingIOError: the socket is full, and does not wait.
-        TimeoutError: it was full for that long.
+        TimeoutError: the socket was full for that long.
         BrokenPipeError: the receiver is gone.
-        OSError: EBADF, it names the descriptor that is not open; EMSGSIZE, with both sizes;
-            ETOOMANYREFS, more than RLIMIT_NOFILE are under way and not received.
+        OSError: EBADF, and the message names the descriptor that is not open; EMSGSIZE, with
+            both sizes; ETOOMANYREFS, more than RLIMIT_NOFILE are under way and not received.
     """
     return _core.send_fds(sock, data, fds, flags, timeout, credentials)
 
@@ -131,50 +136,53 @@ def recv_fds(
     """Receive data and descriptors from a UNIX socket, recvmsg(2).
 
     Every descriptor is close-on-exec from its first moment (MSG_CMSG_CLOEXEC) and owned by
-    what is returned.  Nothing is lost silently: if descriptors or part of a datagram did not
-    arrive, those that did are closed and the error says what was lost and why.  The GIL is
-    released.
+    the object returned.  Nothing is lost silently: if descriptors or part of a datagram did
+    not arrive, those that did are closed, and the error names the loss and its cause.  The
+    GIL is released.
 
     Args:
-        sock: borrowed.
-        max_bytes: room for data.  On a stream the rest comes next time, and a message with
-            descriptors ends what one call returns.
+        sock: a connected socket; borrowed.
+        max_bytes: the most bytes of data.  On a stream the rest comes next time, and a
+            message with descriptors ends the data of one call.
         max_fds: descriptors that may come; more are an error.  If it is above 253, transfers
             of several messages are put together, see :func:`send_fds`.
-        flags: for recvmsg(2).  With MSG_TRUNC a datagram may be cut, and ``flags`` of what
-            is returned says so.
+        flags: for recvmsg(2).  With MSG_TRUNC a datagram may be truncated, which ``flags`` of
+            the result shows.
         timeout: as for :func:`send_fds`.
 
     Raises:
-        PassingError: EMSGSIZE, more descriptors or bytes than there is room for; EMFILE,
-            RLIMIT_NOFILE was reached; EPROTO or ECONNRESET, a transfer was broken off.  It
-            has the data that came.
-        BlockingIOError: nothing is there, and the socket does not wait.
-        TimeoutError: nothing came in time.
-        OSError: as recvmsg(2) says.
+        PassingError: EMSGSIZE, more descriptors or bytes than these; EMFILE, RLIMIT_NOFILE
+            was reached; EPROTO or ECONNRESET, a transfer was broken off.  It has the data
+            that came.
+        BlockingIOError: no message is there, and the socket does not wait.
+        TimeoutError: no message came in time.
+        OSError: recvmsg(2) failed.
     """
     return _core.recv_fds(sock, max_bytes, max_fds, flags, timeout)
 
 
 def peer_credentials(sock: int | HasFileno) -> Credentials:
-    """Who connected, listened or made the pair at the other end: SO_PEERCRED, unix(7).
+    """Return the identity of the process at the other end: SO_PEERCRED, unix(7).
 
-    As they were then: the process may have changed its user or ended since.
+    That is the process that connected, listened or made the pair, as it was then: it may have
+    changed its user or ended since.
 
     Args:
-        sock: borrowed; a connected UNIX stream or seqpacket socket.
+        sock: a connected UNIX stream or seqpacket socket; borrowed.
 
     Raises:
-        OSError: it is no socket.
+        OSError: the descriptor is no socket.
     """
     return _core.peer_credentials(as_fd(sock, "peer_credentials"))
 
 
 def peer_pidfd(sock: int | HasFileno, *, by_pid: bool = False) -> Fd:
-    """A pidfd of the process that :func:`peer_credentials` means: SO_PEERPIDFD, Linux 6.5.
+    """Return a pidfd of the process at the other end: SO_PEERPIDFD, Linux 6.5.
+
+    That is the process that :func:`peer_credentials` names.
 
     Args:
-        sock: borrowed.
+        sock: the socket; borrowed.
         by_pid: where the kernel does not know SO_PEERPIDFD, open the pidfd by the pid of
             SO_PEERCRED.  If the peer has ended, that number may be another process by now.
 
@@ -182,7 +190,8 @@ def peer_pidfd(sock: int | HasFileno, *, by_pid: bool = False) -> Fd:
         The pidfd, owned.
 
     Raises:
-        OSError: ENOPROTOOPT, the kernel does not know it; ESRCH and kin, the peer has ended.
+        OSError: ENOPROTOOPT, the kernel does not know it; ESRCH and kin, the peer
+            has ended.
     """
     number = as_fd(sock, "peer_pidfd")
     try:
@@ -194,26 +203,28 @@ def peer_pidfd(sock: int | HasFileno, *, by_pid: bool = False) -> Fd:
 
 
 def pass_credentials(sock: int | HasFileno, on: bool = True) -> None:
-    """Have every message received here come with its sender's credentials: SO_PASSCRED.
+    """Receive the sender's credentials with every message from now on: SO_PASSCRED.
 
-    Descriptors can be received without.
+    Receiving descriptors does not need it.
 
     Args:
-        sock: borrowed.  The option belongs to the open socket, so to all who share it.
-        on: or no longer.
+        sock: the socket; borrowed.  The option belongs to the open socket, so to all
+            processes that share it.
+        on: False ends it.
 
     Raises:
-        OSError: as setsockopt(2) says.
+        OSError: setsockopt(2) failed.
     """
     _core.pass_credentials(as_fd(sock, "pass_credentials"), on)
 
 
 def pass_pidfd(sock: int | HasFileno, on: bool = True) -> None:
-    """Have every message received here come with its sender's pidfd: SO_PASSPIDFD, Linux 6.5.
+    """Receive the sender's pidfd with every message from now on: SO_PASSPIDFD, Linux 6.5.
 
     Args:
-        sock: borrowed.  The option belongs to the open socket, so to all who share it.
-        on: or no longer.
+        sock: the socket; borrowed.  The option belongs to the open socket, so to all
+            processes that share it.
+        on: False ends it.
 
     Raises:
         OSError: ENOPROTOOPT, the kernel does not know it: there is no other way.

@@ -24,8 +24,8 @@ class Pipeline:
     """Commands, each of whose 1 is the next one's 0: ``Command(...) | Command(...)``.
 
     No shell is involved, so nothing is quoted.  All run in one process group, which the
-    first one leads.  The first one's 0 and the last one's 1 are what their ``fds`` say;
-    so is every 2.  Frozen, and safe to spawn from many threads.
+    first one leads.  The first one's 0, the last one's 1 and every 2 are those of their
+    ``fds``.  Frozen, and safe to spawn from many threads.
 
     Raises:
         ValueError: fewer than two commands; or one names an end that the pipeline connects,
@@ -36,7 +36,7 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         if len(self.commands) < 2:
-            raise ValueError("Pipeline: wants two commands at least")
+            raise ValueError("Pipeline: needs two commands at least")
         last = len(self.commands) - 1
         for place, command in enumerate(self.commands):
             named = command.fds or {}
@@ -51,12 +51,12 @@ class Pipeline:
                 )
 
     def __or__(self, other: Command | Pipeline) -> Pipeline:
-        """A command or a pipeline more at the end."""
+        """Return the pipeline with a command or a pipeline added at its end."""
         more = other.commands if isinstance(other, Pipeline) else (other,)
         return Pipeline((*self.commands, *more))
 
     def spawn(self) -> PipelineProcess:
-        """Start all commands; returns when each has become its program.
+        """Start all commands; return when each has become its program.
 
         Returns:
             The children; the caller owns them and their pipes.
@@ -104,7 +104,7 @@ class PipelineProcess:
 
     Attributes:
         processes: the children, in the order of the commands.
-        process_group: that of all of them, the pid of the first.
+        process_group: the process group of all of them, the pid of the first.
     """
 
     __slots__ = ("process_group", "processes")
@@ -130,10 +130,10 @@ class PipelineProcess:
             timeout: seconds, for all together.
 
         Returns:
-            How each has ended, in the order of the commands.
+            The exit status of each, in the order of the commands.
 
         Raises:
-            TimeoutError: one still runs; all go on.
+            TimeoutError: a child still runs; all go on.
         """
         if timeout is None:
             return tuple(child.wait() for child in self.processes)
@@ -149,18 +149,18 @@ class PipelineProcess:
         return tuple(await asyncio.gather(*(child.wait_async() for child in self.processes)))
 
     def send_signal(self, signum: int) -> None:
-        """Signal the process group: all children, and what they started in it.
+        """Send a signal to the process group: to all children, and processes they started in it.
 
-        Does nothing once all children are known to have ended: its number may then mean
-        others.
+        Does nothing once all children are known to have ended: the group's number may then be
+        another's.
         """
-        # Each is asked, and not only as far as the first that runs.
+        # Each is polled, and not only as far as the first that runs.
         if None not in {child.poll() for child in self.processes}:
             return
         try:
             os.killpg(self.process_group, signum)
         except ProcessLookupError:
-            pass  # the last one has ended, and was reaped by another thread, since we looked
+            pass  # the last one has ended since, and another thread has reaped it
 
     def terminate(self) -> None:
         """Send SIGTERM to the process group."""
@@ -171,7 +171,7 @@ class PipelineProcess:
         self.send_signal(signal.SIGKILL)
 
     def close(self) -> None:
-        """Close our pipe ends and the pidfds.  No child is ended or waited for."""
+        """Close our pipe ends and the pidfds; no child is ended or waited for."""
         for child in self.processes:
             child.close()
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from ._checks import PYTHON_IGNORES
 from ._executable import obstacle
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _REFUSED, _CANNOT_EXECUTE, _NOT_FOUND = 125, 126, 127  # as env(1) and its kin e
 
 
 def preload_library() -> Path:
-    """Where ``libforkfd_preload.so`` is, for LD_PRELOAD; see docs/preload.md.
+    """Return the path of ``libforkfd_preload.so``, for LD_PRELOAD; see docs/preload.md.
 
     Raises:
         FileNotFoundError: the package was installed without it.
@@ -32,20 +33,20 @@ def preload_library() -> Path:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what ``run`` takes."""
+    """Declare the arguments of ``run``."""
     parser.add_argument(
         "--close-others",
         action="store_true",
-        help="let no descriptor above 2 through to another program by accident; "
-        "without it, leaks are logged and let through",
+        help="pass no descriptor above 2 on to another program by accident; without it, "
+        "leaks are logged and passed on",
     )
     parser.add_argument(
         "--keep",
         metavar="3,7,NAME",
         action="append",
         default=[],
-        help="descriptors that are passed on, by number, or by the name of an environment "
-        "variable that lists them",
+        help="descriptors to pass on, by number, or by the name of an environment variable "
+        "that lists them",
     )
     parser.add_argument(
         "--log",
@@ -55,27 +56,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--force",
         action="store_true",
-        help="start the program even where it, or the library in it, cannot be watched",
+        help="start the program even where the library cannot be loaded into it",
     )
 
 
 def main(args: argparse.Namespace) -> int:
-    """Become the program.  Returns an exit code only where that fails."""
+    """Execute the program in our place; return an exit code only where that fails."""
     command: list[str] = args.command
     try:
         if not command:
             raise _Refused("no command: run [options] -- CMD ...")
         if not args.close_others and args.log is None:
-            raise _Refused("neither --close-others nor --log: there is nothing to do")
+            raise _Refused("neither --close-others nor --log: nothing to do: add one of them")
         path = _find(command[0])
         reason = _why_not(path)
         if reason and not args.force:
-            raise _Refused(f"{reason} (--force starts it all the same)")
+            raise _Refused(f"{reason} (--force starts it nevertheless)")
         if reason:
             print(f"pyforkfd run: {reason}", file=sys.stderr)
         settings = {
             b"FORKFD_CLOSE_OTHERS": b"1" if args.close_others else b"0",
-            b"FORKFD_KEEP": _kept(args.keep),
+            b"FORKFD_KEEP": _to_pass(args.keep),
             b"FORKFD_LOG": _log(args.log),
         }
         _execute(path, command, settings)
@@ -94,7 +95,7 @@ class _Refused(Exception):
 
 
 def _find(name: str) -> str:
-    """As execvp(3) does: the first of PATH that can be executed."""
+    """Return the first candidate of PATH that can be executed, as execvp(3) does."""
     if "/" in name:
         return name
     for folder in os.get_exec_path():
@@ -113,16 +114,16 @@ def _why_not(path: str) -> str | None:
     except FileNotFoundError:
         raise
     except OSError as error:
-        return f"{error.filename}: cannot be read to see whether it loads libraries"
+        return f"{error.filename}: cannot be read, so whether it loads libraries is unknown"
 
 
-def _kept(lists: Sequence[str]) -> bytes:
+def _to_pass(lists: Sequence[str]) -> bytes:
     words = [word for item in lists for word in re.split(r"[,\s]+", item) if word]
     for word in words:
         if not re.fullmatch(r"[0-9]+|[A-Za-z_][A-Za-z0-9_]*", word, re.ASCII):
             raise _Refused(f"--keep {word}: neither a descriptor nor the name of a variable")
     numbers = {word for word in words if word.isdigit()}
-    # What the library has room for, csrc/preload/preload.h.
+    # The limits of the library, csrc/preload/preload.h.
     if len(numbers) > 60 or len(words) - len(numbers) > 16:
         raise _Refused("--keep: more than 60 descriptors or 16 variables")
     return ",".join(words).encode()
@@ -146,18 +147,18 @@ def _execute(path: str, command: Sequence[str], settings: dict[bytes, bytes]) ->
     import ctypes
 
     env = dict(os.environb)
-    # Python sets it for itself in the C locale (PEP 538); the program did not ask for it.
+    # Python sets it for itself in the C locale (PEP 538); the program does not expect it.
     started_with = Path("/proc/self/environ").read_bytes().split(b"\0")
     if not any(entry.startswith(b"LC_CTYPE=") for entry in started_with):
         env.pop(b"LC_CTYPE", None)
     env |= settings
     library = os.fsencode(preload_library())
-    # Behind those of others: a sanitizer insists on being the first.
+    # Behind other libraries: a sanitizer must be the first.
     others = [word for word in re.split(rb"[ :]+", env.get(b"LD_PRELOAD", b"")) if word]
     env[b"LD_PRELOAD"] = b":".join([*(word for word in others if word != library), library])
 
-    os.environb.update(settings)  # what the library reads when it is loaded here
-    # Marks what we hold ourselves by the same rule, logs it, and executes.
+    os.environb.update(settings)  # the library reads them when it is loaded here
+    # It marks our own descriptors by the same rule, logs them, and executes.
     loaded = ctypes.CDLL(os.fsdecode(library), use_errno=True)
     arguments = [os.fsencode(word) for word in command]
     entries = [name + b"=" + value for name, value in env.items()]
@@ -165,12 +166,9 @@ def _execute(path: str, command: Sequence[str], settings: dict[bytes, bytes]) ->
     envp = (ctypes.c_char_p * (len(entries) + 1))(*entries)
     sys.stdout.flush()
     sys.stderr.flush()
-    # Python ignores them for itself, and exec would hand that on.
-    ignored = {name: signal.signal(name, signal.SIG_DFL) for name in _PYTHON_IGNORES}
+    # Python ignores them for itself, and exec would pass that on.
+    ignored = {signum: signal.signal(signum, signal.SIG_DFL) for signum in PYTHON_IGNORES}
     loaded.forkfd_preload_exec(os.fsencode(path), argv, envp)
-    for name, handler in ignored.items():
-        signal.signal(name, handler)
+    for signum, handler in ignored.items():
+        signal.signal(signum, handler)
     raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
-
-
-_PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)

@@ -1,4 +1,4 @@
-"""A child, known by its pidfd."""
+"""A child, and its pidfd."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from . import _core
 from ._types import Backend, ExitStatus, StrPath
 
 _CLD_EXITED, _CLD_DUMPED = 1, 3
-_forgotten: list[int] = []  # pidfds of children that ran on when their Process went
+_forgotten: list[int] = []  # pidfds of children that still ran when their Process was dropped
 
 
 def reap_forgotten() -> None:
-    """Take the exit status of forgotten children that have ended since."""
+    """Reap the children without a Process that have ended since."""
     for pidfd in _forgotten[:]:
         if _core.reap(pidfd) is not None:
             try:
@@ -30,7 +30,7 @@ def reap_forgotten() -> None:
 
 
 def forget(pidfd: int) -> None:
-    """Remember to take the status of a child that nobody waits for; takes the pidfd."""
+    """Register a child that has no Process any more, to be reaped later; take its pidfd."""
     _watch_forks()
     _forgotten.append(pidfd)
 
@@ -41,7 +41,7 @@ def _watch_forks() -> None:
 
 
 def _leave_to_parent() -> None:
-    """A child reaps none of its parent's children."""
+    """Drop the list in the child of a fork: it cannot reap its parent's children."""
     while _forgotten:
         os.close(_forgotten.pop())
 
@@ -49,15 +49,15 @@ def _leave_to_parent() -> None:
 class Process(_core.ProcessBase):
     """A started child.  Made by :func:`spawn`, :meth:`Command.spawn` and :func:`fork`.
 
-    Signals and waits go through the pidfd, which never means another process
+    Signals and waits go through the pidfd, which never refers to another process
     (pidfd_open(2)); the pid is for people.  Safe to use from many threads.  As a context
     manager it closes its pipes, waits for the child and closes the pidfd.
 
     Attributes:
-        args: what was executed, as given; empty after a fork.
+        args: the arguments of the child, as given; empty after a fork.
         pid: the child's number, in our pid namespace.
-        backend: how it was started, see :data:`Backend`.
-        pipes: our ends of the pipes asked for, by the child's number; owned by this object.
+        backend: the way in which the child was started, see :data:`Backend`.
+        pipes: our ends of the child's pipes, by the child's number; owned by this object.
     """
 
     __slots__ = ("__weakref__",)
@@ -76,7 +76,7 @@ class Process(_core.ProcessBase):
             self.pipes[target] = os.fdopen(fd, "wb") if target in writable else os.fdopen(fd, "rb")
 
     def fileno(self) -> int:
-        """The pidfd, for select and epoll: readable once the child has ended."""
+        """Return the pidfd, for select and epoll: readable once the child has ended."""
         return self.pidfd
 
     @property
@@ -99,16 +99,16 @@ class Process(_core.ProcessBase):
 
     @property
     def status(self) -> ExitStatus | None:
-        """The exit status if it is known already; does not ask."""
+        """The exit status if it is known already; the child is not polled."""
         return self._status
 
     @property
     def returncode(self) -> int | None:
-        """As in subprocess: None while not known to have ended."""
+        """The return code as subprocess has it; None until the end of the child is known."""
         return None if self._status is None else self._status.returncode
 
     def poll(self) -> ExitStatus | None:
-        """The exit status, or None while the child runs; never blocks."""
+        """Return the exit status, or None while the child runs; never block."""
         if self._status is not None:
             return self._status
         if self.pidfd >= 0:
@@ -118,14 +118,18 @@ class Process(_core.ProcessBase):
         return self._status
 
     def wait(self, timeout: float | None = None) -> ExitStatus:
-        """Wait for the end, in poll(2) on the pidfd with the GIL released.
+        """Wait for the end of the child, in poll(2) on the pidfd with the GIL released.
 
         Args:
-            timeout: seconds; None waits as long as it takes.
+            timeout: seconds; None: without end.
+
+        Returns:
+            The exit status.
 
         Raises:
             TimeoutError: the child still runs.
-            ChildProcessError: it is a child of another process (we were forked since).
+            ChildProcessError: it is a child of another process (this one was forked since).
+            ValueError: the pidfd is closed.
         """
         if self._status is not None:
             return self._status
@@ -139,7 +143,7 @@ class Process(_core.ProcessBase):
         return status
 
     async def wait_async(self) -> ExitStatus:
-        """Wait on the running asyncio loop: no thread, no child watcher, no SIGCHLD."""
+        """Wait on the running asyncio loop, without a thread, a child watcher or SIGCHLD."""
         if (status := self.poll()) is not None:
             return status
         if self.pidfd < 0:
@@ -153,7 +157,7 @@ class Process(_core.ProcessBase):
             if not ended.done():
                 ended.set_result(None)
 
-        # A number of its own, since a loop knows one reader per number and many may wait.
+        # A number of its own, since a loop has one reader per number and many may wait.
         pidfd = os.dup(self.pidfd)
         try:
             loop.add_reader(pidfd, readable)
@@ -168,7 +172,7 @@ class Process(_core.ProcessBase):
         return status
 
     def send_signal(self, signum: int) -> None:
-        """Send a signal through the pidfd; does nothing if the child is known to have ended."""
+        """Send a signal through the pidfd; do nothing if the child is known to have ended."""
         if self.poll() is not None:
             return
         if self.pidfd < 0:
@@ -176,7 +180,7 @@ class Process(_core.ProcessBase):
         try:
             _core.send_signal(self.pidfd, signum)
         except ProcessLookupError:
-            pass  # ended, and reaped by another, since we looked
+            pass  # it has ended since, and another has reaped it
 
     def terminate(self) -> None:
         """Send SIGTERM."""
@@ -195,7 +199,7 @@ class Process(_core.ProcessBase):
                 pass  # buffered for a child that no longer reads
 
     def close(self) -> None:
-        """Close our pipe ends and the pidfd.  The child is neither ended nor waited for."""
+        """Close our pipe ends and the pidfd; the child is neither ended nor waited for."""
         self.close_pipes()
         if (pidfd := self._take_pidfd()) >= 0:
             os.close(pidfd)
@@ -224,8 +228,8 @@ class Process(_core.ProcessBase):
     def _dropped(self) -> None:
         if self._status is None and os.getpid() == self._owner and self.poll() is None:
             warnings.warn(
-                f"child {self.pid} ({_display(self.args) or 'forked'}) still runs and nobody "
-                "waits for it: call wait() or use it as a context manager",
+                f"child {self.pid} ({_display(self.args) or 'forked'}) still runs and is not "
+                "waited for: call wait() or use the Process as a context manager",
                 ResourceWarning,
                 source=self,
             )

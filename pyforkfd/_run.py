@@ -1,4 +1,4 @@
-"""run(): a program to its end, with its output, and all it started gone when time is up."""
+"""run(): a program until its end, and its output; all it started is killed at a timeout."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import math
 import os
 import select
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, AnyStr, Generic, Literal, Unpack, overload
 
-from ._options import CommandOptions
+from ._checks import MAX_INT, as_fd, flag, integer, pairs, seconds, show
+from ._options import CommandOptions, list_options, names, refuse_unknown
 from ._process import Process
 from ._spawn import Command
 from ._types import (
@@ -22,23 +24,26 @@ from ._types import (
     PIPE_FROM_CHILD,
     PIPE_TO_CHILD,
     ExitStatus,
+    FdSource,
     HasFileno,
+    Special,
     StrPath,
-    as_fd,
 )
 
 _CHUNK = 65536  # what a pipe holds
+_PIPES = (PIPE, PIPE_TO_CHILD, PIPE_FROM_CHILD)
+_KNOWN = names(CommandOptions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completed(Generic[AnyStr]):
-    """What :func:`run` has to tell of a program that has ended.
+    """The result of :func:`run`: a program that has ended.
 
     Attributes:
-        args: what was executed.
-        status: how it ended.
-        stdout: what it wrote to its 1, None where that was not captured.
-        stderr: what it wrote to its 2, None where that was not captured.
+        args: the program and its arguments.
+        status: its exit status.
+        stdout: its output to 1, None where that was not captured.
+        stderr: its output to 2, None where that was not captured.
     """
 
     args: Sequence[StrPath]
@@ -48,15 +53,15 @@ class Completed(Generic[AnyStr]):
 
     @property
     def returncode(self) -> int | None:
-        """As subprocess has it: the exit code, or minus the signal; None if lost."""
+        """The return code as subprocess has it: exit code, or minus the signal; None if lost."""
         return self.status.returncode
 
 
 class RunError(Exception):
-    """A program ran, but not as it should; it has ended.
+    """A program that :func:`run` ran has failed; it has ended.
 
     Attributes:
-        result: how it ended, and its output so far.
+        result: its exit status, and its output so far.
     """
 
     result: Completed[Any]
@@ -70,15 +75,15 @@ class RunError(Exception):
 
 
 class ExitError(RunError):
-    """It did not end with code 0, and ``check`` was asked for."""
+    """The program did not end with code 0, and ``check`` is set."""
 
 
 class RunTimeoutError(RunError, TimeoutError):
-    """The time was up; it and all it had started were killed."""
+    """The timeout was reached; the program and all that it had started were killed."""
 
 
 class OutputLimitError(RunError):
-    """It wrote more than ``max_output``; it and all it had started were killed."""
+    """The output exceeded ``max_output``; the program and all that it had started were killed."""
 
 
 @overload
@@ -116,42 +121,48 @@ def run(
     max_output: int | None = None,
     **options: Unpack[CommandOptions],
 ) -> Completed[Any]:
-    """Run a program to its end, and return how it ended and what it wrote.
+    """Run a program until its end; return its exit status and its output.
 
-    It leads a process group of its own (a session with ``new_session``).  When the time is
-    up, the output too long, or the wait interrupted (Ctrl-C), that group is killed; and the
-    cgroup, by cgroup.kill (Linux 5.14), where ``cgroup`` is given and was empty before the
-    start: no process escapes from that.  Its 0 is ``input``, or /dev/null where ``fds`` does
-    not name 0: a group in the background may not read the terminal.
+    The program leads a process group of its own (a session with ``new_session``).  At the
+    timeout, at the output's limit, or when the wait is interrupted (Ctrl-C), that group is
+    killed; and the cgroup, by cgroup.kill (Linux 5.14), where ``cgroup`` is given and was
+    empty before the start: no process escapes from that.  The program's 0 is ``input``, or
+    /dev/null where ``fds`` does not name 0: a group in the background may not read the
+    terminal.
 
     Args:
         command: a :class:`Command`, or arguments as it takes them.
-        input: written to its 0; bytes, or str with ``text``.
-        capture: collect what it writes to 1 and 2, unless ``fds`` names them.  What ``fds``
-            makes a PIPE of 1 and 2 is collected in any case.
-        timeout: seconds until it must have ended and its output with it.
+        input: data for the program's 0; bytes, or str with ``text``.
+        capture: collect output to 1 and 2, unless ``fds`` names them.  A PIPE of ``fds`` for
+            1 or 2 is collected in any case.
+        timeout: seconds until the program must have ended and closed its output.
         check: a status that is not exit code 0 is an error.
-        text: input and output are str: UTF-8, where bytes that are none become surrogates
+        text: input and output are str: UTF-8, where other bytes become surrogates
             (os.fsdecode has the same), so that nothing is lost and nothing fails.
         max_output: bytes of 1 and 2 together that are read; None: as memory allows.
-        options: as :class:`Command`; they replace those of a Command given.
+        options: the options of :class:`Command`; they replace those of a Command given.
+            ``process_group`` may be 0 alone.
 
     Returns:
         A frozen result.
 
     Raises:
-        ExitError: ``check``, and it did not end with code 0.
-        RunTimeoutError: a TimeoutError.  The output so far is in its ``result``.
+        ExitError: ``check`` is set, and the program did not end with code 0.
+        RunTimeoutError: the timeout was reached; also a TimeoutError.  The output so far is
+            in its ``result``.
         OutputLimitError: the first ``max_output`` bytes are in its ``result``.
-        SpawnError: it could not be started.
+        SpawnError: the program could not be started.
         TypeError, ValueError, LookupError: a value makes no sense; nothing was started.
     """
-    described = _describe(command, input, capture, options)
-    exchange = _Exchange(
-        input.encode(errors="surrogateescape") if isinstance(input, str) else input,
-        timeout,
-        max_output,
-    )
+    if not options.keys() <= _KNOWN:
+        refuse_unknown("run", options, _KNOWN)
+    for name, value in (("capture", capture), ("check", check), ("text", text)):
+        flag(value, name)
+    limit = None if timeout is None else seconds(timeout, "timeout")
+    if max_output is not None:
+        max_output = integer(max_output, "max_output", 0, sys.maxsize, "a number of bytes")
+    exchange = _Exchange(_bytes(input), limit, max_output)
+    described = _describe(command, input is not None, capture, options)
     cgroup = _own_cgroup(described.cgroup)
     try:
         child = described.spawn()
@@ -182,37 +193,63 @@ def run(
     return result
 
 
+list_options(run, CommandOptions, Command)
+
+
+def _bytes(input: object) -> bytes | memoryview:
+    """Return the input as bytes."""
+    if input is None:
+        return b""
+    if isinstance(input, str):
+        try:
+            return input.encode(errors="surrogateescape")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"input: cannot be encoded: {error}") from None
+    try:
+        return memoryview(input).cast("B")  # type: ignore[arg-type]  # it raises what is meant
+    except Exception:
+        raise TypeError(f"input: expected bytes or str, not {show(input)}") from None
+
+
 def _describe(
     command: Command | Sequence[StrPath],
-    input: bytes | str | None,
+    has_input: bool,
     capture: bool,
     options: CommandOptions,
 ) -> Command:
+    """Return the command that has the pipes and the group that run() needs."""
     given = command if isinstance(command, Command) else None
-    fds = dict(options.get("fds", given.fds if given else None) or {})
-    if input is not None:
+    named = options.get("fds", given.fds if given else None)
+    fds: dict[int, FdSource] = {} if named is None else dict(pairs(named, "fds"))
+    if has_input:
         if 0 in fds:
-            raise ValueError("run: both input and fds name the child's 0")
+            raise ValueError("input: fds of run() names the child's 0 as well")
         fds[0] = PIPE
     fds.setdefault(0, DEVNULL)
     if capture:
         fds.setdefault(1, PIPE)
         fds.setdefault(2, PIPE)
     for number, source in fds.items():
-        if (source is PIPE and number > 2) or source in (PIPE_TO_CHILD, PIPE_FROM_CHILD):
-            raise ValueError(f"run: nobody is at the other end of the pipe at child's {number}")
+        used = source is PIPE and number in (0, 1, 2)
+        if isinstance(source, Special) and source in _PIPES and not used:
+            raise ValueError(
+                f"fds: child's descriptor {number}: run() neither reads nor writes this pipe"
+            )
     options["fds"] = fds
-    if given is not None and given.process_group not in (None, 0):
-        raise ValueError("run: process_group: it is to be the child's own")
-    session = options.get("new_session", given is not None and given.new_session)
-    group = None if session else 0
+    group = options.get("process_group", given.process_group if given is not None else None)
+    if group is not None and integer(group, "process_group", 0, MAX_INT, "a process group"):
+        raise ValueError(f"process_group: {group}: run() needs one that is the child's own")
+    session = flag(
+        options.get("new_session", given is not None and given.new_session), "new_session"
+    )
+    options["process_group"] = None if session else 0
     if isinstance(command, Command):
-        return dataclasses.replace(command, process_group=group, **options)
-    return Command(command, process_group=group, **options)
+        return dataclasses.replace(command, **options)
+    return Command(command, **options)
 
 
 def _own_cgroup(cgroup: StrPath | int | HasFileno | None) -> int | None:
-    """A descriptor of it if nobody is in it; what is wrong with it the spawn will say."""
+    """Return a descriptor of the cgroup if it is empty; its errors are those of the spawn."""
     if cgroup is None:
         return None
     try:
@@ -240,8 +277,8 @@ def _kill_tree(child: Process, cgroup: int | None) -> None:
             with open(kill, "wb", buffering=0) as file:
                 file.write(b"1")
         except OSError:
-            pass  # before Linux 5.14: the group must do
-    if child.status is None:  # not reaped, so that its number is still its group's
+            pass  # before Linux 5.14: killing the group must suffice
+    if child.status is None:  # not reaped, so its number is still that of its group
         try:
             os.killpg(child.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
@@ -250,16 +287,18 @@ def _kill_tree(child: Process, cgroup: int | None) -> None:
 
 
 class _Exchange:
-    """Feeds a child, collects what it writes, and watches the clock and the amount."""
+    """The input and output of a child, with their time and their size limited."""
 
-    def __init__(self, data: bytes | None, timeout: float | None, most: int | None) -> None:
-        self._data = memoryview(data or b"")
-        self._deadline = None if timeout is None else time.monotonic() + timeout
+    def __init__(self, data: bytes | memoryview, timeout: float | None, most: int | None) -> None:
+        self._data = memoryview(data)
+        self._deadline: float | None = None
+        if timeout is not None and timeout != math.inf:
+            self._deadline = time.monotonic() + timeout
         self._left = most
         self._chunks: dict[int, list[bytes]] = {1: [], 2: []}
 
     def run(self, child: Process) -> type[RunError] | None:
-        """Until the child has ended and its output too; or what must not be, is."""
+        """Exchange data until child and output have ended; return the limit that was reached."""
         poll = select.poll()
         numbers: dict[int, int] = {}  # our descriptor -> the child's
         for number, pipe in child.pipes.items():
@@ -289,7 +328,8 @@ class _Exchange:
     def _milliseconds(self) -> int | None:
         if self._deadline is None:
             return None
-        return max(0, math.ceil((self._deadline - time.monotonic()) * 1000))
+        left = (self._deadline - time.monotonic()) * 1000
+        return max(0, math.ceil(min(left, MAX_INT)))  # poll(2) takes a C int
 
     def _feed(self, fd: int) -> bool:
         try:
@@ -299,7 +339,7 @@ class _Exchange:
         except BlockingIOError:
             return True
         except BrokenPipeError:
-            return False  # it does not want more
+            return False  # the child reads no more
         return bool(self._data)
 
     def _collect(self, fd: int, number: int) -> bool:
@@ -316,7 +356,7 @@ class _Exchange:
         return bool(chunk)
 
     def rest(self, child: Process) -> None:
-        """What is in the pipes of a child that was killed; others may still hold them."""
+        """Collect the rest of the output of a child that was killed; others may hold its pipes."""
         for number in (1, 2):
             pipe = child.pipes.get(number)
             while pipe is not None and not pipe.closed and (self._left is None or self._left > 0):

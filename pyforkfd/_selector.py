@@ -32,18 +32,19 @@ class ForkSafeSelector(BaseSelector):
     """Like :class:`selectors.EpollSelector`, but parent and child never disturb each other.
 
     In the child of any fork(2) of the process, a C library's too, a new epoll instance takes
-    the old one's number and watches what was registered, before any other code runs there:
-    what either process registers, unregisters or closes from then on, the other does not
-    notice.  vfork(2) and spawns end in an exec, which closes the epoll (it is close-on-exec).
+    the old one's number and watches the same descriptors, before any other code runs there:
+    a descriptor that either process registers, unregisters or closes from then on does not
+    affect the other.  vfork(2) and spawns end in an exec, which closes the epoll (it is
+    close-on-exec).
 
     A file that was closed before it was unregistered stays in the kernel's set as long as
-    anybody has it open, such as a child that was forked meanwhile.  Where that is found, by an
-    unregister() that the kernel refuses or by its events, the instance is made anew without
-    it.  An edge-triggered selector then reports once more what is ready.
+    any process has it open, such as a child that was forked meanwhile.  Where that is found,
+    by an unregister() that the kernel refuses or by its events, the instance is rebuilt
+    without it.  An edge-triggered selector then reports ready descriptors once more.
 
     select() waits with the GIL released, goes on after a signal whose handler does not raise
-    (PEP 475), and may run while other threads register and unregister.  Anything else that
-    :class:`selectors.BaseSelector` says holds.
+    (PEP 475), and may run while other threads register and unregister.  In all else it is a
+    :class:`selectors.BaseSelector`.
 
     Args:
         edge: EPOLLET: readiness is reported when it changes, so read or write until EAGAIN.
@@ -56,7 +57,7 @@ class ForkSafeSelector(BaseSelector):
 
     def __init__(self, *, edge: bool = False, exclusive: bool = False) -> None:
         self._more = (select.EPOLLET if edge else 0) | (select.EPOLLEXCLUSIVE if exclusive else 0)
-        # What the kernel watches is always in here, so that no event is without its key:
+        # All that the kernel watches is always in here, so that no event is without its key:
         # a key comes before its registration and goes after it.
         self._keys: dict[int, SelectorKey] = {}
         self._map: _Keys | None = _Keys(self)
@@ -66,7 +67,7 @@ class ForkSafeSelector(BaseSelector):
         _alive.add(self)
 
     def fileno(self) -> int:
-        """The epoll's number, the same in all processes; borrowed.
+        """Return the epoll's number, the same in all processes; borrowed.
 
         Raises:
             ValueError: the selector is closed.
@@ -76,16 +77,19 @@ class ForkSafeSelector(BaseSelector):
 
     @property
     def rebuilds(self) -> int:
-        """How often the instance was made anew, for forks and for closed files, here and before."""
+        """The number of rebuilds, for forks and for closed files, in this process and before it."""
         return self._set.rebuilds()
 
     def register(self, fileobj: int | HasFileno, events: int, data: Any = None) -> SelectorKey:
         """Watch a descriptor.
 
         Args:
-            fileobj: borrowed; unregister it before it is closed.
+            fileobj: the descriptor; borrowed; unregister it before it is closed.
             events: EVENT_READ, EVENT_WRITE or both.
-            data: anything; comes back in the key.
+            data: any object; it is in the key.
+
+        Returns:
+            The key.
 
         Raises:
             ValueError: events or fileobj are invalid, or the selector is closed.
@@ -109,11 +113,14 @@ class ForkSafeSelector(BaseSelector):
         return key
 
     def unregister(self, fileobj: int | HasFileno) -> SelectorKey:
-        """Watch it no longer, whether its number is still open, closed or another file.
+        """Stop watching a descriptor, whether its number is still open, closed or another file.
+
+        Args:
+            fileobj: the descriptor, as it was registered.
 
         Raises:
-            KeyError: it is not registered.
-            ValueError: it has no number, and is not registered.
+            KeyError: the descriptor is not registered.
+            ValueError: the object has no number, and is not registered.
         """
         number = fileobj if isinstance(fileobj, int) and fileobj >= 0 else self._number(fileobj)
         if number not in self._keys:
@@ -127,13 +134,18 @@ class ForkSafeSelector(BaseSelector):
         return self._keys.pop(number)
 
     def modify(self, fileobj: int | HasFileno, events: int, data: Any = None) -> SelectorKey:
-        """Watch for other events, or change the data.
+        """Watch a descriptor for other events, or change the data.
+
+        Args:
+            fileobj: the descriptor, as it was registered.
+            events: EVENT_READ, EVENT_WRITE or both.
+            data: any object; it is in the key.
 
         Raises:
-            KeyError: it is not registered.
+            KeyError: the descriptor is not registered.
             ValueError: events are invalid.
             OSError: epoll_ctl(2) refuses it, as it does (ENOENT, EBADF) where the number was
-                closed since; it is then no longer registered.
+                closed since; the descriptor is then no longer registered.
         """
         try:
             wanted = _EPOLL[events]
@@ -156,10 +168,13 @@ class ForkSafeSelector(BaseSelector):
         return key
 
     def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
-        """Wait until something is ready.
+        """Wait until a descriptor is ready.
 
         Args:
-            timeout: seconds; None waits as long as it takes, 0 and less do not wait.
+            timeout: seconds; None: without end; 0 and less do not wait.
+
+        Returns:
+            A key and its events for each descriptor that is ready.
 
         Raises:
             ValueError: the selector is closed.
@@ -176,7 +191,7 @@ class ForkSafeSelector(BaseSelector):
         for number, happened in found:
             key = keys.get(number)
             if key is not None:
-                # An error or a hang-up is for whoever waits, reader or writer.
+                # An error or a hang-up is for the one that waits, reader or writer.
                 events = EVENT_WRITE if happened & ~_IN else 0
                 if happened & ~_OUT:
                     events |= EVENT_READ
@@ -184,13 +199,13 @@ class ForkSafeSelector(BaseSelector):
         return ready
 
     def close(self) -> None:
-        """Close the epoll; what is registered stays open.  Once closed, do nothing."""
+        """Close the epoll, not the descriptors in it; do nothing if it is closed."""
         self._set.close()
         self._keys.clear()
         self._map = None
 
     def get_map(self) -> Mapping[int | HasFileno, SelectorKey]:
-        """What is registered, by file object or number; a view.  None once closed."""
+        """Return a view of the keys by file object or number; None once the selector is closed."""
         return self._map  # type: ignore[return-value]  # as BaseSelector has it
 
     def _number(self, fileobj: int | HasFileno) -> int:
@@ -210,7 +225,7 @@ class ForkSafeSelector(BaseSelector):
             raise ValueError("the selector is closed")
 
     def _settle(self) -> None:
-        """In a child: end what another thread was in the middle of."""
+        """Complete, in a child, the operations that another thread had begun."""
         watched = {number: events for number, events, *_ in self._set.registrations()}
         for number, key in list(self._keys.items()):
             if number not in watched:
@@ -237,8 +252,8 @@ class _Keys(Mapping[int | HasFileno, SelectorKey]):
             raise KeyError(f"{fileobj!r} is not registered")
         return key
 
-    def get(self, fileobj: int | HasFileno, default: _T | None = None) -> SelectorKey | _T | None:  # type: ignore[override]  # the overloads say the same
-        """Without an exception where there is none; asyncio asks often."""
+    def get(self, fileobj: int | HasFileno, default: _T | None = None) -> SelectorKey | _T | None:  # type: ignore[override]  # the overloads mean the same
+        """Return a key or the default, without an exception: asyncio calls this often."""
         selector = self._selector
         return selector._keys.get(selector._number(fileobj), default)
 
@@ -258,7 +273,7 @@ def _before_fork() -> None:
 
 
 def _settle_all() -> None:
-    if _others:  # what this thread is in the middle of, it goes on with
+    if _others:  # this thread itself completes the operation that it is in
         for selector in list(_alive):
             selector._settle()
 

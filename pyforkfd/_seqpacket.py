@@ -1,26 +1,22 @@
-"""SOCK_SEQPACKET sockets: connected, listening, looked at, waited for."""
+"""SOCK_SEQPACKET sockets: checked, connected, made to listen, waited for."""
 
 from __future__ import annotations
 
 import errno
 import os
 import socket
-import stat
 import struct
 import time
 
 from . import _core
 from ._errors import ChannelError
-from ._listeners import FILE_KINDS, describe_socket, open_kind, unix_listener
+from ._listeners import borrowed_socket, describe_socket, unix_listener
 from ._types import StrPath
 
 
 def demand_connection(fd: int) -> None:
-    """ChannelError unless it is a connected one; it is made close-on-exec."""
-    kind = open_kind(fd, ChannelError)
-    if kind != stat.S_IFSOCK:
-        raise ChannelError(errno.ENOTSOCK, fd, f"is {FILE_KINDS[kind]}, not a socket")
-    found = socket.socket(fileno=fd)
+    """Raise a ChannelError unless a socket is a connected one; make it close-on-exec."""
+    found = borrowed_socket(fd, ChannelError)
     try:
         what = describe_socket(found)
         if (found.family, found.type) != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
@@ -37,8 +33,8 @@ def demand_connection(fd: int) -> None:
 
 
 def connect(sock: socket.socket, address: bytes, timeout: float | None) -> None:
-    """Connect and wait for it, with BlockingIOError when the time is up."""
-    # A non-blocking one does not wait for the backlog at all, and says EAGAIN: unix(7).
+    """Connect, and wait for that; raise BlockingIOError at the timeout."""
+    # A non-blocking one does not wait for the backlog at all, and fails with EAGAIN: unix(7).
     sock.setblocking(timeout != 0)
     deadline = None if timeout is None else time.monotonic() + timeout
     while True:
@@ -64,7 +60,7 @@ def _set_send_timeout(sock: socket.socket, seconds: float) -> None:
 
 
 def listening(address: str, backlog: int, mode: int | None) -> socket.socket:
-    """A listener; the caller owns it."""
+    """Make a listener; the caller owns it."""
     if not address.startswith("@"):
         return unix_listener(address, mode, backlog, socket.SOCK_SEQPACKET)
     if mode is not None:
@@ -80,19 +76,19 @@ def listening(address: str, backlog: int, mode: int | None) -> socket.socket:
 
 
 def raw_address(address: StrPath) -> bytes:
-    """As the kernel has it: a path, or a null byte and a name."""
+    """Return an address as the kernel has it: a path, or a null byte and a name."""
     raw = os.fsencode(address)
     return b"\0" + raw[1:] if raw.startswith(b"@") else raw
 
 
 def wait(fd: int, events: int, deadline: float | None) -> bool:
-    """Whether it is ready before time.monotonic() is there."""
+    """Wait until a descriptor is ready or time.monotonic() has reached the deadline."""
     left = None if deadline is None else max(0.0, deadline - time.monotonic())
     return _core.wait_ready(fd, events, left)
 
 
 async def ready(fd: int, *, writable: bool) -> None:
-    """Wait on the running loop.  Nothing is taken from the socket, so it may be cancelled."""
+    """Wait on the running loop; nothing is read from the socket, so this may be cancelled."""
     import asyncio  # here: a third of what importing us would cost
 
     loop = asyncio.get_running_loop()
@@ -102,7 +98,7 @@ async def ready(fd: int, *, writable: bool) -> None:
         if not woken.done():
             woken.set_result(None)
 
-    # A number of its own, since a loop knows one of a kind per number and many may wait.
+    # A number of its own, since a loop has one of a kind per number and many may wait.
     number = os.dup(fd)
     try:
         (loop.add_writer if writable else loop.add_reader)(number, wake)

@@ -1,4 +1,4 @@
-"""A thread that watches the process: descriptors that leak, a GIL or a loop that stands still."""
+"""A thread that monitors the process: leaking descriptors, a stalled GIL or loop."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from . import _core
+from ._checks import as_fd
 from ._sysmon_events import BoundExceeded, FdGrowth, GilStalled, LoopStalled, SysmonEvent
-from ._types import HasFileno, as_fd
+from ._types import HasFileno
 
 if TYPE_CHECKING:
     import asyncio
@@ -35,24 +36,24 @@ class _Watched:
     def __init__(self, loop: asyncio.AbstractEventLoop, slot: int) -> None:
         self.loop = loop
         self.slot = slot
-        self.thread: int | None = None  # known once it has answered
-        self.open = False  # asked and not answered
+        self.thread: int | None = None  # known after its first reply
+        self.open = False  # a request has no reply yet
 
 
 class Sysmon:
-    """Watches the process from a native thread that needs no GIL, and calls back.
+    """A monitor of the process, in a native thread that needs no GIL, which calls back.
 
     A context manager; or :meth:`start` and :meth:`stop`.  There may be several.  Each has a
-    native thread, ``forkfd-sysmon``, which looks, and a Python thread, ``forkfd-events``,
+    native thread, ``forkfd-sysmon``, which polls, and a Python thread, ``forkfd-events``,
     which proves that the GIL moves by taking it, and calls back.  By default both together
     take less than 0.1 % of a processor.
 
-    What stands still is found by asking: every half bound the Python thread is woken and
-    must take the GIL, and each watched loop must run a callback.  So an idle main thread or
-    loop is not stuck, a stall 1.5 times as long as the bound is found for certain, and one
-    shorter than the bound never.  While a callback of yours runs, no question is asked.
-    Time in which the monitor itself could not run (SIGSTOP) does not count.  On
-    free-threaded Python there is no GIL to hold: what is seen is a world that was stopped.
+    A stall is found by requests: every half bound the Python thread is woken and must take
+    the GIL, and each watched loop must run a callback.  So an idle main thread or loop is not
+    stalled, a stall 1.5 times as long as the bound is found for certain, and one shorter than
+    the bound never.  While a callback of yours runs, no request is made.  Time in which the
+    monitor itself could not run (SIGSTOP) does not count.  On free-threaded Python, without a
+    GIL, it finds the time in which all threads are stopped.
 
     After os.fork the child has neither thread, unless ``restart_after_fork``.  Python 3.12
     and later warn at os.fork that the process has threads, and count these; the native one
@@ -60,23 +61,23 @@ class Sysmon:
     At exit it is stopped, without waiting for a callback that still runs.
 
     Args:
-        on_event: called on the Python thread with each :data:`SysmonEvent`.  What it raises
-            goes to sys.unraisablehook.
-        interval: seconds between two looks while an answer is outstanding; a stall is seen
+        on_event: called on the Python thread with each :data:`SysmonEvent`.  Its exceptions
+            go to sys.unraisablehook.
+        interval: seconds between two polls while a reply is outstanding; a stall is found
             this soon after its bound.
         gil_stall: bound in seconds for the GIL; None: not watched.
         loop_stall: the same for loops given to :meth:`watch_loop`.
-        fd_growth: descriptors that may be gained per second; None: not watched.  Looked at
+        fd_growth: descriptors that may be gained per second; None: not watched.  Counted
             once a second.
         bounds: gauge -> the highest value that is right: ``descriptors``, ``threads``,
             ``children`` (started by us, and not yet reaped), and ``epoll_drift`` (registrations
-            of :class:`ForkSafeSelector` that differ from what the kernel watches, at least
+            of :class:`ForkSafeSelector` that differ from the kernel's watch set, at least
             so many).
         dump: borrowed descriptor, or object with one, to which the stacks of all threads are
             written as soon as the GIL or a loop exceeds its bound, by faulthandler, without
-            the GIL, in a copy of the process, where nothing runs meanwhile.  It must stay open.
+            the GIL, in a copy of the process, where no other thread runs.  It must stay open.
         dump_signal: the signal by which faulthandler is called, faulthandler.register(); it is
-            sent to that copy only.  None: the highest real-time signal that nothing handles.
+            sent to that copy only.  None: the highest real-time signal without a handler.
         summary: seconds between two lines of FORKFD_DEBUG's ``sched``; None: no lines.
         restart_after_fork: start anew in the child of os.fork.
 
@@ -127,17 +128,17 @@ class Sysmon:
         self._wanted_signal = dump_signal
         self._signal = 0  # registered with faulthandler
         self._restart = restart_after_fork
-        self._lock = threading.Lock()  # of what follows; not held while anything is waited for
+        self._lock = threading.Lock()  # of the fields below; not held during a wait
         self._monitor: _core.Monitor | None = None
         self._helper: threading.Thread | None = None
         self._loops: list[_Watched] = []
 
     def start(self) -> None:
-        """Start both threads; does nothing if they run.
+        """Start both threads; do nothing if they run.
 
         Raises:
-            OSError: there can be no more threads.
-            RuntimeError: nor Python threads; or no signal is left for ``dump``.
+            OSError: no native thread can be started.
+            RuntimeError: no Python thread can be started; or no signal is left for ``dump``.
         """
         with self._lock:
             if self._monitor is not None:
@@ -172,19 +173,19 @@ class Sysmon:
     def stop(self) -> None:
         """End both threads, and wait for them: no callback runs after this.
 
-        Called by a callback itself, it is that callback which is the last.  Does nothing if
-        they do not run; start() begins anew.
+        In a callback this does not wait, and that callback is the last one.  Do nothing if
+        the threads do not run; start() begins anew.
         """
         self._stop(wait_for_callback=True)
 
     def watch_loop(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
-        """Watch a loop for as long as it runs; once it is closed it is forgotten.
+        """Watch a loop as long as it runs, until it is closed.
 
         Args:
-            loop: None: the one that runs this.
+            loop: the loop; None: the running one.
 
         Raises:
-            RuntimeError: no loop runs here, or too many are watched (16).
+            RuntimeError: no loop runs here, or 16 loops are watched already.
         """
         loop = _this_loop() if loop is None else loop
         with self._lock:
@@ -197,13 +198,13 @@ class Sysmon:
         if self._numbers["summary"] == 0.0:
             for other in list(_running):
                 if other._numbers["summary"] != 0.0:
-                    other.watch_loop(loop)  # so that the lines of sched= tell of it
+                    other.watch_loop(loop)  # so that the lines of sched= include it
 
     def unwatch_loop(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
-        """Stop watching a loop; does nothing if it is not watched.
+        """Stop watching a loop; do nothing if it is not watched.
 
         Args:
-            loop: None: the one that runs this.
+            loop: the loop; None: the running one.
         """
         loop = _this_loop() if loop is None else loop
         with self._lock:
@@ -254,11 +255,11 @@ class Sysmon:
             helper.join()
 
     def _help(self, monitor: _core.Monitor) -> None:
-        """What the Python thread does, until the monitor is stopped."""
+        """Run the Python thread, until the monitor is stopped."""
         _core.name_this_thread("forkfd-events")
-        while (told := monitor.next()) is not None:
-            self._ask_loops(monitor)
-            if self._on_event is None or (event := self._event(*told)) is None:
+        while (event_values := monitor.next()) is not None:
+            self._poll_loops(monitor)
+            if self._on_event is None or (event := self._event(*event_values)) is None:
                 continue
             _core.call(self._on_event, event)
 
@@ -281,19 +282,19 @@ class Sysmon:
         with self._lock:
             return self._loops[:]
 
-    def _ask_loops(self, monitor: _core.Monitor) -> None:
+    def _poll_loops(self, monitor: _core.Monitor) -> None:
         for watched in self._watched():
             if watched.loop.is_closed():
                 with self._lock:
                     self._forget(watched)
             elif not watched.loop.is_running():
                 monitor.loop_forgotten(watched.slot)
-                watched.open = False  # what was asked is answered when it runs again
+                watched.open = False  # the reply comes when it runs again
             elif not watched.open:
-                self._ask(monitor, watched)
+                self._request(monitor, watched)
 
-    def _ask(self, monitor: _core.Monitor, watched: _Watched) -> None:
-        def answer() -> None:
+    def _request(self, monitor: _core.Monitor, watched: _Watched) -> None:
+        def reply() -> None:
             watched.thread = threading.get_ident()
             watched.open = False
             monitor.loop_answered(watched.slot)
@@ -301,7 +302,7 @@ class Sysmon:
         watched.open = True
         monitor.loop_asked(watched.slot)
         try:
-            watched.loop.call_soon_threadsafe(answer)
+            watched.loop.call_soon_threadsafe(reply)
         except RuntimeError:  # closed since
             monitor.loop_forgotten(watched.slot)
             watched.open = False
@@ -313,7 +314,7 @@ class Sysmon:
                 self._monitor.loop_forgotten(watched.slot)
 
     def _forked(self) -> None:
-        """In the child of os.fork: there are no threads, and the lock may be another's."""
+        """Reset the child of os.fork: it has no threads, and another may hold the lock."""
         self._lock = threading.Lock()
         self._monitor = self._helper = None
         self._unregister_dump()

@@ -1,4 +1,4 @@
-"""What a Sysmon calls back with."""
+"""The events of a Sysmon."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class FdGrowth:
     """More descriptors were opened than closed, faster than allowed.
 
     Attributes:
-        descriptors: how many are open now.
-        gained: how many more than when it was last looked, ``seconds`` ago.
-        seconds: about one.
+        descriptors: number of open descriptors now.
+        gained: how many more that is than at the last count, ``seconds`` ago.
+        seconds: time since the last count, about one.
     """
 
     descriptors: int
@@ -31,10 +31,10 @@ class FdGrowth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GilStalled:
-    """A thread that wanted the GIL did not get it for so long; told when it had it.
+    """A thread that waited for the GIL did not get it in time; reported when it had it.
 
     Attributes:
-        seconds: how long.
+        seconds: how long it waited.
     """
 
     seconds: float
@@ -45,12 +45,12 @@ class GilStalled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopStalled:
-    """A running asyncio loop has not come to its next callback; told while it does not.
+    """A running asyncio loop does not come to its next callback; reported while it stands.
 
     Attributes:
-        loop: which.
-        seconds: for how long already.
-        stack: where its thread is, outermost call first; empty if it went on meanwhile.
+        loop: the loop.
+        seconds: how long it has not moved.
+        stack: the stack of its thread, outermost call first; empty if it went on meanwhile.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -64,12 +64,12 @@ class LoopStalled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoundExceeded:
-    """A gauge has gone above its bound; told again only after it was below.
+    """A gauge has gone above its bound; reported again only after it was below.
 
     Attributes:
         gauge: its name.
-        value: what it reads.
-        bound: what it may be at most.
+        value: its value.
+        bound: the highest value that is right.
     """
 
     gauge: str
@@ -81,4 +81,4 @@ class BoundExceeded:
 
 
 SysmonEvent: TypeAlias = FdGrowth | GilStalled | LoopStalled | BoundExceeded
-"""What a :class:`Sysmon` calls back with."""
+"""An event of a :class:`Sysmon`, with which it calls back."""

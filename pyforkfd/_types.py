@@ -1,14 +1,14 @@
-"""Plain values: what a child is described with, and what is known of its end."""
+"""Plain values: the parts of a child's description, and its exit status."""
 
 from __future__ import annotations
 
 import enum
 import os
 import signal as _signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from resource import struct_rusage
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, NoReturn, Protocol, TypeAlias
 
 StrPath: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 """A file's name; str is encoded as :func:`os.fsencode` does."""
@@ -17,14 +17,14 @@ PATHS = (str, bytes, os.PathLike)
 
 
 class HasFileno(Protocol):
-    """Anything with a descriptor: a socket, a file, an Fd."""
+    """An object with a descriptor: a socket, a file, an Fd."""
 
     def fileno(self) -> int:
-        """The descriptor's number; it stays the object's."""
+        """Return the descriptor's number; it stays the object's."""
 
 
 class Special(enum.Enum):
-    """What a child's descriptor can be besides one of ours."""
+    """A source of a child's descriptor that is not one of ours."""
 
     DEVNULL = "DEVNULL"
     PIPE = "PIPE"
@@ -48,14 +48,53 @@ CLOSED = Special.CLOSED
 """Not open in the child."""
 
 
+Namespace: TypeAlias = Literal["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"]
+"""A kind of namespace, namespaces(7)."""
+IdMaps: TypeAlias = Sequence[tuple[int, int, int]]
+"""Lines (inside, outside, count) of a map of ids, user_namespaces(7)."""
+
+
+class CloneFlag(enum.IntFlag):
+    """A resource that a clone shares, or does not share, with its parent: clone(2)."""
+
+    NEWTIME = 0x80
+    FS = 0x200
+    PTRACE = 0x2000
+    PARENT = 0x8000
+    NEWNS = 0x20000
+    SYSVSEM = 0x40000
+    UNTRACED = 0x800000
+    NEWCGROUP = 0x2000000
+    NEWUTS = 0x4000000
+    NEWIPC = 0x8000000
+    NEWUSER = 0x10000000
+    NEWPID = 0x20000000
+    NEWNET = 0x40000000
+    IO = 0x80000000
+    CLEAR_SIGHAND = 0x100000000
+
+
+NAMESPACES: dict[Namespace, int] = {
+    "cgroup": CloneFlag.NEWCGROUP.value,
+    "ipc": CloneFlag.NEWIPC.value,
+    "mnt": CloneFlag.NEWNS.value,
+    "net": CloneFlag.NEWNET.value,
+    "pid": CloneFlag.NEWPID.value,
+    "time": CloneFlag.NEWTIME.value,  # needs clone3
+    "user": CloneFlag.NEWUSER.value,
+    "uts": CloneFlag.NEWUTS.value,
+}
+"""The flag that makes each kind of namespace."""
+
+
 class Keep(enum.Enum):
-    """Marks group and extra_groups that a change of user is to leave alone."""
+    """The mark of a group and of extra_groups that a change of user leaves alone."""
 
     KEEP = "KEEP"
 
 
 KEEP = Keep.KEEP
-"""For group and extra_groups: as the spawner's, whatever the user."""
+"""For group and extra_groups: those of the spawner, whatever the user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +112,19 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class SameAs:
-    """Whatever the child's descriptor ``target`` is: ``{1: PIPE, 2: SameAs(1)}``."""
+    """The same open file as the child's descriptor ``target``: ``{1: PIPE, 2: SameAs(1)}``."""
 
     target: int
 
 
 STDOUT = SameAs(1)
-"""For ``{2: STDOUT}``: errors go where the output goes."""
+"""For ``{2: STDOUT}``: errors go to the same file as output."""
 
 FdSource: TypeAlias = int | HasFileno | Special | Open | SameAs
-"""What a descriptor of a child can be: one of ours, or one of the constants above."""
+"""A source of a child's descriptor: one of ours, or one of the constants above."""
 
 Backend: TypeAlias = Literal["clone3", "clone", "fork-like", "fork"]
-"""How a child was started.
+"""A way in which a child was started.
 
 clone3 and clone share the parent's memory until the exec and cost the same whatever the
 parent's size; fork-like copies the page tables, and is used for changes of credentials
@@ -119,15 +158,18 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExitStatus:
-    """How a child ended.
+    """The end of a child.
+
+    Neither a truth value nor a number: ``if status:`` and ``status == 0`` raise a TypeError
+    that names ``.success``.
 
     Attributes:
         code: its exit code, None if a signal ended it.
         signal: the signal that ended it, else None.
-        core_dumped: it left a core dump.
-        rusage: what it used, wait4(2); None if somebody else took the status.
-        lost: somebody else took the status (or SIGCHLD is ignored) and the kernel kept
-            no copy (Linux before 6.15): then code and signal are None.
+        core_dumped: whether it left a core dump.
+        rusage: its use of resources, wait4(2); None if other code reaped the child.
+        lost: other code reaped the child (or SIGCHLD is ignored) and the kernel has no
+            copy of the status (Linux before 6.15): then code and signal are None.
     """
 
     code: int | None
@@ -136,24 +178,39 @@ class ExitStatus:
     rusage: struct_rusage | None = None
     lost: bool = False
 
+    def __bool__(self) -> NoReturn:
+        raise TypeError(f"{self}: an ExitStatus is neither true nor false: write .success")
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, ExitStatus):
+            return self._values() == other._values()
+        if isinstance(other, int):
+            raise TypeError(
+                f"{self}: an ExitStatus is not a number: write .success, .code or .returncode"
+            )
+        return NotImplemented
+
+    def _values(self) -> tuple[object, ...]:
+        return self.code, self.signal, self.core_dumped, self.rusage, self.lost
+
     @property
     def returncode(self) -> int | None:
-        """As subprocess has it: the exit code, or minus the signal; None if lost."""
+        """The return code as subprocess has it: exit code, or minus the signal; None if lost."""
         return self.code if self.signal is None else -self.signal
 
     @property
     def shell_code(self) -> int | None:
-        """As a shell has it: the exit code, or 128 plus the signal; None if lost."""
+        """The code as a shell has it: exit code, or 128 plus the signal; None if lost."""
         return self.code if self.signal is None else 128 + self.signal
 
     @property
     def success(self) -> bool:
-        """It exited with code 0."""
+        """Whether the child exited with code 0."""
         return self.code == 0
 
     def __str__(self) -> str:
         if self.lost:
-            return "exit status lost: somebody else waited for the child"
+            return "exit status lost: other code has waited for the child"
         if self.signal is None:
             return f"exit code {self.code}"
         try:
@@ -161,13 +218,3 @@ class ExitStatus:
         except ValueError:
             name = f"signal {self.signal}"
         return f"killed by {name}" + (" (core dumped)" if self.core_dumped else "")
-
-
-def as_fd(source: int | HasFileno, what: str) -> int:
-    """The number of a borrowed descriptor; TypeError and ValueError say what it was for."""
-    if isinstance(source, bool) or not (isinstance(source, int) or hasattr(source, "fileno")):
-        raise TypeError(f"{what}: {source!r} is neither a descriptor nor has a fileno()")
-    fd = source if isinstance(source, int) else source.fileno()
-    if fd < 0:
-        raise ValueError(f"{what}: {fd} is not a descriptor (closed?)")
-    return fd

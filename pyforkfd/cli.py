@@ -74,11 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None: those of the process.
 
     Returns:
-        The exit code: that of the command, or 2 for bad usage and errors, which are one
-        line on standard error.
+        The exit code of the command, or 2 after an error, which is one line on standard
+        error.
 
     Raises:
-        SystemExit: by argparse: bad usage, ``--help``, ``--version``.
+        SystemExit: argparse ends the program: bad usage, ``--help``, ``--version``.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     command: list[str] = []

@@ -66,12 +66,15 @@ def run(
 
     Args:
         popenargs: as :class:`Popen`.
-        input: given to the child as its standard input; bytes, or str in text mode.
+        input: the standard input of the child; bytes, or str in text mode.
         capture_output: capture stdout and stderr.
         timeout: seconds; then the child, and only it, is killed (:func:`pyforkfd.run` kills
             the whole tree).
         check: raise where the exit code is not 0.
         kwargs: as :class:`Popen`.
+
+    Returns:
+        The code and the output of the program.
 
     Raises:
         TimeoutExpired, CalledProcessError, OSError: as the standard function.
@@ -89,7 +92,7 @@ def run(
             stdout, stderr = process.communicate(input, timeout=timeout)
         except TimeoutExpired:
             process.kill()
-            process.wait()  # communicate() has put what came so far into the exception
+            process.wait()  # communicate() has put the output so far into the exception
             raise
         except BaseException:  # KeyboardInterrupt too
             process.kill()
@@ -108,6 +111,9 @@ def call(*popenargs: Any, timeout: float | None = None, **kwargs: Unpack[PopenOp
         popenargs: as :class:`Popen`.
         timeout: seconds; then the child is killed.
         kwargs: as :class:`Popen`.
+
+    Returns:
+        The exit code, or minus the signal.
 
     Raises:
         TimeoutExpired, OSError: as the standard function.
@@ -129,7 +135,9 @@ class _CheckOutput(PopenOptions, total=False):
 
 
 def check_call(*popenargs: Any, **kwargs: Unpack[_CheckCall]) -> int:
-    """As :func:`call`, but a code other than 0 is an error: :func:`subprocess.check_call`.
+    """Run a program as :func:`call` does; raise where its code is not 0.
+
+    With the signature of :func:`subprocess.check_call`.
 
     Raises:
         CalledProcessError, TimeoutExpired, OSError: as the standard function.
@@ -160,7 +168,7 @@ def check_output(
         if name in kwargs:
             raise ValueError(f"{name} argument not allowed, it will be overridden.")
     text = any(kwargs.get(name) for name in ("text", "encoding", "errors", "universal_newlines"))
-    if "input" in kwargs and kwargs["input"] is None:  # for the standard one, no input
+    if "input" in kwargs and kwargs["input"] is None:  # no input, as in the standard function
         kwargs["input"] = "" if text else b""
     kwargs["stdout"] = PIPE
     return run(*popenargs, timeout=timeout, check=True, **kwargs).stdout
@@ -169,7 +177,7 @@ def check_output(
 def getstatusoutput(
     cmd: StrPath, *, encoding: str | None = None, errors: str | None = None
 ) -> tuple[int, str]:
-    """Exit code and output of a shell command: :func:`subprocess.getstatusoutput`."""
+    """Run a shell command; return its exit code and its output."""
     try:
         output = check_output(
             cmd, shell=True, text=True, stderr=STDOUT, encoding=encoding, errors=errors
@@ -181,5 +189,5 @@ def getstatusoutput(
 
 
 def getoutput(cmd: StrPath, *, encoding: str | None = None, errors: str | None = None) -> str:
-    """Output of a shell command: :func:`subprocess.getoutput`."""
+    """Run a shell command; return its output."""
     return getstatusoutput(cmd, encoding=encoding, errors=errors)[1]

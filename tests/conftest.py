@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE / "helpers"))
+sys.path[:0] = [str(HERE / "helpers"), str(HERE.parent / "benchmarks")]  # clients.py is of both
 
 from cgroups import cgroup_delegated, cgroup_home, cgroup_limited, cgroup_tree  # noqa: E402, F401
 from children import BACKENDS, Children, build  # noqa: E402

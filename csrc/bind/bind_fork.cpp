@@ -1,193 +1,19 @@
 #include "bind/bindings.h"
 
-#include <unistd.h>
-
-#include <cerrno>
-#include <chrono>
 #include <memory>
-#include <optional>
 #include <pybind11/stl.h>
 
 #include "bind/at_fork_hooks.h"
-#include "bind/plain_call.h"
-#include "bind/process_type.h"
-#include "core/fork/child_actions.h"
+#include "bind/fork_function.h"
 #include "core/atfork/fd_section.h"
 #include "core/atfork/fork_lock.h"
-#include "core/base/fork_page.h"
-#include "core/fork/forked.h"
+#include "core/fork/child_actions.h"
 
 namespace py = pybind11;
 using forkfd::ChildActions;
 using forkfd::FdSection;
 
 namespace {
-
-// Python's signal handlers run while we wait, so Ctrl-C ends the wait.
-void lock(bool exclusive) {
-    const auto locked = [exclusive](std::chrono::milliseconds time) {
-        forkfd::ForkLock& l = forkfd::fork_lock();
-        return exclusive ? l.try_lock_for(time) : l.try_lock_shared_for(time);
-    };
-    if (locked(std::chrono::milliseconds(0))) return;  // without letting go of the GIL
-    for (;;) {
-        {
-            const py::gil_scoped_release release;
-            if (locked(std::chrono::milliseconds(100))) return;
-        }
-        if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-    }
-}
-
-struct Unlock {
-    bool held = true;
-    void now() {
-        if (std::exchange(held, false)) forkfd::fork_lock().unlock();
-    }
-    ~Unlock() { now(); }
-};
-
-[[noreturn]] void throw_fork(int err) {
-    errno = err;
-    PyErr_SetFromErrno(PyExc_OSError);
-    throw py::error_already_set();
-}
-
-// What fork() needs of Python; for good, as the module is.
-struct Needs {
-    PyObject *process, *open_procs, *warn;
-};
-Needs needs = {};
-
-struct Cgroup {
-    explicit Cgroup(PyObject* cgroup) {
-        const py::object opened = steal(PyObject_CallOneArg(needs.open_procs, cgroup));
-        const auto [fd, name] = opened.cast<std::pair<int, std::string>>();
-        procs = forkfd::UniqueFd(fd);
-        entry.emplace(fd, name);
-    }
-    forkfd::UniqueFd procs;
-    std::optional<forkfd::CgroupEntry> entry;
-};
-
-bool finalizing() {
-#if PY_VERSION_HEX >= 0x030D0000
-    return Py_IsFinalizing() != 0;
-#else
-    return _Py_IsFinalizing() != 0;
-#endif
-}
-
-// A Process that was made and is not needed.  In the child of a fork there always is one, and
-// to free it would write to five pages, what its neighbours' garbage collection links among them.
-PyObject* spare = nullptr;
-
-struct Prepared {
-    py::object process = spare == nullptr ? make_forked(reinterpret_cast<PyTypeObject*>(needs.process))
-                                          : steal(std::exchange(spare, nullptr));
-    ~Prepared() {
-        if (process && spare == nullptr) spare = process.release().ptr();
-    }
-};
-
-// os.fork() with a lock around it, a way out, and the child's pidfd; None in the child.  What
-// can be made before the fork is, and nothing in here is Python's: after a fork, this one or
-// the last, each page that is written costs a fault, be it for a count of references.
-FORKFD_IN_CHILD py::object fork_process(PyObject* cgroup) {
-    if (finalizing()) {
-        PyErr_SetString(PyExc_RuntimeError, "fork: the interpreter shuts down");
-        throw py::error_already_set();
-    }
-    Prepared prepared;
-    std::optional<Cgroup> entered;
-    if (cgroup != Py_None) entered.emplace(cgroup);
-    if (forkfd::ask_single_threaded() != 0) steal(PyObject_CallNoArgs(needs.warn));
-    if (PySys_Audit("os.fork", nullptr) < 0) throw py::error_already_set();
-    lock(true);
-    Unlock unlock;
-    const forkfd::bind::Refusable refusable;
-    PyOS_BeforeFork();
-    if (refusable.refused()) {
-        unlock.now();
-        PyOS_AfterFork_Parent();
-        refusable.rethrow();
-    }
-    const pid_t pid = ::fork();
-    const int err = errno;
-    if (pid == 0 && entered) entered->entry->enter();
-    // What comes after runs without the lock: it may wait for threads that want it.
-    unlock.now();
-    if (pid == 0) {
-        PyOS_AfterFork_Child();
-        return py::none();
-    }
-    PyOS_AfterFork_Parent();
-    if (pid < 0) throw_fork(err);
-    forkfd::UniqueFd pidfd = forkfd::pidfd_of_child(pid);
-    if (entered) {
-        const py::gil_scoped_release release;
-        entered->entry->await(pid, pidfd.get());
-    }
-    const bool reaped = !pidfd;  // by somebody else, before it could get one
-    set_forked(prepared.process.ptr(), pid, pidfd.release());
-    py::object process = std::move(prepared.process);
-    if (reaped) steal(PyObject_CallMethod(process.ptr(), "poll", nullptr));
-    return process;
-}
-
-// (*, cgroup=None)
-PyObject* cgroup_of(PyObject* const* args, Py_ssize_t count, PyObject* keywords) {
-    if (count != 0) throw py::type_error("fork: cgroup is given by name");
-    const Py_ssize_t named = keywords == nullptr ? 0 : PyTuple_GET_SIZE(keywords);
-    for (Py_ssize_t i = 0; i < named; ++i) {
-        PyObject* const name = PyTuple_GET_ITEM(keywords, i);
-        if (PyUnicode_CompareWithASCIIString(name, "cgroup") != 0)
-            throw py::type_error("fork: unexpected argument " +
-                                 py::repr(py::handle(name)).cast<std::string>());
-    }
-    return named == 0 ? Py_None : args[0];
-}
-
-constexpr char kForkDoc[] =
-    R"(fork(*, cgroup=None)
---
-
-Fork this process, as os.fork does; the parent gets the child as a :class:`Process`.
-
-The parent waits and signals through its pidfd, as for a spawned child.  The fork lock
-is held, so no descriptor of :func:`inheriting`, :func:`redirected` or :func:`no_forks`
-of another thread gets into the child, and no thread spawns with ``close_others=False``
-meanwhile.  It is taken first, and released when the child exists: ``before`` handlers
-run under it, and must not wait for a thread that wants it.
-
-A ``before`` handler of :func:`atfork.register` may refuse by an exception, which is
-raised here.  Then nothing was forked.  ``after_in_parent`` is called of those handlers
-whose ``before`` came earlier; of the one that refused, and those after it, nothing
-is; functions of os.register_at_fork have run as for a fork that failed.
-
-Args:
-    cgroup: a cgroup directory, by path or borrowed descriptor, that the child enters
-        before any of its code runs: what cgroups(7) has as writing 0 to cgroup.procs.
-
-Returns:
-    The child in the parent, which owns it; None in the child.
-
-Raises:
-    OSError: fork(2) failed; the child could not enter the cgroup, or was killed before
-        it had (ECANCELED), and is reaped; no descriptor is free for the pidfd; EDEADLK,
-        within :func:`no_forks`.
-    RuntimeError: the interpreter shuts down.
-
-Warns:
-    ForkWarning: other threads live, which are named.  If that is an error, nothing was
-        forked.)";
-
-FORKFD_IN_CHILD PyObject* fork_function(PyObject*, PyObject* const* args, Py_ssize_t count,
-                                        PyObject* keywords) {
-    return guarded([=] { return fork_process(cgroup_of(args, count, keywords)); });
-}
-
-PyMethodDef fork_method = {"fork", fast(fork_function), METH_FASTCALL | METH_KEYWORDS, kForkDoc};
 
 // Not by a call_guard: pybind11 then enters the object into its tables without the GIL.
 template <class T, class... Args>
@@ -201,16 +27,8 @@ std::unique_ptr<T> made_unlocked(const Args&... args) {
 void bind_fork(py::module_& m) {
     const auto unlocked = py::call_guard<py::gil_scoped_release>();
     forkfd::fork_lock();  // made while nobody forks
-    // Its place is where users find it.
-    m.attr("fork") = steal(PyCFunction_NewEx(&fork_method, nullptr, py::str("pyforkfd").ptr()));
-    m.def("prepare_fork", [](const py::object& process, const py::object& open_procs,
-                             const py::object& warn) {
-        needs = {py::object(process).release().ptr(), py::object(open_procs).release().ptr(),
-                 py::object(warn).release().ptr()};
-    }, py::arg("process"), py::arg("open_procs"), py::arg("warn"),
-       "What fork() makes, by what it opens a cgroup (cgroup.procs, owned, and its name), and "
-       "what it calls unless there is surely no other thread.");
-    m.def("lock_fork_lock", &lock, py::arg("exclusive"));
+    add_fork_function(m);
+    m.def("lock_fork_lock", &wait_for_fork_lock, py::arg("exclusive"));
     m.def("unlock_fork_lock", [](bool exclusive) {
         if (exclusive) forkfd::fork_lock().unlock();
         else forkfd::fork_lock().unlock_shared();

@@ -3,6 +3,7 @@
 #include <pybind11/native_enum.h>
 #include <pybind11/stl.h>
 
+#include "bind/plan_state.h"
 #include "core/fork/become.h"
 
 namespace py = pybind11;
@@ -12,70 +13,8 @@ using forkfd::SpawnPlan;
 
 namespace {
 
-#define FORKFD_PLAN_FIELDS(X)                                                                  \
-    X(argv) X(candidates) X(exec_fd) X(program) X(env) X(close_others) X(listen_names)         \
-    X(new_session) X(process_group) X(controlling_terminal) X(controlling_terminal_path)       \
-    X(foreground_terminal) X(foreground_terminal_path) X(umask) X(nice) X(affinity)            \
-    X(scheduler_policy) X(scheduler_priority) X(chroot) X(groups) X(gid) X(uid) X(user_name)   \
-    X(group_name) X(bounding) X(permitted) X(inheritable) X(ambient) X(cwd) X(cwd_fd)          \
-    X(no_new_privs) X(death_signal) X(death_with_process) X(namespaces) X(cgroup_path)         \
-    X(cgroup_fd) X(seccomp) X(signal_mask) X(default_signals) X(ignore_signals) X(wants_pidfd)
-
-// Strings of a plan are bytes: paths need not be UTF-8.
-py::object plain(const std::string& s) { return py::bytes(s); }
-py::object plain(const std::vector<std::string>& all) {
-    py::list list;
-    for (const std::string& s : all) list.append(py::bytes(s));
-    return list;
-}
-template <class T>
-py::object plain(const T& value) { return py::cast(value); }
-template <class T>
-py::object plain(const std::optional<T>& value) {
-    return value ? plain(*value) : py::object(py::none());
-}
-
-// What differs from a fresh plan, by name, and the lists: short, for it is sent to zygotes.
-py::tuple state_of(const SpawnPlan& plan) {
-    static const SpawnPlan fresh;
-    py::dict fields;
-    py::list fds, limits;
-#define FORKFD_X(name) if (plan.name != fresh.name) fields[#name] = plain(plan.name);
-    FORKFD_PLAN_FIELDS(FORKFD_X)
-#undef FORKFD_X
-    for (const FdAction& a : plan.fds)
-        fds.append(py::make_tuple(a.target, static_cast<int>(a.kind), a.source,
-                                  py::bytes(a.path), a.flags, a.mode));
-    for (const forkfd::ChildLimit& l : plan.limits)
-        limits.append(py::make_tuple(l.resource, l.limit.soft, l.limit.hard));
-    return py::make_tuple(fields, fds, limits);
-}
-
-SpawnPlan plan_of(const py::tuple& state) {
-    SpawnPlan plan;
-    for (const auto& [key, value] : state[0].cast<py::dict>()) {
-        const auto field = key.cast<std::string_view>();
-#define FORKFD_X(name) \
-        if (field == #name) plan.name = value.cast<decltype(SpawnPlan::name)>();
-        FORKFD_PLAN_FIELDS(FORKFD_X)
-#undef FORKFD_X
-    }
-    for (const py::handle item : state[1]) {
-        const auto t = item.cast<py::tuple>();
-        plan.fds.push_back({t[0].cast<int>(), static_cast<FdAction::Kind>(t[1].cast<int>()),
-                            t[2].cast<int>(), t[3].cast<std::string>(), t[4].cast<int>(),
-                            t[5].cast<unsigned>()});
-    }
-    for (const py::handle item : state[2]) {
-        const auto t = item.cast<py::tuple>();
-        plan.limits.push_back({t[0].cast<int>(), {t[1].cast<std::uint64_t>(),
-                                                  t[2].cast<std::uint64_t>()}});
-    }
-    return plan;
-}
-
 py::tuple plan_of_worker(const py::tuple& state, const std::vector<int>& held, int answer) {
-    SpawnPlan plan = plan_of(state);
+    SpawnPlan plan = plan_of_state(state);
     const int number = forkfd::keep_open(plan, held, answer);
     return py::make_tuple(std::move(plan), number);
 }
@@ -145,8 +84,8 @@ void bind_plan(py::module_& m) {
         .def("add_gid_map", [](SpawnPlan& p, unsigned in, unsigned out, unsigned n) {
             p.gid_map.push_back({in, out, n});
         }, py::arg("inside"), py::arg("outside"), py::arg("count"))
-        .def("state", &state_of, "All but the id maps, as plain values; for from_state().")
-        .def_static("from_state", &plan_of, py::arg("state"));
+        .def("state", &state_of_plan, "All but the id maps, as plain values; for from_state().")
+        .def_static("from_state", &plan_of_state, py::arg("state"));
     m.def("plan_of_worker", &plan_of_worker, py::arg("state"), py::arg("held"),
           py::arg("answer"),
           "(plan, number): from_state(), and leaves `held` open and a duplicate of `answer`.");

@@ -8,6 +8,7 @@
 #include <optional>
 #include <pybind11/stl.h>
 
+#include "bind/exit_tuple.h"
 #include "bind/process_type.h"
 #include "bind/waiting.h"
 #include "core/watch/features.h"
@@ -29,7 +30,7 @@ void bind_process(py::module_& m) {
     m.def("wait_pidfd", &wait_pidfd, py::arg("pidfd"), py::arg("timeout"));
     add_process_type(m);
     m.def("reap", [](int pidfd) -> py::object {
-        const std::optional<forkfd::ExitInfo> end = reap_telling(pidfd);
+        const std::optional<forkfd::ExitInfo> end = reap_unlocked(pidfd);
         return end ? exit_tuple(*end) : py::none();
     }, py::arg("pidfd"), "(known, CLD_ code, status, rusage), or None while the process runs.");
     m.def("own_pidfd_inode", []() -> std::optional<std::uint64_t> {

@@ -1,4 +1,5 @@
 #include "bind/bindings.h"
+#include "bind/spawning.h"
 
 #include <cerrno>
 #include <pybind11/stl.h>
@@ -6,7 +7,6 @@
 
 #include "core/base/names.h"
 #include "core/base/probe.h"
-#include "core/spawn/spawn.h"
 #include "core/spawn/spawn_attempt.h"
 
 namespace py = pybind11;
@@ -22,21 +22,27 @@ std::optional<forkfd::Backend> backend_named(const std::string& name) {
 }
 
 py::tuple spawn(const SpawnPlan& plan, const std::vector<int>& sources) {
-    // Read with the GIL held: os.environ changes the C environment under it.
-    forkfd::Environment env =
-        plan.env ? forkfd::Environment(*plan.env) : forkfd::Environment::current();
-    std::optional<forkfd::SpawnResult> child;
-    {
-        const py::gil_scoped_release release;
-        child.emplace(forkfd::spawn(plan, std::move(env), sources));
-    }
-    py::dict pipes;
-    for (forkfd::PipeEnd& end : child->pipes) pipes[py::int_(end.target)] = end.fd.release();
-    return py::make_tuple(child->pid, child->pidfd.release(),
-                          forkfd::backend_name(child->backend), pipes);
+    forkfd::SpawnResult child = spawn_unlocked(plan, sources);
+    const py::dict pipes = released_pipes(child);
+    return py::make_tuple(child.pid, child.pidfd.release(), forkfd::backend_name(child.backend),
+                          pipes);
 }
 
 }  // namespace
+
+forkfd::SpawnResult spawn_unlocked(const SpawnPlan& plan, const std::vector<int>& sources) {
+    // Read with the GIL held: os.environ changes the C environment under it.
+    forkfd::Environment env =
+        plan.env ? forkfd::Environment(*plan.env) : forkfd::Environment::current();
+    const py::gil_scoped_release release;
+    return forkfd::spawn(plan, std::move(env), sources);
+}
+
+py::dict released_pipes(forkfd::SpawnResult& child) {
+    py::dict pipes;
+    for (forkfd::PipeEnd& end : child.pipes) pipes[py::int_(end.target)] = end.fd.release();
+    return pipes;
+}
 
 void bind_spawn(py::module_& m) {
     m.def("spawn", &spawn, py::arg("plan"), py::arg("sources"),

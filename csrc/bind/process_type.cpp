@@ -8,8 +8,8 @@
 #include <mutex>
 #include <new>
 
+#include "bind/exit_tuple.h"
 #include "bind/plain_call.h"
-#include "core/base/trace.h"
 
 namespace py = pybind11;
 
@@ -125,7 +125,7 @@ PyObject* reap(PyObject* self, PyObject*) {
         std::optional<forkfd::ExitInfo> end;
         {
             const auto lock = locked(p);
-            if (!p.shared.end && p.shared.pidfd >= 0) p.shared.end = reap_telling(p.shared.pidfd);
+            if (!p.shared.end && p.shared.pidfd >= 0) p.shared.end = reap_unlocked(p.shared.pidfd);
             end = p.shared.end;
         }
         return end ? exit_tuple(*end) : py::none();
@@ -186,16 +186,6 @@ PyType_Slot slots[] = {
 PyType_Spec spec = {"pyforkfd._core.ProcessBase", sizeof(Process), 0,
                     Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC, slots};
 
-py::object usage_tuple(const struct rusage& u) {
-    const auto seconds = [](const timeval& t) {
-        return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) * 1e-6;
-    };
-    return py::make_tuple(seconds(u.ru_utime), seconds(u.ru_stime), u.ru_maxrss, u.ru_ixrss,
-                          u.ru_idrss, u.ru_isrss, u.ru_minflt, u.ru_majflt, u.ru_nswap,
-                          u.ru_inblock, u.ru_oublock, u.ru_msgsnd, u.ru_msgrcv, u.ru_nsignals,
-                          u.ru_nvcsw, u.ru_nivcsw);
-}
-
 }  // namespace
 
 // For good, as the module is: its types are never freed.
@@ -219,15 +209,4 @@ void set_forked(PyObject* process, pid_t pid, int pidfd) noexcept {
     p.owner = ::getpid();
     if (pidfd < 0) p.shared.end = forkfd::ExitInfo{false, 0, 0, false, {}};
     else p.shared.pidfd.store(pidfd, std::memory_order_relaxed);
-}
-
-std::optional<forkfd::ExitInfo> reap_telling(int pidfd) {
-    std::optional<py::gil_scoped_release> release;
-    if (forkfd::trace::on(forkfd::trace::kExec)) release.emplace();
-    return forkfd::reap(pidfd);
-}
-
-py::object exit_tuple(const forkfd::ExitInfo& info) {
-    return py::make_tuple(info.known, info.code, info.status,
-                          info.has_usage ? usage_tuple(info.usage) : py::none());
 }

@@ -6,10 +6,6 @@
 
 #include <sys/types.h>
 
-#include <optional>
-
-#include "core/base/pidfd.h"
-
 void add_process_type(pybind11::module_& m);
 
 // Of `type`, a class made from ProcessBase, without its __init__: a child that is not there
@@ -17,8 +13,3 @@ void add_process_type(pybind11::module_& m);
 pybind11::object make_forked(PyTypeObject* type);
 // It is there.  pidfd is taken; -1: somebody else has reaped it already.
 void set_forked(PyObject* process, pid_t pid, int pidfd) noexcept;
-
-// Never blocks but where FORKFD_DEBUG's line does, and lets go of the GIL there.
-std::optional<forkfd::ExitInfo> reap_telling(int pidfd);
-// (known, CLD_ code, status, rusage)
-pybind11::object exit_tuple(const forkfd::ExitInfo& info);

@@ -1,20 +1,21 @@
 /* forkfd-keeper [-t SECONDS] [--] PROGRAM [ARGUMENT...]
  *
- * Starts a supervisor, holds duplicates of the descriptors that it deposits, and starts it
- * again with all of them when it was killed.  Its workers live on meanwhile: they are
- * reparented to the keeper (PR_SET_CHILD_SUBREAPER), which tells the next supervisor how those
- * ended that did.
+ * Start a supervisor, hold duplicates of the descriptors that the supervisor deposits, and
+ * start it again with all of them when it was killed.  The workers live on meanwhile: orphans
+ * are reparented to the keeper (PR_SET_CHILD_SUBREAPER), which reports the ends of those that
+ * ended to the next supervisor.
  *
- * Everything the two say to one another goes over one SOCK_SEQPACKET pair:
+ * Keeper and supervisor exchange messages over one SOCK_SEQPACKET pair:
  *   supervisor: "+NAME" with one descriptor: hold it; "-NAME": close it; "-": close them all;
  *               "=": it serves.
  *   keeper:     struct report, for each child it has reaped.
- * A supervisor finds its end and what is held in FORKFD_HANDOVER="keeper=3 NAME=4 ...".
+ * FORKFD_HANDOVER="keeper=3 NAME=4 ..." names the supervisor's end and every held descriptor.
  *
- * It ends when its supervisor ends by itself and has taken back everything it deposited.
+ * The keeper ends when its supervisor ends by itself and has taken back everything that it
+ * deposited.
  *
- * What it must survive is somebody else's memory running out, so it allocates nothing: all
- * tables are static, and only a child on its way to exec calls setenv(3).
+ * The keeper must survive when another process runs out of memory, so it allocates nothing:
+ * all tables are static, and only a child on its way to exec calls setenv(3).
  */
 #include "keeper.h"
 
@@ -33,19 +34,19 @@
 #include <unistd.h>
 
 enum {
-    UNATTENDED_S = 60, /* if none has got as far as to serve for so long, then we give up */
-    PAUSE_MS = 50,     /* after the second in a row, doubled by each further one */
+    UNATTENDED_S = 60, /* give up when no supervisor has served for so long */
+    PAUSE_MS = 50,     /* after the second failure in a row, doubled by each further one */
     LONGEST_PAUSE_MS = 5000,
 };
 
 static const int forwarded[] = {SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2};
 enum { FORWARDED = sizeof forwarded / sizeof *forwarded };
 
-static pid_t supervisor; /* 0: there is none */
+static pid_t supervisor; /* 0: none runs */
 static siginfo_t last_end;
-static unsigned waiting;  /* signals for a supervisor that is not there yet, a bit each */
-static unsigned told;     /* what was sent to this one */
-static sigset_t original; /* the mask that we were started with */
+static unsigned waiting;  /* signals for the next supervisor, a bit each */
+static unsigned forwarded_now; /* signals that were sent to this supervisor */
+static sigset_t original;      /* the mask that the keeper was started with */
 static void (*original_pipe)(int);
 static int signals = -1;
 
@@ -53,12 +54,6 @@ static long long now_ms(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return t.tv_sec * 1000LL + t.tv_nsec / 1000000;
-}
-
-void keeper_say(const char *what, const char *detail) {
-    struct pollfd room = {2, POLLOUT, 0};
-    if (poll(&room, 1, 0) != 1 || (room.revents & POLLOUT) == 0) return; /* it must not wait */
-    dprintf(2, "forkfd-keeper: %s%s%s\n", what, *detail ? ": " : "", detail);
 }
 
 static void reap(void) {
@@ -74,15 +69,15 @@ static void reap(void) {
     }
 }
 
-/* Orphans and the supervisor whose end made them so are seen together: it is reaped before
- * anything of them is told, which it would not read. */
+/* Orphans and the supervisor whose end made them so are seen together: the supervisor is reaped
+ * before the ends of its orphans are sent, which it would not read. */
 static void take_signals(void) {
     struct signalfd_siginfo info;
     while (read(signals, &info, sizeof info) == sizeof info) {
         const int number = (int)info.ssi_signo;
-        if (number == SIGCHLD) continue; /* one may stand for many: reap() looks itself */
-        *(supervisor > 0 ? &told : &waiting) |= 1u << number;
-        if (supervisor > 0) kill(supervisor, number); /* not reaped yet: the number is its own */
+        if (number == SIGCHLD) continue; /* one may stand for many: see reap() */
+        *(supervisor > 0 ? &forwarded_now : &waiting) |= 1u << number;
+        if (supervisor > 0) kill(supervisor, number); /* not reaped yet: the pid is its own */
     }
     reap();
 }
@@ -94,15 +89,17 @@ static void wait_for_something(int timeout_ms) {
     if (fds[0].revents != 0) take_signals();
 }
 
-/* In the child, which has one thread: everything is allowed. */
+/* In the child of fork(), which has one thread: any libc function is allowed. */
 static _Noreturn void become_supervisor(char **argv, int theirs, pid_t keeper) {
     char pid[16];
-    /* Workers left without both would be nobody's: without us it stops in order. */
+    /* Workers without supervisor and keeper would have no owner: without its keeper the
+     * supervisor stops in order. */
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != keeper) _exit(1);
-    /* The terminal's signals are for us, who forward them: it shall not get them twice. */
+    /* The keeper forwards the terminal's signals: the supervisor must not get them twice. */
     setpgid(0, 0);
-    /* What we forward stays blocked until it is read there, or the first one would end it. */
+    /* A forwarded signal stays blocked until the supervisor reads it, or the first would end
+     * the supervisor. */
     sigset_t mask = original;
     for (int i = 0; i < FORWARDED; i++) sigaddset(&mask, forwarded[i]);
     sigprocmask(SIG_SETMASK, &mask, NULL);
@@ -116,7 +113,7 @@ static _Noreturn void become_supervisor(char **argv, int theirs, pid_t keeper) {
     link_hand_over(theirs);
     execvp(argv[0], argv);
     const int error = errno;
-    keeper_say(argv[0], strerror(error));
+    keeper_report(argv[0], strerror(error));
     _exit(error == ENOENT ? 127 : 126);
 }
 
@@ -135,18 +132,18 @@ static int start(char **argv) {
     supervisor = pid;
     for (int i = 0; i < FORWARDED; i++)
         if (waiting >> forwarded[i] & 1) kill(pid, forwarded[i]);
-    told = waiting;
+    forwarded_now = waiting;
     waiting = 0;
     return 0;
 }
 
-/* Children of what is killed become ours in turn, until nothing is left. */
+/* Children of a killed process become the keeper's in turn, until none is left. */
 static void kill_all(void) {
     char path[64], text[4096];
     snprintf(path, sizeof path, "/proc/self/task/%d/children", (int)getpid());
     siginfo_t info;
     do {
-        link_kill_held(); /* where the kernel does not list children */
+        link_kill_held(); /* for kernels that do not list children */
         const int fd = open(path, O_RDONLY | O_CLOEXEC);
         ssize_t size = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
         if (fd >= 0) close(fd);
@@ -159,11 +156,11 @@ static void kill_all(void) {
     } while (waitid(P_ALL, 0, &info, WEXITED | __WALL) == 0);
 }
 
-static void say_how_it_ended(void) {
+static void report_end(void) {
     char text[64];
     const int killed = last_end.si_code != CLD_EXITED;
     snprintf(text, sizeof text, "%s %d", killed ? "signal" : "exit code", last_end.si_status);
-    keeper_say("the supervisor has died", text);
+    keeper_report("the supervisor has died", text);
 }
 
 static int keep(char **argv, int patience_s) {
@@ -171,20 +168,20 @@ static int keep(char **argv, int patience_s) {
     long long unattended = now_ms();
     for (;;) {
         if (start(argv) != 0) {
-            keeper_say("the supervisor could not be started", strerror(errno));
+            keeper_report("the supervisor could not be started", strerror(errno));
             if (link_held() == 0) return 1;
         }
         while (supervisor > 0) wait_for_something(-1);
-        link_close(); /* with all that it had still said */
+        link_close(); /* reads its last messages */
         if (last_end.si_code == CLD_EXITED && link_held() == 0) return last_end.si_status;
-        say_how_it_ended();
+        report_end();
         failures = link_served() ? 0 : failures + 1;
         if (link_served())
             unattended = now_ms();
         else
-            waiting |= told; /* it has not read them */
+            waiting |= forwarded_now; /* it has not read them */
         if (now_ms() - unattended >= patience_s * 1000LL) {
-            keeper_say("none gets as far as to serve", "killing all that is left, giving up");
+            keeper_report("no supervisor serves", "killing all that is left, giving up");
             kill_all();
             return 1;
         }
@@ -209,7 +206,7 @@ int main(int argc, char **argv) {
         dprintf(2, "usage: forkfd-keeper [-t SECONDS] [--] PROGRAM [ARGUMENT...]\n");
         return 2;
     }
-    /* A descriptor that we hold must not become somebody's standard stream. */
+    /* A held descriptor must not become a child's standard stream. */
     for (int fd; (fd = open("/dev/null", O_RDWR | O_CLOEXEC)) >= 0;)
         if (fd > 2) {
             close(fd);
@@ -222,10 +219,10 @@ int main(int argc, char **argv) {
     sigaddset(&taken, SIGCHLD);
     for (int i = 0; i < FORWARDED; i++) sigaddset(&taken, forwarded[i]);
     sigprocmask(SIG_BLOCK, &taken, &original);
-    original_pipe = signal(SIGPIPE, SIG_IGN); /* whoever reads our standard error may be gone */
+    original_pipe = signal(SIGPIPE, SIG_IGN); /* the reader of standard error may be gone */
     signals = signalfd(-1, &taken, SFD_CLOEXEC | SFD_NONBLOCK);
     if (signals < 0 || prctl(PR_SET_CHILD_SUBREAPER, 1) != 0) {
-        keeper_say("signalfd, prctl", strerror(errno));
+        keeper_report("signalfd, prctl", strerror(errno));
         return 1;
     }
     return keep(argv + optind, patience_s);

@@ -1,31 +1,31 @@
-/* What the two files of the keeper tell one another. */
+/* The interface between the files of the keeper. */
 #ifndef FORKFD_KEEPER_H
 #define FORKFD_KEEPER_H
 
 #include <sys/types.h>
 
-/* One line on standard error. */
-void keeper_say(const char *what, const char *detail);
+/* report.c: write one line on standard error; `detail` may be empty.  Never waits. */
+void keeper_report(const char *event, const char *detail);
 
-/* A fresh pair of sockets; returns the supervisor's end, or -1 and errno.  What is remembered
- * waits in it to be read. */
+/* link.c: make a new pair of sockets and send the remembered reports; return the supervisor's
+ * end, or -1 and errno. */
 int link_open(void);
-/* Our end, -1 if there is none, and what to poll it for. */
+/* Return the keeper's end, -1 if there is none, and the events to poll it for. */
 int link_fd(void);
 short link_events(void);
-/* Does what the supervisor has asked for, and tells what it is to know; never waits. */
+/* Perform the requests of the supervisor, and send it the reports that are due; never wait. */
 void link_serve(void);
-/* The supervisor has ended: does what it had still asked for. */
+/* Perform the last requests of a supervisor that has ended, and close the keeper's end. */
 void link_close(void);
-/* Remembers how a child has ended; link_serve() tells it. */
+/* Remember the end of a child; link_serve() sends it. */
 void link_report(pid_t pid, int code, int status);
-/* The supervisor of this link, or of the last, has said that it serves. */
+/* Return whether the supervisor of this link, or of the last, has reported that it serves. */
 int link_served(void);
-/* How many descriptors are held. */
+/* Return the number of held descriptors. */
 int link_held(void);
-/* In the child: lets it inherit all that is held and its end, and tells it their numbers. */
+/* In the child: make all held descriptors and its end inheritable, and set FORKFD_HANDOVER. */
 void link_hand_over(int theirs);
-/* SIGKILL to every process whose pidfd is held. */
+/* Send SIGKILL to every process whose pidfd is held. */
 void link_kill_held(void);
 
 #endif

@@ -1,4 +1,4 @@
-/* The keeper's end of the socket pair, and what it holds for the supervisor. */
+/* The keeper's end of the socket pair, and the descriptors held for the supervisor. */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -18,9 +18,9 @@
 #endif
 
 enum {
-    MOST = 4096,    /* descriptors are held below this number: as many as the variable can name */
-    NAME = 20,      /* the longest name with its NUL */
-    REPORTS = 256,  /* the last ends, told to each supervisor: the one before may not have read */
+    MOST = 4096,   /* held descriptors are below this number: as many as the variable can name */
+    NAME = 20,     /* the longest name with its NUL */
+    REPORTS = 256, /* the last ends, sent to each supervisor: the one before may not have read */
 };
 
 struct report {
@@ -32,7 +32,7 @@ static int held;
 static int ours = -1;
 static int served;
 static struct report reports[REPORTS];
-static unsigned first, count, sent; /* the oldest; how many there are; how many were told */
+static unsigned first, count, sent; /* the oldest; how many there are; how many were sent */
 
 int link_fd(void) { return ours; }
 int link_held(void) { return held; }
@@ -52,21 +52,22 @@ static void drop_named(const char *name) {
 
 static void hold(const char *name, int fd) {
     if (fd >= MOST) {
-        keeper_say("cannot hold one more descriptor", name);
+        keeper_report("no free place to hold a descriptor", name);
         close(fd);
         return;
     }
     drop_named(name);
-    strcpy(names[fd], name); /* NAME was checked */
+    strcpy(names[fd], name); /* its length was checked */
     held++;
 }
 
 static int name_is_good(const char *name, size_t length) {
-    static const char allowed[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.";
+    static const char allowed[] =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.";
     return length < NAME && strlen(name) == length && strspn(name, allowed) == length;
 }
 
-static void obey(char *message, size_t length, int fd) {
+static void perform(char *message, size_t length, int fd) {
     message[length] = '\0';
     const char *name = message + 1;
     const int named = length > 1 && name_is_good(name, length - 1);
@@ -80,7 +81,7 @@ static void obey(char *message, size_t length, int fd) {
     else if (message[0] == '=' && length == 1)
         served = 1;
     else
-        keeper_say("a message of the supervisor makes no sense", name);
+        keeper_report("message of the supervisor ignored: unknown or malformed", name);
 }
 
 /* The one descriptor of a message, -1 if it has none. */
@@ -93,7 +94,7 @@ static int descriptor_in(struct msghdr *message) {
     return fd;
 }
 
-static void listen_to_supervisor(void) {
+static void receive_requests(void) {
     while (ours >= 0) {
         char text[NAME + 2];
         union {
@@ -105,20 +106,20 @@ static void listen_to_supervisor(void) {
         message.msg_iov = &part;
         message.msg_iovlen = 1;
         message.msg_control = control.bytes;
-        message.msg_controllen = CMSG_LEN(sizeof(int)); /* one, where padding has room for two */
+        message.msg_controllen = CMSG_LEN(sizeof(int)); /* one; padding would hold two */
         const ssize_t size = recvmsg(ours, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
         if (size < 0 && errno == EINTR) continue;
         if (size < 0) return;
-        if (size == 0) { /* it has closed its end, and will be seen to end */
+        if (size == 0) { /* the supervisor has closed its end: SIGCHLD follows */
             close(ours);
             ours = -1;
             return;
         }
-        obey(text, (size_t)size, descriptor_in(&message));
+        perform(text, (size_t)size, descriptor_in(&message));
     }
 }
 
-static void tell(void) {
+static void send_reports(void) {
     for (; ours >= 0 && sent < count; sent++) {
         const struct report *const next = &reports[(first + sent) % REPORTS];
         if (send(ours, next, sizeof *next, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) return;
@@ -126,8 +127,8 @@ static void tell(void) {
 }
 
 void link_serve(void) {
-    listen_to_supervisor();
-    tell();
+    receive_requests();
+    send_reports();
 }
 
 void link_report(pid_t pid, int code, int status) {
@@ -146,12 +147,12 @@ int link_open(void) {
     ours = ends[0];
     served = 0;
     sent = 0;
-    tell();
+    send_reports();
     return ends[1];
 }
 
 void link_close(void) {
-    listen_to_supervisor();
+    receive_requests();
     if (ours >= 0) close(ours);
     ours = -1;
 }

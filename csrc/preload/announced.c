@@ -1,4 +1,4 @@
-/* Descriptors whose numbers the next program is told: they are passed, not leaked.
+/* Descriptors whose numbers the next program is given: they are passed, not leaked.
  *
  * All words and variables are read once, whatever the number of descriptors, so the time is
  * that of reading the arguments: less than what execve(2) takes to copy them. */
@@ -18,7 +18,7 @@ static bool is_alphanumeric(char c) {
 
 static bool is_blank(char c) { return c == ' ' || c == '\t' || c == '\n'; }
 
-/* Reads the digits at *text and steps over them; a number too long is none of ours. */
+/* Read the digits at *text and step over them; a number that is too long is NUMBERS. */
 static int take_number(const char **text) {
     int number = 0;
     for (; is_digit(**text); ++*text)
@@ -103,7 +103,7 @@ static bool add_text(const char *text, struct Numbers *found) {
         case 'f':
         case 'F':
             if (!is_letter(at[1], 'd')) break;
-            /* The one name whose value is a count, is_listener(). */
+            /* The one name whose value is a count, add_listeners(). */
             if (at - text >= 7 && begins_with(at - 7, "LISTEN_FDS=")) break;
             if (option && (at[2] == '\0' || (is_letter(at[2], 's') && at[3] == '\0')))
                 return true;
@@ -117,8 +117,8 @@ static bool add_text(const char *text, struct Numbers *found) {
     return known;
 }
 
-/* sd_listen_fds(3).  Without LISTEN_PID somebody will still set it; a process that does not
- * exist yet cannot be the one it names. */
+/* sd_listen_fds(3).  Without LISTEN_PID, a program in between will still set it.  A process
+ * that does not exist yet cannot be the one that LISTEN_PID names. */
 static void add_listeners(const char *count, const char *pid, bool new_pid,
                           struct Numbers *found) {
     if (count == NULL || !is_digit(*count)) return;

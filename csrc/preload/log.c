@@ -1,4 +1,4 @@
-/* One line for each descriptor that was stopped, in one write. */
+/* The log: one line for each stopped descriptor, by one write. */
 #include "preload.h"
 
 #include <errno.h>
@@ -16,7 +16,7 @@ struct Line {
 };
 enum { ADVICE = 64 }; /* what it takes behind a command that is cut */
 
-/* Cuts what is too long, and lets no name begin a line of its own. */
+/* Append text; cut what is too long, and replace control characters, which could begin a line. */
 static void add(struct Line *line, const char *text) {
     for (; *text != '\0' && line->length < line->room; ++text)
         line->text[line->length++] = (unsigned char)*text < ' ' || *text == 127 ? '?' : *text;
@@ -45,7 +45,7 @@ static void add_target(struct Line *line, int number) {
     add(line, ")");
 }
 
-/* A pipe whose reader is gone must not kill a program that has nothing to do with it. */
+/* A log pipe without a reader must not kill the program by SIGPIPE. */
 static void write_line(int log, const struct Line *line) {
     sigset_t pipe_signal, mask, pending;
     sigemptyset(&pipe_signal);
@@ -75,7 +75,7 @@ void report(const struct Numbers *stopped, const char *how, const char *command,
     if (memcmp(stopped, &none, sizeof none) == 0) return;
     int log = settings.log_fd;
     if (settings.log_path != NULL)
-        /* O_NONBLOCK: a FIFO that nobody reads is not waited for. */
+        /* O_NONBLOCK: never wait for the reader of a FIFO. */
         log = (int)syscall(SYS_openat, AT_FDCWD, settings.log_path,
                            O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0666);
     if (log < 0) return;

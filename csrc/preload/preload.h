@@ -1,12 +1,13 @@
-/* libforkfd_preload.so: what one file of it tells the others.
+/* libforkfd_preload.so: the interface between its files.
  *
- * The rule is in docs/preload.md.  In short: a child is born with everything above 2 marked
- * close-on-exec; what it makes inheritable afterwards is meant, and so is what the program
- * that it executes is told of, and all when that program is itself.
+ * The rule is in docs/preload.md.  In short: a child is born with all descriptors above 2 marked
+ * close-on-exec.  A descriptor that the child makes inheritable afterwards is passed on purpose,
+ * and so is one whose number the executed program is given by its arguments or environment, and
+ * everything when a program executes itself in its own place.
  *
  * All of this may run in the child of fork(2) of a process with threads, or of vfork(2) on
- * its parent's memory: no allocation, no lock, no stdio.  What is written to memory is true
- * for the parent too. */
+ * its parent's memory: no allocation, no lock, no stdio.  Memory that a child of vfork writes
+ * must be true for the parent too. */
 #pragma once
 
 #ifndef _GNU_SOURCE
@@ -21,21 +22,21 @@
 #define EXPORT __attribute__((visibility("default")))
 
 enum {
-    FIRST = 3,        /* 0, 1 and 2 are everybody's */
-    NUMBERS = 4096,   /* above, descriptors are marked, but not remembered */
+    FIRST = 3,        /* 0, 1 and 2 are always passed */
+    NUMBERS = 4096,   /* descriptors above are marked, but not remembered */
     MAX_KEPT = 64,
     MAX_VARIABLES = 16,
     PATH_SIZE = 4096,
 };
 
-/* settings.c: what the environment says, read once. */
+/* settings.c: the settings in the environment, read once. */
 extern char program_path[PATH_SIZE]; /* of /proc/self/exe; or "" */
 struct Settings {
-    bool stop;                             /* or let through, and say so */
-    bool shell;                            /* this program is one */
+    bool stop;                             /* false: report leaks, and let them through */
+    bool shell;                            /* this program is a shell */
     int kept[MAX_KEPT];                    /* ascending */
     int kept_count;
-    const char *variables[MAX_VARIABLES];  /* whose values name descriptors to keep */
+    const char *variables[MAX_VARIABLES];  /* their values name descriptors to keep */
     int variable_count;
     int log_fd;                            /* -1: none */
     const char *log_path;                  /* NULL: none */
@@ -61,14 +62,14 @@ static inline bool begins_with(const char *text, const char *start) {
 
 /* The program that is to be executed. */
 struct Program {
-    const char *path;  /* as it was found; "": a descriptor's; NULL: not of interest */
+    const char *path;  /* of its file; "": that of a descriptor; NULL: unknown */
     char *const *argv;
     char *const *envp;
-    int executed;  /* the descriptor that is executed, or that a path starts at; or -1 */
-    bool new_pid;  /* it becomes another process than this one */
+    int executed;  /* the executed descriptor, or the one that a path starts at; or -1 */
+    bool new_pid;  /* it runs in another process than this one */
 };
 
-/* announced.c: what the next program is told of. */
+/* announced.c: the descriptors that the next program is given by number. */
 void read_announced(const struct Program *program, struct Numbers *found);
 
 /* restart.c: whether this program executes itself in its own place. */
@@ -77,9 +78,9 @@ bool is_restart(const struct Program *program);
 
 /* table.c: the descriptors of this process. */
 enum Passing {
-    TO_CHILD,   /* what is announced */
-    IN_PLACE,   /* and what this program was given */
-    TO_ITSELF,  /* all: it goes on as what it was */
+    TO_CHILD,   /* announced descriptors pass */
+    IN_PLACE,   /* and those that this program was given */
+    TO_ITSELF,  /* all pass: the program executes itself */
 };
 uint64_t identity_at(int folder, const char *path); /* never 0; 1 where it is unknown */
 void remember_given(void);
@@ -91,13 +92,13 @@ void settle(const struct Program *program, enum Passing passing, struct Numbers 
 void report(const struct Numbers *stopped, const char *how, const char *command,
             const char *unless);
 
-/* wrap_fork.c: the child's first moment; whether this process has had it under our eyes; and
- * whether it is in its parent's place, who has ended since, as a daemon is. */
+/* wrap_fork.c: mark a child at its birth; whether this process was marked so; whether its parent
+ * has ended since, as a daemon's. */
 void born(bool in_shared_memory, pid_t parent);
 bool was_born(void);
 bool is_daemon(void);
 
-/* real.c: the functions that ours stand before, those of libc or of the next library. */
+/* real.c: the wrapped functions, of libc or of the next library. */
 #define FUNCTIONS(X)                                                                          \
     X(fork) X(_Fork) X(clone) X(forkpty) X(daemon)                                            \
     X(execve) X(execv) X(execvp) X(execvpe) X(execveat) X(fexecve)                            \
@@ -105,4 +106,4 @@ bool is_daemon(void);
 #define NUMBER_OF(name) REAL_##name,
 enum Function { FUNCTIONS(NUMBER_OF) FUNCTION_COUNT };
 #undef NUMBER_OF
-void *find_real(enum Function function); /* NULL where there is none */
+void *find_real(enum Function function); /* NULL: libc has none */

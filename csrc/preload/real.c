@@ -1,4 +1,4 @@
-/* The functions behind ours, and what happens when the library is loaded. */
+/* The wrapped functions, and the start of the library. */
 #include "preload.h"
 
 #include <dlfcn.h>
@@ -10,8 +10,8 @@ void *find_real(enum Function function) {
 #define NAME_OF(name) #name,
     static const char *const names[] = {FUNCTIONS(NAME_OF)};
 #undef NAME_OF
-    /* Found when we are loaded, since a child must not ask the dynamic loader.  Before that
-     * only constructors of other libraries come here. */
+    /* Found when the library is loaded, since a child must not call the dynamic loader.  Before
+     * that only constructors of other libraries come here. */
     void *found = real[function];
     if (found == NULL) real[function] = found = dlsym(RTLD_NEXT, names[function]);
     return found;

@@ -1,4 +1,4 @@
-/* FORKFD_CLOSE_OTHERS=0, FORKFD_KEEP=3,7,NAME and FORKFD_LOG=path or descriptor. */
+/* The settings: FORKFD_CLOSE_OTHERS=0, FORKFD_KEEP=3,7,NAME, FORKFD_LOG=path or descriptor. */
 #include "preload.h"
 
 #include <fcntl.h>
@@ -28,7 +28,7 @@ bool is_kept(int number) {
     return false;
 }
 
-/* -1 unless all of it is a number. */
+/* Return the number that the whole text is, or -1. */
 static int as_number(const char *text) {
     char *end;
     const long number = strtol(text, &end, 10);

@@ -1,4 +1,4 @@
-/* The descriptors of this process: which are inheritable, and marking them. */
+/* The descriptor table of this process: finding inheritable descriptors, and marking them. */
 #include "preload.h"
 
 #include <fcntl.h>
@@ -16,15 +16,15 @@
 #define SYS_close_range 436
 #endif
 
-/* As which file a number was inheritable when we marked it.  A child of vfork writes it on
- * its parent's memory, where it is as true; a number that has become another file, or that
- * is not marked, is not ours. */
+/* The file at each number when it was found inheritable and marked.  A child of vfork writes it
+ * in its parent's memory, where it is as true.  A number that is another file by now, or that
+ * is not marked, was not marked here. */
 static _Atomic uint64_t seen[NUMBERS];
 static _Atomic int seen_end = FIRST;
-/* What this program was given when it was executed. */
+/* The file at each number that was inheritable when this program was executed. */
 static uint64_t given[NUMBERS];
 
-/* statx(2), which an older musl does not declare. */
+/* struct statx, statx(2), which an older musl does not declare. */
 struct Statx {
     uint32_t others_before[8];
     uint64_t inode;
@@ -32,10 +32,9 @@ struct Statx {
     uint32_t device_major, device_minor;
     uint64_t others_after[14];
 };
-_Static_assert(sizeof(struct Statx) == 256, "as the kernel has it");
+_Static_assert(sizeof(struct Statx) == 256, "the size of the kernel's struct statx");
 #define STATX_WANT_INODE 0x100U
-/* AT_EMPTY_PATH | AT_STATX_DONT_SYNC: a file system that is far away, or gone, is not waited
- * for. */
+/* AT_EMPTY_PATH | AT_STATX_DONT_SYNC: no request to the server of a remote file system. */
 #define STATX_QUIETLY (0x1000 | 0x4000)
 
 static uint64_t mix(uint64_t inode, uint32_t device_major, uint32_t device_minor) {
@@ -51,7 +50,7 @@ uint64_t identity_at(int folder, const char *path) {
     return mix(plain.st_ino, major(plain.st_dev), minor(plain.st_dev));
 }
 
-/* Epolls and their kin have one inode, so they are told apart by number alone. */
+/* All epolls and other anonymous files share one inode: only their numbers differ. */
 static uint64_t identity(int number) { return identity_at(number, ""); }
 
 static bool is_inheritable(int number) {
@@ -59,7 +58,7 @@ static bool is_inheritable(int number) {
     return flags >= 0 && (flags & FD_CLOEXEC) == 0;
 }
 
-/* Calls visit for the numbers above 2 that are open; without /proc for all that may be. */
+/* Call visit for each open number above 2; without /proc for each that may be open. */
 static void walk(void (*visit)(int)) {
     struct Entry { /* getdents64(2) */
         uint64_t inode;
@@ -69,7 +68,7 @@ static void walk(void (*visit)(int)) {
         char name[];
     };
     _Alignas(struct Entry) char buffer[1024];
-    /* By syscall(): libc's open is a place where threads are cancelled. */
+    /* By syscall(): libc's open() is a cancellation point. */
     const int folder = (int)syscall(SYS_openat, AT_FDCWD, "/proc/thread-self/fd",
                                     O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (folder < 0) {
@@ -95,25 +94,25 @@ static void give(int number) {
     if (number < NUMBERS && is_inheritable(number)) given[number] = identity(number);
 }
 
-/* A shell marks what is its own: what else it has opened is a redirection, whether it does
- * them before it forks (dash) or after (bash). */
-static bool is_meant(int number) {
+/* A shell marks its own descriptors itself: any other that it opened is a redirection, made
+ * before it forks (dash) or after (bash). */
+static bool is_passed_on_purpose(int number) {
     return is_kept(number) || (settings.shell && number < NUMBERS && !was_given(number));
 }
 
 static void see(int number) {
-    if (number >= NUMBERS || !is_inheritable(number) || is_meant(number)) return;
+    if (number >= NUMBERS || !is_inheritable(number) || is_passed_on_purpose(number)) return;
     seen[number] = identity(number);
     int end = seen_end;
     while (end <= number && !atomic_compare_exchange_weak(&seen_end, &end, number + 1)) {}
 }
 
-/* Of the flags there is only this one, fcntl(2). */
+/* FD_CLOEXEC is the only descriptor flag, fcntl(2). */
 static void mark(int number) {
-    if (is_inheritable(number) && !is_meant(number)) fcntl(number, F_SETFD, FD_CLOEXEC);
+    if (is_inheritable(number) && !is_passed_on_purpose(number)) fcntl(number, F_SETFD, FD_CLOEXEC);
 }
 
-/* Where nothing is to be stopped, no more than settle() can undo. */
+/* If leaks are only reported: mark no more than settle() can undo. */
 static void see_and_mark(int number) {
     if (number >= NUMBERS && !settings.stop) return;
     see(number);
@@ -130,15 +129,14 @@ static bool mark_range(unsigned first, unsigned last) {
 
 void remember_given(void) { walk(give); }
 
-/* Everything but what is meant. */
+/* Mark all descriptors but those passed on purpose. */
 void mark_all(void) {
     if (!settings.stop || settings.shell) {
         walk(see_and_mark);
         return;
     }
     walk(see);
-    /* One call for each gap: no other thread's open() slips in between, as it could between
-     * single ones. */
+    /* One call for each gap: between single calls another thread's open() could slip in. */
     unsigned first = FIRST;
     bool done = true;
     for (int i = 0; i < settings.kept_count && done; ++i) {
@@ -148,11 +146,11 @@ void mark_all(void) {
     if (!done || !mark_range(first, UINT_MAX)) walk(mark);
 }
 
-/* What the program has opened itself. */
+/* Mark the descriptors that the program has opened itself. */
 void mark_own(void) { walk(see_and_mark_own); }
 
-/* Takes the mark off again where we have set it and the descriptor is passed, not leaked;
- * the others are the stopped ones. */
+/* Remove our mark from each descriptor that is passed, not leaked; collect the others, which
+ * are stopped. */
 void settle(const struct Program *program, enum Passing passing, struct Numbers *stopped) {
     memset(stopped, 0, sizeof *stopped);
     struct Numbers announced;

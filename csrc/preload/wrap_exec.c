@@ -1,4 +1,4 @@
-/* exec in all its forms, by which a process becomes another program. */
+/* Wrappers of the exec functions. */
 #include "preload.h"
 
 #include <errno.h>
@@ -14,12 +14,12 @@
 extern char **environ;
 EXPORT int execveat(int, const char *, char *const[], char *const[], int);
 EXPORT int forkfd_preload_exec(const char *, char *const[], char *const[]);
-/* Under names of their own, for headers promise that the first argument is not NULL. */
+/* Under other names, since headers declare the first argument as nonnull. */
 EXPORT int list_execl(const char *, const char *, ...) __asm__("execl");
 EXPORT int list_execlp(const char *, const char *, ...) __asm__("execlp");
 EXPORT int list_execle(const char *, const char *, ...) __asm__("execle");
 
-/* command: what will run, or NULL where exec is going to fail. */
+/* command: the program that will run, or NULL where exec is going to fail. */
 static void before_program(const struct Program *program, const char *command) {
     const int err = errno;
     const bool restart = is_restart(program), in_place = !was_born();
@@ -45,7 +45,7 @@ static void before_descriptor(int executed, const char *path, char *const argv[]
     before_program(&program, *path != '\0' ? path : "a descriptor's program");
 }
 
-/* Programs try one directory of PATH after the other: only one of them is worth a line. */
+/* Programs try one directory of PATH after the other: only the one that exists is logged. */
 static const char *if_executable(const char *path) {
     const int err = errno;
     const bool found = access(path, X_OK) == 0;
@@ -53,7 +53,7 @@ static const char *if_executable(const char *path) {
     return found ? path : NULL;
 }
 
-/* What execvp(3) will find. */
+/* Find the program as execvp(3) will. */
 static const char *search(const char *file, char *path, size_t size) {
     if (strchr(file, '/') != NULL) return if_executable(file);
     const char *at = NULL;
@@ -112,7 +112,7 @@ EXPORT int execveat(int folder, const char *path, char *const argv[], char *cons
     return REAL(execveat)(folder, path, argv, envp, flags);
 }
 
-/* Declares argv with what follows first, and leaves the list behind its end. */
+/* Declare argv, of first and all that follows up to NULL; the list is then behind the NULL. */
 #define COLLECT(first, list, argv)                                                            \
     va_list list;                                                                             \
     size_t count = 1;                                                                         \
@@ -147,8 +147,8 @@ int list_execle(const char *path, const char *first, ...) {
     return REAL(execve)(path, argv, envp);
 }
 
-/* For `python -m pyforkfd run`, which loads the library and whose first program is to get no
- * more than a child would. */
+/* For `python -m pyforkfd run`, which loads the library: its first program gets the descriptors
+ * that a child would, and no others. */
 EXPORT int forkfd_preload_exec(const char *path, char *const argv[], char *const envp[]) {
     born(false, 0);
     before(path, path, argv, envp);

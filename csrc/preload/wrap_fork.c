@@ -1,4 +1,4 @@
-/* fork and its kin: what every child is born with. */
+/* Wrappers of fork and kin: mark the descriptors of each child at its birth. */
 #include "preload.h"
 
 #include <errno.h>
@@ -11,9 +11,9 @@
 
 EXPORT pid_t _Fork(void);
 
-/* The process that was marked when it was born.  A child on its parent's memory must not
- * write the first, which is its parent's; the second is that of the thread that waits for
- * it, and no process ever takes it for its own pid. */
+/* The pid of the process that was marked at its birth.  A child in its parent's memory must not
+ * write the first, which is its parent's.  It writes the second, of the thread that waits for
+ * it, which no other process takes for its own pid. */
 static pid_t born_as;
 static pid_t born_of;
 static __thread pid_t born_as_guest __attribute__((tls_model("initial-exec")));
@@ -58,7 +58,7 @@ EXPORT pid_t _Fork(void) {
     return pid;
 }
 
-/* Inside libc these fork without us. */
+/* libc forks inside these without calling our fork(). */
 EXPORT int forkpty(int *terminal, char *name, const struct termios *modes,
                    const struct winsize *size) {
     if (REAL(forkpty) == NULL) {
@@ -92,20 +92,20 @@ static int start(void *block) {
 
 EXPORT int clone(int (*function)(void *), void *stack, int flags, void *argument, ...) {
     va_list more;
-    va_start(more, argument); /* as libc does: what was not given is read and not used */
+    va_start(more, argument); /* as libc does: arguments that were not given are read, not used */
     void *parent_tid = va_arg(more, void *);
     void *tls = va_arg(more, void *);
     void *child_tid = va_arg(more, void *);
     va_end(more);
     if (function == NULL || stack == NULL || (flags & CLONE_FILES) != 0)
         return REAL(clone)(function, stack, flags, argument, parent_tid, tls, child_tid);
-    /* On the child's stack, since ours may be gone before it has started. */
+    /* On the child's stack: the caller's frame may be gone before the child starts. */
     struct Start *block = (struct Start *)(((uintptr_t)stack - sizeof *block) & ~(uintptr_t)15);
     *block = (struct Start){function, argument, (flags & CLONE_VM) != 0, getpid()};
     return REAL(clone)(start, block, flags, block, parent_tid, tls, child_tid);
 }
 
-/* The names that old programs know them by. */
+/* Their names in old programs. */
 __asm__(".globl __fork, __clone\n"
         ".set __fork, fork\n"
         ".set __clone, clone\n");

@@ -1,5 +1,5 @@
-/* Children that libc makes and that run none of our code before they execute: the marks are
- * set in the caller and stay.  What is passed by file actions is the child's own dup2. */
+/* Wrappers of posix_spawn and kin, whose children run none of this library before they execute:
+ * the marks are set in the caller and stay.  File actions pass by a dup2 in the child. */
 #include "preload.h"
 
 #include <errno.h>
@@ -32,7 +32,7 @@ static int spawn(Spawn *real, int *child, const char *path,
     before(argv, envp, &stopped);
     const int rc = real(child, path, actions, attributes, argv, envp);
     const int err = errno;
-    /* What the actions close or pass can only be known by libc. */
+    /* Only libc can read which descriptors the actions close or pass. */
     const char *unless = actions != NULL ? ", unless its file actions close or pass it" : "";
     if (rc == 0) report(&stopped, "", path, unless);
     errno = err;

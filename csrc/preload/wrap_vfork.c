@@ -1,8 +1,8 @@
-/* vfork returns twice on one stack, so no function written in C can stand before it: the
- * child would return first, and overwrite where the parent returns to.  Hence, as in libc
+/* The wrapper of vfork, which returns twice on one stack.  A wrapper in C is not possible: the
+ * child would return first, and overwrite the return address of the parent.  Hence, as in libc
  * itself, the return address stays in a register during the system call.  Parent and child
- * then return like any function, and the child calls born() in between; what it pushes is
- * below all that its parent still needs. */
+ * then return like any function, and the child calls born() in between; it pushes below all
+ * that its parent still needs. */
 #include "preload.h"
 
 #include <errno.h>

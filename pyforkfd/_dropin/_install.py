@@ -1,4 +1,4 @@
-"""Our engine under the standard modules, for the whole process, and away again."""
+"""Our engine installed under the standard modules of the process, and removed again."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from ._seams import (
     fork_exec,
 )
 
-# A builtin does not become a method where a class has it as an attribute, and nor does this.
+# A builtin does not become a method where a class has it as an attribute; nor may this.
 _FORK_EXEC = staticmethod(fork_exec)
 
-# Where, its name, what is there, what stands in.
+# The owner, the name, the stock function, ours.
 _SEAMS: tuple[tuple[Any, str, Any, Any], ...] = (
     (subprocess.Popen, "_execute_child", STOCK_EXECUTE_CHILD, execute_child),
     (_posixsubprocess, "fork_exec", STOCK_FORK_EXEC, _FORK_EXEC),
@@ -39,7 +39,7 @@ _forks_are_watched = False  # a hook that has nothing to do costs every fork pag
 
 
 def _watch_forks() -> None:
-    """A child of fork(2) has only the thread that forked, which then does not hold the lock."""
+    """Hold the lock in forks: the child has only the thread that forked, which releases it."""
     global _forks_are_watched
     if not _forks_are_watched:
         os.register_at_fork(
@@ -61,14 +61,14 @@ def _demand(position: int, advice: str) -> None:
 def install() -> None:
     """Put our engine under subprocess, asyncio, multiprocessing and os.posix_spawn.
 
-    For the whole process, third-party code included; only what was imported by name before
-    (``from os import posix_spawn``) stays as it was.  What they do and raise is the same;
+    For the whole process, third-party code included; only names that were imported before
+    (``from os import posix_spawn``) stay as they were.  Behaviour and errors are the same;
     the child starts as :meth:`Command.spawn` starts it.  ``preexec_fn`` is delegated to the
     standard path with a :class:`PreexecFnWarning`.  Calls are counted: as many
     :func:`uninstall` undo it.  Safe from many threads, also while others start children.
 
     Raises:
-        UnknownInterpreterError: this Python starts children in a way that we do not know,
+        UnknownInterpreterError: this Python starts children in a way that is not known here,
             or another library has replaced its functions; nothing was changed.
     """
     global _depth
@@ -83,11 +83,12 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Undo one :func:`install`; the last one puts back the very objects that were there.
+    """Undo one :func:`install`; the last one restores the very objects that were there.
 
     Raises:
         RuntimeError: there is no install() to undo.
-        UnknownInterpreterError: someone has replaced our functions since; nothing was changed.
+        UnknownInterpreterError: other code has replaced our functions since; nothing was
+            changed.
     """
     global _depth
     with _lock:
@@ -102,7 +103,7 @@ def uninstall() -> None:
 
 @contextmanager
 def installed() -> Iterator[None]:
-    """:func:`install` for the time of a ``with`` block.  May nest, and overlap in threads."""
+    """Call :func:`install` for the time of a ``with`` block; blocks may nest and overlap."""
     install()
     try:
         yield

@@ -1,27 +1,32 @@
-"""Popen: the standard one on our engine, with our options."""
+"""Popen: the standard class on our engine, with our options."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BufferedReader, BufferedWriter
 from types import TracebackType
 from typing import IO, Any, AnyStr, TypeAlias, Unpack, cast
 
 from pyforkfd import _core
-from pyforkfd._options import Options
+from pyforkfd._options import Options, names, refuse_unknown
+from pyforkfd._process import exit_status
 from pyforkfd._spawn import Command
-from pyforkfd._types import PIPE, PIPE_TO_CHILD, FdSource, HasFileno, StrPath
+from pyforkfd._types import HasFileno, StrPath
 
 from ._seams import demand_known, execute_child
 
 File: TypeAlias = int | IO[Any] | HasFileno | None
-"""A standard stream: None, PIPE, DEVNULL, STDOUT, a descriptor, or what has one; borrowed."""
+"""A standard stream: None, PIPE, DEVNULL, STDOUT, a descriptor, or an object with one; borrowed."""
+
+_KNOWN = names(Options)
+_LOST = 255  # as asyncio reports a status that is lost
 
 
 class StartOptions(Options, total=False):
-    """What Popen takes beside the program and its streams, here and on asyncio."""
+    """The options of Popen beside the program and its streams, here and on asyncio."""
 
     executable: StrPath | None
     preexec_fn: Callable[[], Any] | None
@@ -40,7 +45,7 @@ class StartOptions(Options, total=False):
 
 
 class PopenOptions(StartOptions, total=False):
-    """Everything that Popen takes: the standard module's own names, and :class:`Options`."""
+    """All arguments of Popen: the standard module's own names, and :class:`Options`."""
 
     args: StrPath | Sequence[StrPath]
     bufsize: int
@@ -57,25 +62,21 @@ class PopenOptions(StartOptions, total=False):
 class Popen(subprocess.Popen[AnyStr]):
     """:class:`subprocess.Popen`, whose child is started as :meth:`Command.spawn` does.
 
-    Takes what the standard one takes, with the same meaning, and by keyword the options of
-    :class:`Command` that it lacks: ``fds``, ``listen``, ``controlling_terminal``,
-    ``foreground``, ``rlimits``, ``nice``, ``cpu_affinity``, ``scheduler``, ``capabilities``,
-    ``no_new_privs``, ``parent_death_signal``, ``parent_death_scope``, ``chroot``,
-    ``namespaces``, ``uid_map``, ``gid_map``, ``seccomp``, ``cgroup``, ``signal_mask``,
-    ``default_signals``, ``ignore_signals``.  ``fds`` and ``listen`` add to ``pass_fds`` and
+    It takes the arguments of the standard class, with the same meaning, and by keyword those
+    options of :class:`Command` that the standard class does not have: :class:`Options`.
+    ``fds`` and ``listen`` add to ``pass_fds`` and
     to stdin, stdout and stderr; one number may come from one of them only.  ``user`` is the
     standard's: it brings no groups with it.
 
-    While it lives it holds the child's pidfd: signals go through that, and waits with a
-    time-out sleep in poll(2) where the standard ones look again and again.
+    The object holds the child's pidfd: signals go through that, and waits with a time-out
+    sleep in poll(2) where the standard ones poll again and again.
 
     Attributes:
-        pipes: our ends of the pipes that ``fds`` asked for, by the child's number; owned by
-            this object.
+        pipes: our ends of the pipes of ``fds``, by the child's number; owned by this object.
 
     Raises:
-        OSError: as the standard one.  Where the program or the directory is wrong, the
-            cause is the :class:`SpawnError`; where anything else is, it is that itself.
+        OSError: as in the standard class.  Where the program or the directory is wrong, its
+            cause is the :class:`SpawnError`; for all else it is the SpawnError itself.
         TypeError, ValueError, LookupError: a value makes no sense; nothing was started.
     """
 
@@ -120,16 +121,20 @@ class Popen(subprocess.Popen[AnyStr]):
         self._forkfd_options = _core.SpawnPlan()
         pass_fds = set(pass_fds)
         if options:
+            if not options.keys() <= _KNOWN:
+                refuse_unknown("Popen", options, _KNOWN | names(PopenOptions))
             if preexec_fn is not None:
-                raise ValueError("preexec_fn: the standard way, which it needs, has no options")
-            self._demand_one_source(options, pass_fds, (stdin, stdout, stderr))
-            options.setdefault("default_signals", ())  # restore_signals says that
-            self._forkfd_options = Command(
+                raise ValueError("preexec_fn: needs the standard path, without options of ours")
+            options.setdefault("default_signals", ())  # restore_signals decides that
+            command = Command(
                 [b"-"],
-                executable=b"/-",  # what is executed is the standard part's
+                executable=b"/-",  # the standard part has the program
                 new_session=bool(start_new_session),
                 **options,
-            )._plan
+            )
+            self._demand_one_source(command, pass_fds, (stdin, stdout, stderr))
+            self._forkfd_options = command._plan
+            self._writable = command._writable
         super().__init__(
             cast(Any, args),
             bufsize,
@@ -162,32 +167,28 @@ class Popen(subprocess.Popen[AnyStr]):
     _execute_child = execute_child
 
     def _demand_one_source(
-        self, options: Options, pass_fds: set[int], standard: tuple[object, object, object]
+        self, command: Command, pass_fds: set[int], standard: tuple[object, object, object]
     ) -> None:
-        fds: Mapping[int, FdSource] = options.get("fds") or {}
-        mapped = {*fds, *range(3, 3 + len(options.get("listen") or ()))}
+        mapped = {*(command.fds or ()), *range(3, 3 + len(command.listen or ()))}
         named = {*pass_fds, *(number for number, file in enumerate(standard) if file is not None)}
         if both := mapped & named:
             raise ValueError(
                 f"fds, listen: child's {sorted(both)} also in pass_fds, stdin, stdout or stderr"
             )
-        self._writable = frozenset(
-            n for n, f in fds.items() if f is PIPE_TO_CHILD or (f is PIPE and n == 0)
-        )
 
     def _started(self, pidfd: int, ends: dict[int, int]) -> None:
-        """Called by execute_child: what the core has given us beside the pid."""
+        """Take the pidfd and the pipes of the child that execute_child has started."""
         self._pidfd = pidfd
         for target, fd in ends.items():
             self.pipes[target] = os.fdopen(fd, "wb" if target in self._writable else "rb")  # type: ignore[assignment]
 
     @property
     def pidfd(self) -> int:
-        """Means the child, readable once it has ended; borrowed, -1 once it is reaped."""
+        """The child's pidfd, readable once it has ended; borrowed, -1 once it is reaped."""
         return self._pidfd
 
     def send_signal(self, signum: int) -> None:
-        """Send a signal through the pidfd; does nothing once the child is known to have ended."""
+        """Send a signal through the pidfd; do nothing once the child is known to have ended."""
         self.poll()
         number = self._duplicate()
         if number < 0:
@@ -196,9 +197,52 @@ class Popen(subprocess.Popen[AnyStr]):
         try:
             _core.send_signal(number, signum)
         except ProcessLookupError:
-            pass  # ended since, and was reaped by somebody else
+            pass  # it has ended since, and other code has reaped it
         finally:
             os.close(number)
+
+    def _internal_poll(self, _deadstate: int | None = None, *rest: object) -> int | None:
+        # As the standard one, but for a status that waitpid(2) cannot give: never 0.
+        lock = self._waitpid_lock  # type: ignore[attr-defined]
+        if self.returncode is None and lock.acquire(blocking=False):
+            try:
+                if self.returncode is None:
+                    pid, status = self._try_wait(os.WNOHANG)
+                    if pid == self.pid:
+                        self._handle_exitstatus(status)
+            except OSError:
+                if _deadstate is not None:
+                    self.returncode = _deadstate
+            finally:
+                lock.release()
+        return self.returncode
+
+    def _try_wait(self, wait_flags: int) -> tuple[int, int]:
+        # The lock is held.
+        try:
+            return os.waitpid(self.pid, wait_flags)
+        except ChildProcessError:
+            return self.pid, self._status_after_reaping()
+
+    def _status_after_reaping(self) -> int:
+        """Return the wait status of a child that was reaped elsewhere, or ignored with SIGCHLD.
+
+        The pidfd still has it on Linux 6.15 and later; else it is lost.
+        """
+        reaped = _core.reap(self._pidfd) if self._pidfd >= 0 else None
+        status = None if reaped is None else exit_status(reaped)
+        if status is None or status.lost:
+            warnings.warn(
+                f"child {self.pid}: exit status lost, reporting {_LOST}: SIGCHLD is ignored, or "
+                "other code has waited for the child",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+            return _LOST << 8
+        if status.signal is not None:
+            return status.signal | (0x80 if status.core_dumped else 0)
+        assert status.code is not None
+        return status.code << 8
 
     def _wait(self, timeout: float | None) -> int:
         # Asleep in poll(2) until then; without a time-out waitpid(2) sleeps as well.
@@ -213,7 +257,7 @@ class Popen(subprocess.Popen[AnyStr]):
         return cast(int, super()._wait(timeout))  # type: ignore[misc]
 
     def _duplicate(self) -> int:
-        """Of the pidfd, since whoever reaps closes it; -1 if somebody does so right now."""
+        """Duplicate the pidfd; return -1 while another thread reaps the child and closes it."""
         lock = self._waitpid_lock  # type: ignore[attr-defined]
         if not lock.acquire(blocking=False):
             return -1

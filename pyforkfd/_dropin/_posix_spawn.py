@@ -8,23 +8,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pyforkfd import _core
+from pyforkfd._checks import UNCHANGEABLE, signal_bits
 from pyforkfd._core import FdStep
+from pyforkfd._program import candidates, environment
 from pyforkfd._types import StrPath
 
-from ._seams import candidates, environment, standard_error
+from ._seams import standard_error
 
-_FIXED = 1 << 8 | 1 << 18  # SIGKILL, SIGSTOP: their action cannot be set, and need not
 _CLOSEFROM = getattr(os, "POSIX_SPAWN_CLOSEFROM", None)  # Python 3.13, glibc 2.34
 _NOT_GIVEN: Any = object()
 _STOCK = os.posix_spawn
 
 
 class _PosixSpawn:
-    """Called, it starts a program as :func:`os.posix_spawn` does, with the GIL released.
+    """A function that starts a program as :func:`os.posix_spawn` does, with the GIL released.
 
     Args:
-        name: its own, for messages.
-        along_path: a name without a slash is looked for along our PATH.
+        name: its own name, for messages.
+        along_path: a name without a slash is searched for along our PATH.
     """
 
     def __init__(self, name: str, *, along_path: bool) -> None:
@@ -46,19 +47,20 @@ class _PosixSpawn:
         setsigdef: Iterable[int] = _NOT_GIVEN,
         scheduler: tuple[int | None, os.sched_param] | None = _NOT_GIVEN,
     ) -> int:
-        """Start it.
+        """Start the program.
 
         Args:
             path: the program.
             argv: its arguments.
-            env: its environment; None is ours.
-            file_actions: executed in their order: (os.POSIX_SPAWN_OPEN, fd, path, flags,
-                mode), (os.POSIX_SPAWN_CLOSE, fd), (os.POSIX_SPAWN_DUP2, fd, new_fd),
-                (os.POSIX_SPAWN_CLOSEFROM, fd).  Descriptors are borrowed.
+            env: its environment; None: ours.
+            file_actions: actions on descriptors, executed in their order:
+                (os.POSIX_SPAWN_OPEN, fd, path, flags, mode), (os.POSIX_SPAWN_CLOSE, fd),
+                (os.POSIX_SPAWN_DUP2, fd, new_fd), (os.POSIX_SPAWN_CLOSEFROM, fd).
+                Descriptors are borrowed.
             setpgroup: process group, 0 for one of its own.
             resetids: effective ids become the real ones.
             setsid: a session of its own.
-            setsigmask: signals that are blocked in it.
+            setsigmask: signals that are blocked in the child.
             setsigdef: signals that are reset to default.
             scheduler: policy or None, and parameters.
 
@@ -77,8 +79,8 @@ class _PosixSpawn:
         if env is not None:
             if not isinstance(env, Mapping):
                 raise TypeError(f"{self.__name__}: environment must be a mapping object or None")
-            plan.env = [_no_null(entry) for entry in environment(env) or ()]
-        plan.candidates = list(candidates(program, None)) if self._along_path else [program]
+            plan.env = environment(env.items(), nameless=True)
+        plan.candidates = candidates(program, None) if self._along_path else [program]
         for action in file_actions or ():
             _add_action(plan, action)
         if setpgroup is not _NOT_GIVEN and setpgroup is not None:
@@ -89,9 +91,9 @@ class _PosixSpawn:
             plan.uid, plan.gid = os.getuid(), os.getgid()
         plan.new_session = bool(setsid)
         if setsigmask is not _NOT_GIVEN:
-            plan.signal_mask = _signals(setsigmask)
+            plan.signal_mask = signal_bits(setsigmask, "setsigmask")
         if setsigdef is not _NOT_GIVEN:
-            plan.default_signals = _signals(setsigdef) & ~_FIXED
+            plan.default_signals = signal_bits(setsigdef, "setsigdef") & ~UNCHANGEABLE
         if scheduler is not _NOT_GIVEN and scheduler is not None:
             if not isinstance(scheduler, tuple) or len(scheduler) != 2:
                 raise TypeError("A scheduler tuple must have two elements")
@@ -114,11 +116,11 @@ posix_spawnp = _PosixSpawn("posix_spawnp", along_path=True)
 
 
 def _demand_accepted(resetids: Any) -> None:
-    """TypeError where this Python's own wants a number; newer ones take the truth of all."""
+    """Raise a TypeError where this Python's own function takes a number alone."""
     try:
         _STOCK("", (), {}, resetids=resetids)
     except ValueError:
-        pass  # it got as far as the empty argv
+        pass  # it reached the empty argv, and so accepts the value
 
 
 def _no_null(value: bytes) -> bytes:
@@ -140,15 +142,6 @@ def _arguments(name: str, argv: Sequence[StrPath]) -> list[bytes]:
     if not encoded[0]:
         raise ValueError(f"{name}: argv first element cannot be empty")
     return encoded
-
-
-def _signals(signals: Iterable[int]) -> int:
-    bits = 0
-    for sig in signals:
-        if not 1 <= sig <= 64:
-            raise ValueError(f"signal number {sig} out of range [1; 64]")
-        bits |= 1 << (sig - 1)
-    return bits
 
 
 def _descriptor(fd: int) -> int:
@@ -175,7 +168,7 @@ def _add_action(plan: _core.SpawnPlan, action: tuple[Any, ...]) -> None:
     fd = _descriptor(rest[0])
     if kind == os.POSIX_SPAWN_OPEN:
         path, flags, mode = rest[1:]
-        plan.add_file_action(FdStep.CLOSE, -1, fd)  # before, as POSIX says
+        plan.add_file_action(FdStep.CLOSE, -1, fd)  # before, as POSIX demands
         plan.add_file_action(FdStep.OPEN, -1, fd, _encoded(path), flags, mode)
     elif kind == os.POSIX_SPAWN_CLOSE:
         plan.add_file_action(FdStep.CLOSE, -1, fd)

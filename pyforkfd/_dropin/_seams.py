@@ -1,9 +1,9 @@
-"""What stands in for the interpreter's own way to start a child, and what is known of that.
+"""Replacements of the interpreter's own ways to start a child, and the checks of these.
 
 The seams are ``subprocess.Popen._execute_child``, which every Popen of the process goes
 through (asyncio's, trio's and anyio's too), and ``_posixsubprocess.fork_exec``, which
 multiprocessing calls.  Both exist only inside the interpreter, so they are compared with
-what we know before anything is put in their place.
+the known ones before they are replaced.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from pyforkfd import _core
 from pyforkfd._errors import from_core
+from pyforkfd._program import candidates, environment
 from pyforkfd._types import StrPath
 
 STOCK_EXECUTE_CHILD: Callable[..., None] = vars(subprocess.Popen).get(
@@ -42,7 +43,7 @@ _MAYBE = ["allow_vfork"]  # until Python 3.14
 
 INSTEAD_OF_PREEXEC_FN = (
     "preexec_fn runs Python between fork and exec, so this child is started the standard way: "
-    "a fork that copies page tables, with locks of other threads held.  Options say the same "
+    "a fork that copies page tables, with locks of other threads held.  Options do the same "
     "as data: start_new_session, process_group, umask, user, group, extra_groups of "
     "subprocess; controlling_terminal, foreground, rlimits, nice, cpu_affinity, scheduler, "
     "chroot, capabilities, no_new_privs, parent_death_signal, namespaces, seccomp, cgroup, "
@@ -51,16 +52,16 @@ INSTEAD_OF_PREEXEC_FN = (
 
 
 class PreexecFnWarning(RuntimeWarning):
-    """A preexec_fn was delegated to the standard path; the text names what replaces it."""
+    """A preexec_fn was delegated to the standard path; the text names the options to write."""
 
 
 class UnknownInterpreterError(RuntimeError):
-    """This Python starts children in a way that we do not know; nothing was installed."""
+    """This Python starts children in a way that is not known here; nothing was installed."""
 
 
-@functools.cache  # of a refusal nothing is remembered
+@functools.cache  # which does not record a refusal
 def demand_known() -> None:
-    """UnknownInterpreterError unless the seams are those that we stand in for."""
+    """Raise an UnknownInterpreterError unless the seams are those that are replaced here."""
     popen = subprocess.Popen
     if popen.__module__ != "subprocess" or not hasattr(popen, "_close_pipe_fds"):
         raise UnknownInterpreterError(
@@ -81,7 +82,7 @@ def demand_known() -> None:
 
 
 def _parameters(function: Callable[..., int]) -> list[str]:
-    """Their names; where Python 3.11 does not tell them, so many of the known ones."""
+    """Return the names of the parameters; where Python 3.11 has none, as many known ones."""
     try:
         return list(inspect.signature(function).parameters)
     except ValueError:
@@ -99,10 +100,10 @@ def _parameters(function: Callable[..., int]) -> list[str]:
 def standard_error(
     error: _core.SysError, executable: StrPath, program: StrPath, cwd: StrPath | None
 ) -> OSError:
-    """What the standard module raises; the cause says at which step.
+    """Return the error that the standard module raises; its cause names the step.
 
-    It knows two things that can be wrong, the program and the directory; for all others
-    this is the SpawnError.
+    The standard module has errors of the program and of the directory alone; for all other
+    steps this is the SpawnError.
     """
     found = from_core(os.fsdecode(program), error)
     if found.stage in ("exec", "working_directory"):
@@ -113,7 +114,7 @@ def standard_error(
 
 
 def warn_of_preexec_fn() -> None:
-    """With the line that called subprocess, or asyncio, as its origin."""
+    """Warn, with the line that called subprocess, or asyncio, as the origin."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and _is_ours_or_standard(frame):
         level, frame = level + 1, frame.f_back
@@ -123,27 +124,6 @@ def warn_of_preexec_fn() -> None:
 def _is_ours_or_standard(frame: Any) -> bool:
     name = frame.f_globals.get("__name__", "")
     return name.partition(".")[0] in ("pyforkfd", "subprocess", "asyncio")
-
-
-def environment(env: Mapping[Any, Any] | None) -> list[bytes] | None:
-    """NAME=value; None is the C environment."""
-    if env is None:
-        return None
-    entries = []
-    for name, value in env.items():
-        key = os.fsencode(name)
-        if b"=" in key:
-            raise ValueError("illegal environment variable name")
-        entries.append(key + b"=" + os.fsencode(value))
-    return entries
-
-
-def candidates(executable: StrPath, env: Mapping[Any, Any] | None) -> Sequence[bytes]:
-    """The paths to try, in the order of PATH of the child's environment."""
-    name = os.fsencode(executable)
-    if b"/" in name:
-        return (name,)
-    return [os.path.join(os.fsencode(part), name) for part in os.get_exec_path(env)]
 
 
 def execute_child(
@@ -172,10 +152,10 @@ def execute_child(
     start_new_session: Any,
     process_group: int,
 ) -> None:
-    """Stands in for Popen._execute_child.
+    """Start a child in the place of Popen._execute_child.
 
-    The standard one serves what is not ours: preexec_fn, _USE_VFORK = False, and a
-    _fork_exec that somebody else has replaced.
+    The standard method serves the calls that are not ours: with preexec_fn, with _USE_VFORK =
+    False, and with a _fork_exec that other code has replaced.
     """
     if (
         preexec_fn is not None
@@ -210,11 +190,11 @@ def execute_child(
     try:
         self.pid, pidfd, pipes = _core.fork_exec(
             args,
-            candidates(executable, env),
+            candidates(os.fsencode(executable), env),
             bool(close_fds),
             tuple(sorted(set(map(int, pass_fds)))) if pass_fds else (),
             cwd,
-            None if env is None else environment(env),
+            None if env is None else environment(env.items(), nameless=True),
             p2cread,
             c2pwrite,
             errwrite,
@@ -262,10 +242,10 @@ def fork_exec(
     preexec_fn: Any,
     *allow_vfork: Any,
 ) -> int:
-    """Stands in for _posixsubprocess.fork_exec.
+    """Start a child in the place of _posixsubprocess.fork_exec.
 
-    A child that cannot become its program is an OSError here and now; the standard one
-    leaves a zombie and a word in the pipe, which multiprocessing does not read.
+    A child that cannot become its program is an OSError at once; the standard function leaves
+    a zombie and a message in the pipe, which multiprocessing does not read.
     """
     if preexec_fn is not None or not all(allow_vfork):
         if preexec_fn is not None:

@@ -10,10 +10,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from pyforkfd._checks import as_fd
 from pyforkfd._fd import cloexec
 from pyforkfd._fd_details import FileDetails, SocketDetails
 from pyforkfd._fd_table import FdInfo, FdTable, fd_table
-from pyforkfd._types import HasFileno, StrPath, as_fd
+from pyforkfd._types import HasFileno, StrPath
 
 from ._children import in_program
 from ._words import describe

@@ -65,7 +65,7 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:
-    # A worker imports this package for its helpers, and is to pay for nothing else of it.
+    # A worker imports this package for its helpers, and pays for nothing else of it.
     _ELSEWHERE = {
         **dict.fromkeys(__all__, "spec._spec"),
         "ForkfdHandler": "worker._logging",

@@ -1,26 +1,26 @@
-"""The engine: one thread that carries events to the heart and its actions to the rooms."""
+"""The loop: one thread that carries events to the state machine and performs its actions."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ._service_manager import Manager
 from ._signals import SignalQueue
-from .control._server import ControlSocket
+from .control._requests import Supervised
 from .control._status import Death, Deaths, summary
-from .logs._log_file import Switch
 from .metrics._endpoint import Endpoint
+from .processes._adoption import adopt_workers
 from .processes._crash_hooks import Hooks
-from .processes._launch import zygote_for
+from .processes._generations import Generations
 from .processes._peers import Peers
-from .processes._resources import leaf_name, open_rooms
-from .processes._workers import Workers, is_looked_at
+from .processes._resources import Resources
+from .processes._workers import Workers, is_polled
 from .spec._spec import Service
 from .state._events import (
     Action,
@@ -33,164 +33,217 @@ from .state._events import (
     Kill,
     Lend,
     Note,
+    Reload,
     Reloaded,
+    RollBack,
+    SendOrder,
     Signal,
     Spawn,
-    Spawned,
     SpawnFailed,
     TakeBack,
-    Tell,
     Tick,
 )
 from .state._model import State, due, initial
 from .state._step import step
 from .succession._handover import Handover
 from .succession._keeper import Keeper
-from .succession._succession import Succession
 from .succession._upgrade import Upgrade
-from .worker._messages import Peer, SwitchLog
+from .worker._messages import Peer
 from .worker._protocol import order
 
 log = logging.getLogger("pyforkfd.supervisor")
 
-_SIGNALS = (
-    *(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP),
-    *(signal.SIGUSR1, signal.SIGUSR2),
-)
-_LOOK_FOR_ACCEPT = 0.02  # seconds between looks at a program that does not say it is ready
-_LOOK = 0.2  # seconds between looks at heartbeats, logs, memory
+_POLL_READINESS = 0.02  # seconds between polls of /proc for a worker that does not report
+_POLL = 0.2  # seconds between polls of heartbeats, logs, memory
+_NOTHING = State(crews={})
+
+Reply = Callable[[Reloaded], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Front:
+    """The receivers of what reaches a service from outside.
+
+    Attributes:
+        requests: carries out the requests of the control socket.
+        on_signal: called with the number of each signal to the supervisor.
+        on_message: called with each message of a worker: component, worker's id, data.
+    """
+
+    requests: Supervised
+    on_signal: Callable[[int], None]
+    on_message: Callable[[str, int, Any], None] | None
 
 
 class Engine:
-    """What a :class:`Supervisor` is without what the outside may ask of it."""
+    """A service that runs: its state, its resources, and the loop.
+
+    It is whole from the start: :func:`open_engine` opens everything that it is made of.
+
+    Attributes:
+        state: of the state machine.
+        generations: specifications by generation.
+        workers: processes.
+        resources: borrowed.
+        deaths: crashes since the start.
+        started: when the loop was made, on the clock of time.monotonic().
+    """
 
     def __init__(
-        self, service: Service, on_message: Callable[[str, int, Any], None] | None
+        self,
+        service: Service,
+        resources: Resources,
+        front: Front,
+        *,
+        endpoint: Endpoint,
+        manager: Manager,
+        signals: SignalQueue,
+        hooks: Hooks,
+        upgrade: Upgrade,
     ) -> None:
-        self._service = service
-        self._services = {1: service}  # by generation
-        self._state: State = initial(service)
+        """Watch the descriptors of the resources; nothing is started yet.
+
+        Args:
+            service: the specification; a predecessor's replaces it.
+            resources: borrowed, as all that follow.
+            front: receives signals and messages.
+            endpoint: of the metrics.
+            manager: takes reports.
+            signals: to the supervisor.
+            hooks: of crashes.
+            upgrade: of this program.
+        """
+        self.resources = resources
+        self.state = initial(service)
+        self.generations = Generations(
+            service, {1: service}, sockets=resources.sockets, zygotes=resources.zygotes
+        )
+        self.workers = Workers(resources, self.feed, front.on_message)
+        self.deaths = Deaths()
+        self.started = time.monotonic()
+        self._succession = resources.succession
+        self._watch, self._output = resources.watch, resources.output
+        self._endpoint, self._manager, self._hooks = endpoint, manager, hooks
+        self._upgrade = upgrade
+        self._signals, self._on_signal = signals, front.on_signal
         self._events: deque[Event] = deque()
         self._feeding = False
-        self._on_message = on_message
-        self._code: int | None = None
-        self._untidy = False
-        self._look_at = 0.0
-        self._started = time.monotonic()
-        self._replies: deque[Callable[[Reloaded], None]] = deque()
+        self._replies: deque[Reply] = deque()
         self._peers = Peers()
-        self._deaths = Deaths()
+        self._exit_code: int | None = None
+        self._untidy = False  # something may be unused
+        self._poll_at = 0.0
+        reactor = resources.reactor
+        reactor.add(signals.fileno(), self._on_signals)
+        reactor.add(resources.notify.fileno(), lambda _: self.workers.read_notify())
+        reactor.add(resources.zygotes.fileno(), self._on_zygotes)
+        if (keeper := self._succession.keeper) is not None:
+            reactor.add(keeper.fileno(), lambda _: self._on_keeper(keeper))
 
     # Life
 
-    def _run(self, stack: contextlib.ExitStack, succession: Succession) -> int:
-        past = succession.past
-        self._succession = succession
-        self._enter(stack, past)
-        if past is not None:
+    def run(self) -> int:
+        """Run until the last worker has ended; returns the exit code."""
+        if (past := self._succession.past) is not None:
             self._resume(past)
-        self._feed(Tick())
-        succession.serving()
-        while self._code is None:
-            self._manager.look(time.monotonic(), lambda: summary(self._state))
-            self._reactor.run_once(self._timeout())
-            self._look()
-            self._feed(Tick())
-        return self._code
-
-    def _enter(self, stack: contextlib.ExitStack, past: Handover | None) -> None:
-        service, succession = self._service, self._succession
-        enter = stack.enter_context
-        rooms = open_rooms(stack, service, succession, lambda number: self._workers.memory(number))
-        self._reactor, self._output, self._watch = rooms.reactor, rooms.output, rooms.watch
-        self._sockets, self._zygotes, self._cgroups = rooms.sockets, rooms.zygotes, rooms.cgroups
-        if past is None:
-            self._open_listeners(service)
-        self._endpoint = enter(Endpoint(service.metrics, self._watch.metrics, self._reactor))
-        if service.control.path is not None:
-            enter(ControlSocket(service.control, self._reactor, self._orders()))
-        self._manager = Manager()
-        self._signals = enter(SignalQueue(_SIGNALS))
-        self._hooks = Hooks(self._reactor)
-        stack.callback(self._hooks.close)
-        self._workers = Workers(rooms, self._feed, self._on_message)
-        stack.callback(self._workers.abandon)
-        self._upgrade = enter(Upgrade(self._reactor, succession))
-        self._reactor.add(self._signals.fileno(), self._on_signals)
-        self._reactor.add(rooms.notify.fileno(), lambda _: self._workers.read_notify())
-        self._reactor.add(self._zygotes.fileno(), self._on_zygotes)
-        if (keeper := succession.keeper) is not None:
-            self._reactor.add(keeper.fileno(), lambda _: self._on_keeper(keeper))
+        else:
+            self._watch.changed(_NOTHING, self.state)
+        self.feed(Tick())
+        self._succession.serving()
+        while self._exit_code is None:
+            self._manager.update(time.monotonic(), lambda: summary(self.state))
+            self.resources.reactor.run_once(self._timeout())
+            self._poll()
+            self.feed(Tick())
+        return self._exit_code
 
     def _resume(self, past: Handover) -> None:
-        """Go on where a predecessor was stopped."""
-        self._state, self._service, self._services = past.state, past.service, {**past.services}
+        """Go on where a predecessor ended."""
+        self.state = past.state
+        self.generations = Generations(
+            past.service,
+            past.services,
+            sockets=self.resources.sockets,
+            zygotes=self.resources.zygotes,
+        )
         self._untidy = True
-        if "metrics" in self._succession.rooms:
-            self._watch.metrics.restore(self._succession.rooms["metrics"])
-        begun = []  # those of which there is or was a process
-        for worker in past.state.workers.values():
-            if (known := self._succession.worker(worker.id, worker.pid)) is not None:
-                leaf = None
-                if self._cgroups is not None:
-                    with contextlib.suppress(OSError):  # it has none
-                        leaf = self._cgroups.adopt(leaf_name(worker))
-                service = self._services[worker.generation]
-                self._output.readopt(worker)
-                self._workers.adopt(worker, service, *known, leaf)
-                self._events.append(Spawned(worker.id, known[0].pid))
-                begun.append(worker)
-            elif worker.pid is not None:
-                self._events.append(Ended(worker.id, "exit", "nothing is known of it any more"))
-                begun.append(worker)
-        self._watch.adopt(begun)
+        if "metrics" in self._succession.resources:
+            self._watch.metrics.restore(self._succession.resources["metrics"])
+        self._events.extend(adopt_workers(past, self.resources, self.workers, self.generations))
         self._succession.finish()
         done = self._succession.done
-        self._replies.extend([lambda _: None] * past.promised(done))  # who asked is gone
-        log.info("took over %d workers", sum(1 for _ in self._workers))
-        self._watch.changed(initial(self._service), self._state)
+        # The clients that made these requests are disconnected.
+        self._replies.extend([lambda _: None] * past.promised(done))
+        log.info("took over %d workers", sum(1 for _ in self.workers))
+        self._watch.changed(_NOTHING, self.state)
         if past.state.exited:
-            self._code = past.state.exit_code  # it had only to end
-        self._switch_logs(self._output.pending_switch())
+            self._exit_code = past.state.exit_code  # it had only to end
+        self.workers.send_log_file(self._output.pending_switch())
         self._work_off(past.remaining(done))
+
+    # Requests
+
+    def request(self, event: Reload | RollBack, reply: Reply) -> None:
+        """Begin another generation; ``reply`` is called with the outcome."""
+        self._replies.append(reply)
+        self.feed(event)
+
+    def upgrade(self) -> None:
+        """Execute this program anew in our place, once a trial has shown that it can take over."""
+        self._save(())  # sockets may have changed since
+        self._upgrade.begin(self._execute)
+
+    def _execute(self) -> None:
+        if self.state.stopping:
+            return
+        self.resources.zygotes.keep(())  # the successor would not know these children
+        self._save(())
+        self._upgrade.execute()
+        self._start_waiting()  # it failed: this program goes on
+        self.feed(Tick())
+
+    def tidy_later(self) -> None:
+        """Close what is unused after the next event."""
+        self._untidy = True
 
     # Events
 
-    def _feed(self, event: Event) -> None:
-        """Take an event, and all that its actions bring about."""
+    def feed(self, event: Event) -> None:
+        """Take an event, and all events that its actions bring about."""
         self._events.append(event)
-        if not self._feeding:  # or whoever does works off this one as well
+        if not self._feeding:  # else the loop that feeds takes this one as well
             self._work_off()
 
     def _work_off(self, left: Sequence[Action] = ()) -> None:
-        """Perform what is left to do, then take all events."""
+        """Perform the actions that are left, then take all events."""
         self._feeding = True
         try:
-            self._go_to(self._state, left)
+            self._go_to(self.state, left)
             while self._events:
                 event = self._events.popleft()
-                before = self._state
+                before = self.state
                 state, actions = step(before, event, time.monotonic())
                 self._go_to(state, actions)
                 if isinstance(event, (Ended, SpawnFailed)) and event.worker_id in before.workers:
                     self._count_end(event, actions)
         finally:
             self._feeding = False
-        for number, component, ready in self._peers.news(self._state):
-            self._workers.send(number, Peer(component, ready))
+        for worker_id, component, ready in self._peers.news(self.state):
+            self.workers.send(worker_id, Peer(component, ready))
         if self._untidy:
-            self._tidy()
+            self._untidy = False
+            self.generations.discard_unused(self.state)
 
     def _go_to(self, state: State, actions: Sequence[Action]) -> None:
-        before, self._state = self._state, state
-        kept = self._succession.keeper is not None  # or nobody comes after us unannounced
+        before, self.state = self.state, state
+        has_keeper = self._succession.keeper is not None  # else no successor comes unannounced
         if actions or state != before:
             self._watch.changed(before, state)
-            if kept:
+            if has_keeper:
                 self._save(actions)
         for action in actions:
             self._perform(action)
-            if kept:
+            if has_keeper:
                 self._succession.advance()
 
     def _count_end(self, event: Ended | SpawnFailed, actions: Sequence[Action]) -> None:
@@ -201,145 +254,130 @@ class Engine:
         self._watch.ended(event.worker_id, cause, expected=not crashes)
 
     def _save(self, todo: Sequence[Action]) -> None:
-        """So that a successor knows what we know."""
-        self._succession.rooms["metrics"] = self._watch.metrics.state()
+        """Write the record that a successor goes on from."""
+        self._succession.resources["metrics"] = self._watch.metrics.state()
         self._succession.save(
             Handover(
-                state=self._state,
-                service=self._service,
-                services=self._services,
+                state=self.state,
+                service=self.generations.serving,
+                services=self.generations.all(),
                 todo=tuple(todo),
-                sockets=self._succession.put_sockets(self._sockets.all()),
+                sockets=self._succession.put_sockets(self.resources.sockets.all()),
                 directory=self._succession.directory,
-                rooms=self._succession.rooms,
+                resources=self._succession.resources,
             )
         )
 
+    # Polling
+
     def _timeout(self) -> float | None:
         now = time.monotonic()
-        times = [self._look_at - now] if self._is_watching() else []
-        if (next_step := due(self._state)) is not None:
+        times = [self._poll_at - now] if self._must_poll() else []
+        if (next_step := due(self.state)) is not None:
             times.append(next_step - now)
-        if any(map(is_looked_at, self._state.workers.values())):
-            times.append(_LOOK_FOR_ACCEPT)
+        if any(map(is_polled, self.state.workers.values())):
+            times.append(_POLL_READINESS)
         if (deadline := self._upgrade.deadline) is not None:
             times.append(deadline - now)
-        if (sign_of_life := self._manager.due()) is not None:
-            times.append(sign_of_life - now)
+        if (next_report := self._manager.due()) is not None:
+            times.append(next_report - now)
         return min(times, default=None)
 
-    def _is_watching(self) -> bool:
-        """Something is to be looked at, though nothing happens."""
-        return bool(self._state.workers) or self._workers.unswept or self._endpoint.is_open
+    def _must_poll(self) -> bool:
+        return bool(self.state.workers) or self.workers.unswept or self._endpoint.is_open
 
-    def _look(self) -> None:
-        """At what says nothing by itself."""
+    def _poll(self) -> None:
+        """Poll everything that no descriptor announces."""
         self._upgrade.look()
-        self._workers.look_for_accept(self._state.workers.values())
+        self.workers.poll_readiness(self.state.workers.values())
         self._output.settle()
         now = time.monotonic()
-        if now < self._look_at:
+        if now < self._poll_at:
             return
-        self._look_at = now + _LOOK
-        self._workers.report_refusals(now)
-        self._switch_logs(self._output.poll(now))
-        for event in list(self._watch.poll(self._state, now)):
-            self._feed(event)
-        events, orders = self._watch.poll_memory(self._state, now)
+        self._poll_at = now + _POLL
+        self.workers.report_refusals(now)
+        self.workers.send_log_file(self._output.poll(now))
+        for event in list(self._watch.poll(self.state, now)):
+            self.feed(event)
+        events, advice = self._watch.poll_memory(self.state, now)
         for event in events:
-            self._feed(event)
-        for each in orders:
-            for name in each.orders:
+            self.feed(event)
+        for one in advice:
+            for name in one.orders:
                 if name != "recycle":
-                    self._workers.send(each.worker_id, order(name))
+                    self.workers.send(one.worker_id, order(name))
         self._endpoint.poll(now)
-        self._hooks.look(now)
-        self._workers.sweep()
+        self._hooks.end_late(now)
+        self.workers.sweep()
 
-    def _switch_logs(self, switch: Switch | None) -> None:
-        """There is a new file: workers are to write to that one."""
-        if switch is None or self._output.file is None:
-            return
-        for worker in switch.workers:
-            self._workers.send(worker, SwitchLog(switch.turn), {"log": self._output.file})
+    # Descriptors that are ready
 
     def _on_signals(self, events: int) -> None:
-        for number, _ in self._signals.read():
-            log.info("got %s", signal.Signals(number).name)
-            self._on_signal(number)
-
-    def _on_signal(self, signum: int) -> None:
-        raise NotImplementedError
-
-    def _orders(self) -> Any:
-        raise NotImplementedError
+        for signum, _ in self._signals.read():
+            log.info("got %s", signal.Signals(signum).name)
+            self._on_signal(signum)
 
     def _on_keeper(self, keeper: Keeper) -> None:
         keeper.read()
         if keeper.gone:
-            self._reactor.remove(keeper.fileno())
-            log.error("the keeper has died: nobody would start us again")
+            self.resources.reactor.remove(keeper.fileno())
+            log.error("the keeper has died: the supervisor would not be started again")
 
     def _on_zygotes(self, events: int) -> None:
-        self._zygotes.read()
+        self.resources.zygotes.read()
         self._start_waiting()
 
     def _start_waiting(self) -> None:
-        for number in sorted(self._workers.waiting):
-            self._spawn(number)
+        for worker_id in sorted(self.workers.waiting):
+            self._spawn(worker_id)
 
     # Actions
 
     def _perform(self, action: Action) -> None:
         match action:
-            case Spawn(number):
-                self._spawn(number)
-            case Signal(number, sig):
-                self._workers.signal(number, sig)
-            case Kill(number):
-                self._workers.kill(number)
-            case Tell(number, name):
-                self._workers.send(number, order(name))
-            case Lend(number, position) | TakeBack(number, position):
-                if (worker := self._state.workers.get(number)) is not None:
-                    service = self._services[worker.generation]
+            case Spawn(worker_id):
+                self._spawn(worker_id)
+            case Signal(worker_id, signum):
+                self.workers.signal(worker_id, signum)
+            case Kill(worker_id):
+                self.workers.kill(worker_id)
+            case SendOrder(worker_id, name):
+                self.workers.send(worker_id, order(name))
+            case Lend(worker_id, position) | TakeBack(worker_id, position):
+                if (worker := self.state.workers.get(worker_id)) is not None:
+                    service = self.generations[worker.generation]
                     back = isinstance(action, TakeBack)
-                    self._workers.move_shards(worker, service, position, back=back)
-            case Forget(number):
+                    self.workers.move_shards(worker, service, position, back=back)
+            case Forget(worker_id):
                 self._untidy = True
-                self._workers.forget(number)
+                self.workers.forget(worker_id)
             case Crashed():
                 self._crashed(action)
             case Reloaded():
                 self._reloaded(action)
             case Announce(what):
                 self._manager.announce(what)
-            case Note(level, text, component, number):
-                where = "" if number is None else f"{component}: worker {number}: "
+            case Note(level, text, component, worker):
+                where = "" if worker is None else f"{component}: worker {worker}: "
                 log.log(logging.getLevelName(level.upper()), "%s%s", where, text)
             case Exit(code):
-                self._code = code
+                self._exit_code = code
 
     def _spawn(self, worker_id: int) -> None:
-        worker = self._state.workers.get(worker_id)
+        worker = self.state.workers.get(worker_id)
         if worker is None:
-            self._workers.waiting.discard(worker_id)
+            self.workers.waiting.discard(worker_id)
             return
         self._watch.started(worker)
-        self._workers.start(worker, self._services[worker.generation])
+        self.workers.start(worker, self.generations[worker.generation])
 
     def _crashed(self, crash: Crashed) -> None:
-        log.error(
-            "%s: worker %d died (%s): %s",
-            crash.component,
-            crash.worker_id,
-            crash.cause,
-            crash.detail,
-        )
+        where = f"{crash.component}: worker {crash.worker_id}"
+        log.error("%s died (%s): %s", where, crash.cause, crash.detail)
         death = Death(crash.worker_id, crash.cause, crash.detail, time.monotonic())
-        self._deaths.add(crash.component, crash.position, death)
+        self.deaths.add(crash.component, crash.position, death)
         self._watch.count(crash)
-        if (crew := self._state.crews.get(crash.component)) is not None:
+        if (crew := self.state.crews.get(crash.component)) is not None:
             self._hooks.run(crew.spec.on_crash, crash)
 
     def _reloaded(self, outcome: Reloaded) -> None:
@@ -349,38 +387,5 @@ class Engine:
             log.error("generation %d was given up: %s", outcome.generation, outcome.why)
         else:
             log.info("generation %d serves", outcome.generation)
-            self._service = self._services.get(outcome.generation, self._service)
+            self.generations.serve(outcome.generation)
         self._replies.popleft()(outcome)  # each request has one outcome, in their order
-
-    # What nobody uses any more
-
-    def _open_listeners(self, service: Service) -> None:
-        for spec in service.components.values():
-            for name in spec.listen:
-                for position in range(spec.workers):
-                    self._sockets.get(service.listeners[name], position)
-
-    def _tidy(self) -> None:
-        self._untidy = False
-        state = self._state
-        groups = [state.crews]
-        if state.pending is not None:
-            groups.append(state.pending.crews)
-        if state.previous is not None:
-            groups.append(state.previous.crews)
-        crews = [crew for group in groups for crew in group.values()]
-        used = {crew.generation for crew in crews}
-        used.update(worker.generation for worker in state.workers.values())
-        used.add(max(self._services))
-        self._services = {n: s for n, s in self._services.items() if n in used}
-        self._sockets.keep(
-            (self._services[crew.generation].listeners[name], position)
-            for crew in crews
-            for name in crew.spec.listen
-            for position in range(crew.widest)
-        )
-        self._zygotes.keep(
-            (zygote_for(self._services[crew.generation], crew.spec).name, crew.generation)
-            for crew in crews
-            if crew.spec.function is not None
-        )

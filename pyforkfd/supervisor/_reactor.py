@@ -1,4 +1,4 @@
-"""Readiness, turned into calls: one epoll, and a callback for each descriptor."""
+"""The reactor: one epoll, and a callback for each descriptor."""
 
 from __future__ import annotations
 
@@ -15,42 +15,43 @@ _MOST_AT_ONCE = 64
 
 
 class Reactor(Closing):
-    """Calls whoever asked, in one thread.  A context manager."""
+    """Calls back when descriptors are ready, in one thread.  A context manager."""
 
     def __init__(self) -> None:
+        """Make an empty epoll."""
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[int], None]] = {}
 
     def add(self, fd: int, callback: Callable[[int], None], events: int = READABLE) -> None:
-        """Call with what is there (READABLE, ...) whenever it is.
+        """Watch a descriptor.
 
         Args:
             fd: borrowed; it must be removed before it is closed, or its open file would
                 stay watched as long as any process has it, epoll(7).
-            callback: must not block.
-            events: what to wait for.
+            callback: called with the events that are there; must not block.
+            events: to wait for: READABLE, WRITABLE or both.
 
         Raises:
-            OSError: as epoll_ctl(2) says: EEXIST for one that is there, EPERM for a file
-                that is always ready.
+            OSError: of epoll_ctl(2): EEXIST for a descriptor that is watched already, EPERM
+                for a file that is always ready.
         """
         self._epoll.register(fd, events)
         self._callbacks[fd] = callback
 
     def change(self, fd: int, events: int) -> None:
-        """Wait for something else."""
+        """Wait for other events of a descriptor."""
         self._epoll.modify(fd, events)
 
     def remove(self, fd: int) -> None:
-        """Call no more for it, not even for what was found already."""
+        """Stop watching a descriptor; events that were found already are dropped."""
         del self._callbacks[fd]
         self._epoll.unregister(fd)
 
     def run_once(self, timeout: float | None) -> None:
-        """Wait for something, then call for all that is there.
+        """Wait for events, then call back for all that are there.
 
         Args:
-            timeout: seconds at most; None: as long as it takes.
+            timeout: seconds at most; None: for ever.
         """
         # Rounded up, or the last millisecond before a deadline would be spent in circles.
         wait = -1.0 if timeout is None else math.ceil(max(0.0, timeout) * 1000) / 1000
@@ -60,6 +61,6 @@ class Reactor(Closing):
                 callback(events)
 
     def close(self) -> None:
-        """Close the epoll; whatever was watched stays open."""
+        """Close the epoll; the watched descriptors stay open."""
         self._epoll.close()
         self._callbacks.clear()

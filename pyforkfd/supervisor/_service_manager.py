@@ -1,4 +1,4 @@
-"""The service manager above us, such as systemd: told how we are, sd_notify(3)."""
+"""The reports to the service manager above the supervisor, such as systemd: sd_notify(3)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pyforkfd as ff
 
 log = logging.getLogger("pyforkfd.supervisor")
 
-_MOST_UNSAID = 64  # announcements; the oldest go first
+_MOST_UNSENT = 64  # reports; the oldest are dropped first
 _RETRY = 0.05  # seconds
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
+class _Report:
     ready: bool = False
     reloading: bool = False
     stopping: bool = False
@@ -28,24 +28,24 @@ class _Said:
 
 
 class Manager:
-    """What NOTIFY_SOCKET and WATCHDOG_USEC of our environment ask for; nothing without.
+    """The service manager that NOTIFY_SOCKET and WATCHDOG_USEC name; without them nothing.
 
-    The loop itself gives the sign of life, so it is one of the loop.  It never waits for the
-    manager: what finds no room in its queue is said later.
+    The loop itself sends the watchdog's keep-alive, which so proves that the loop runs.  It
+    never waits for the manager: a report for which its queue is full is sent later.
     """
 
     def __init__(self) -> None:
-        """Read the environment; the watchdog's variables are removed, they are ours alone."""
+        """Read the environment, and remove the watchdog's variables: they are not for workers."""
         self._listens = bool(os.environ.get("NOTIFY_SOCKET"))
         self._period = _watchdog_period() if self._listens else None
         self._next = self._retry = 0.0
         self._text = ""
-        self._unsaid: deque[_Said] = deque(maxlen=_MOST_UNSAID)
+        self._unsent: deque[_Report] = deque(maxlen=_MOST_UNSENT)
 
     def announce(self, what: Literal["ready", "reloading", "stopping"]) -> None:
-        """Say what has become of us; ``reloading`` comes with MONOTONIC_USEC."""
-        self._say(
-            _Said(
+        """Report a change of the service; ``reloading`` comes with MONOTONIC_USEC."""
+        self._send(
+            _Report(
                 ready=what == "ready",
                 reloading=what == "reloading",
                 stopping=what == "stopping",
@@ -53,64 +53,64 @@ class Manager:
             )
         )
 
-    def look(self, now: float, text: Callable[[], str]) -> None:
-        """Say what is new, and that we live.
+    def update(self, now: float, text: Callable[[], str]) -> None:
+        """Report a changed STATUS=, and the keep-alive when it is due.
 
         Args:
             now: seconds on a clock that never goes back.
-            text: what STATUS= is to be; called only if somebody wants to know.
+            text: returns the value of STATUS=; called only where there is a manager.
         """
         if not self._listens or not self._flush():
             self._retry = now + _RETRY
             return
-        said = text()
-        news = said if said != self._text else None
+        status = text()
+        changed = status != self._text
         alive = self._period is not None and now >= self._next
         if alive and self._period is not None:
             self._next = now + self._period
-        if news is not None or alive:
-            self._text = said
-            self._say(_Said(status=news, watchdog=alive))
+        if changed or alive:
+            self._text = status
+            self._send(_Report(status=status if changed else None, watchdog=alive))
 
     def due(self) -> float | None:
-        """When there is something to say, on the clock of :meth:`look`; None: who knows."""
-        if self._unsaid:
+        """Return when :meth:`update` has something to send, on its clock; None: not known."""
+        if self._unsent:
             return self._retry
         return None if self._period is None else self._next
 
-    def _say(self, said: _Said) -> None:
-        self._unsaid.append(said)
+    def _send(self, report: _Report) -> None:
+        self._unsent.append(report)
         self._flush()
 
     def _flush(self) -> bool:
-        """Whether everything is said."""
-        while self._unsaid:
-            said = self._unsaid[0]
+        """Send what waits; returns whether nothing waits any more."""
+        while self._unsent:
+            report = self._unsent[0]
             try:
                 ff.notify(
-                    ready=said.ready,
-                    reloading=said.reloading,
-                    stopping=said.stopping,
-                    status=said.status,
-                    main_pid=said.main_pid,
-                    watchdog=said.watchdog,
+                    ready=report.ready,
+                    reloading=report.reloading,
+                    stopping=report.stopping,
+                    status=report.status,
+                    main_pid=report.main_pid,
+                    watchdog=report.watchdog,
                     timeout=0,
                 )
             except BlockingIOError:
                 return False
             except (OSError, ValueError) as error:
-                log.warning("the service manager was not told: %s", error)
-            self._unsaid.popleft()
+                log.warning("service manager: report not sent: %s", error)
+            self._unsent.popleft()
         return True
 
 
 def _watchdog_period() -> float | None:
-    """Half of WATCHDOG_USEC where it is meant for us, sd_watchdog_enabled(3)."""
+    """Return half of WATCHDOG_USEC, if it is for this process: sd_watchdog_enabled(3)."""
     period = os.environ.pop("WATCHDOG_USEC", None)
     pid = os.environ.pop("WATCHDOG_PID", None)
     if period is None or (pid is not None and pid != str(os.getpid())):
         return None
     if not period.isascii() or not period.isdecimal() or int(period) == 0:
-        log.warning("WATCHDOG_USEC=%s is not a number of microseconds", period)
+        log.warning("WATCHDOG_USEC: %s is not a number of microseconds: ignored", period)
         return None
     return int(period) / 2e6

@@ -1,4 +1,4 @@
-"""Signals as something to read: they never interrupt the supervisor."""
+"""Signals that are read from a descriptor: they never interrupt the supervisor."""
 
 from __future__ import annotations
 
@@ -15,14 +15,22 @@ _INFO = struct.Struct("IiII112x")  # signalfd_siginfo: signo, errno, code, pid
 
 
 class SignalQueue(Closing):
-    """A signalfd(2); the signals are blocked in this thread until it is closed.
+    """A signalfd(2); its signals are blocked in this thread until it is closed.
 
-    Children of the supervisor must be given a mask of their own.
+    A child needs a signal mask of its own, or it would inherit the blocked signals.
     """
 
     def __init__(self, signals: Iterable[int]) -> None:
+        """Block signals in this thread and queue them.
+
+        Args:
+            signals: their numbers.
+
+        Raises:
+            OSError: no descriptor is free; the mask is as before.
+        """
         wanted = set(signals)
-        mask = sum(1 << (number - 1) for number in wanted)
+        mask = sum(1 << (signum - 1) for signum in wanted)
         self._before = signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
         try:
             self._fd = Fd(_core.signal_fd(mask))
@@ -31,20 +39,20 @@ class SignalQueue(Closing):
             raise
 
     def fileno(self) -> int:
-        """The descriptor's number; it stays this object's."""
+        """Return the number of the descriptor; borrowed."""
         return self._fd.fileno()
 
     def read(self) -> Iterator[tuple[int, int]]:
-        """Every signal that waits, with the sender's pid, 0 if there is none."""
+        """Yield every signal that waits: (its number, the sender's pid, 0 without a sender)."""
         while True:
             try:
                 data = os.read(self._fd.fileno(), 16 * _INFO.size)
             except BlockingIOError:
                 return
-            for number, _, _, pid in _INFO.iter_unpack(data):
-                yield number, pid
+            for signum, _, _, pid in _INFO.iter_unpack(data):
+                yield signum, pid
 
     def close(self) -> None:
-        """Give the thread its mask back; what still waits is delivered now."""
+        """Restore the thread's signal mask; signals that still wait are delivered now."""
         self._fd.close()
         signal.pthread_sigmask(signal.SIG_SETMASK, self._before)

@@ -1,4 +1,4 @@
-"""The supervisor: the engine, and what the outside may ask of it."""
+"""The supervisor: the public front of a service."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
-from ._engine import Engine
-from .control._requests import Requests
-from .control._status import WorkerDetails, describe
+from ._engine import Engine, Front
+from ._opening import open_engine
+from .control._status import describe
 from .spec._diff import diff
 from .spec._spec import Service, SpecError
 from .spec._validate import validate
-from .state._events import Reload, Reloaded, Retire, RollBack, Scale, Stop, Tick
-from .state._model import SERVING, Phase, sharded
+from .state._events import Reload, Reloaded, Retire, RollBack, Scale, Stop
+from .state._model import SERVING, Phase, initial, sharded
 from .succession._keeper import execute_keeper
 from .succession._succession import Succession
 from .worker._messages import Message
@@ -28,12 +28,14 @@ log = logging.getLogger("pyforkfd.supervisor")
 _AT_START = frozenset({"name", "keeper", "control", "log", "metrics"})  # and not by a reload
 
 
-class Supervisor(Engine):
-    """Runs a service until it is told to stop.
+class Supervisor:
+    """A service and the requests to it.
 
-    One thread does it all, and nothing in it waits but the reactor; only a spawn waits for
-    the exec, as every spawn does.  While it runs, its methods are for that thread alone: from
-    anywhere else the control socket is the way in.
+    :meth:`run` runs the service in the calling thread, which does everything: it waits for
+    events, and for nothing else but the exec of a spawn.  While it runs, the other methods are
+    for that thread alone: for a callback, such as ``on_message``.  From anywhere else the
+    control socket is the way in.  Before and after :meth:`run` they raise RuntimeError, but for
+    :meth:`status`.
     """
 
     def __init__(
@@ -43,28 +45,32 @@ class Supervisor(Engine):
         read_again: Callable[[], Service] | None = None,
         on_message: Callable[[str, int, Any], None] | None = None,
     ) -> None:
-        """Describe it; nothing is bound or started yet.
+        """Check the specification; nothing is bound or started yet.
 
         Args:
-            service: what to run.
-            read_again: for a reload, what to run then; None: the same.
-            on_message: called with what a worker sends: component, worker, data.  It must
-                not block, and may call :meth:`send`.
+            service: the specification.
+            read_again: returns the specification of the next generation, for a reload; None:
+                the same again.
+            on_message: called with each message of a worker: component, worker's id, data.
+                It must not block, and may call :meth:`send`.
 
         Raises:
-            SpecError: the service makes no sense; all its problems.
+            SpecError: the specification has problems; it has all of them.
         """
         if problems := validate(service):
             raise SpecError(tuple(problems))
-        super().__init__(service, on_message)
+        self._service = service
         self._read_again = read_again
+        self._front = Front(requests=self, on_signal=self._on_signal, on_message=on_message)
+        self._engine: Engine | None = None
 
     def run(self) -> int:
-        """Run until everything has ended.
+        """Run the service until everything has ended.
 
         Must be called in the main thread, whose signals it takes for that time.  Where the
-        service wants a keeper the process becomes that, and this program its child: all that
-        comes before is run twice.  Where a predecessor has left a service, that is what runs.
+        specification wants a keeper the process becomes that, and this program its child: all
+        that comes before is run twice.  Where a predecessor has left a service, that is what
+        runs.  It may be called again after it has returned: the service then starts anew.
 
         Returns:
             An exit code: 0, or 1 if nothing could be kept running.
@@ -72,27 +78,40 @@ class Supervisor(Engine):
         Raises:
             OSError, ValueError: a listener could not be made; nothing was started.
             HandoverError: what a predecessor has left cannot be taken over.
+            RuntimeError: the service runs already.
         """
+        if self._engine is not None:
+            raise RuntimeError("Supervisor.run: the service runs already")
         with contextlib.ExitStack() as stack:
             succession = stack.enter_context(Succession())
             if succession.rehearsal is not None:
                 return succession.prove()
             if self._service.keeper and succession.past is None and succession.keeper is None:
                 execute_keeper()
+            stack.callback(self._forget_engine)
             with succession.guarded():
-                return self._run(stack, succession)
+                self._engine = open_engine(stack, self._service, succession, self._front)
+                return self._engine.run()
 
-    def _orders(self) -> Requests:
-        requests = Requests(self)
-        requests.attach_logs(self._output.tail)
-        return requests
+    def _forget_engine(self) -> None:
+        self._engine = None
+
+    def _running(self, method: str) -> Engine:
+        """Return the engine.
+
+        Raises:
+            RuntimeError: the service does not run.
+        """
+        if self._engine is None:
+            raise RuntimeError(f"Supervisor.{method}: the service does not run: call run() first")
+        return self._engine
 
     def _on_signal(self, signum: int) -> None:
         match signum:
             case signal.SIGHUP:
                 self.reload()
             case signal.SIGUSR1:
-                self._output.reopen()
+                self._running("run").resources.output.reopen()
             case signal.SIGUSR2:
                 self.upgrade()
             case _:
@@ -107,111 +126,140 @@ class Supervisor(Engine):
         """Boot a new generation.
 
         Args:
-            reply: called when it is ready, or why it is not.
+            reply: called with the outcome: the generation is ready, or why it is not.
             only: components to replace; None: all.
+
+        Raises:
+            RuntimeError: the service does not run.
         """
+        engine = self._running("reload")
+        current = engine.generations.serving
         try:
-            service = self._service if self._read_again is None else self._read_again()
+            service = current if self._read_again is None else self._read_again()
             if problems := validate(service):
                 raise SpecError(tuple(problems))
             for name in sorted(only or ()):
                 _demand_component(name, service.components)
-            self._open_listeners(service)
+            engine.resources.sockets.open(service)
         except (OSError, ValueError) as error:
-            self._untidy = True
+            engine.tidy_later()
             log.error("reload: %s", error)
-            reply(Reloaded(self._state.generation, str(error)))
+            reply(Reloaded(engine.state.generation, str(error)))
             return
-        difference = diff(self._service, service)
+        difference = diff(current, service)
         if later := sorted(_AT_START.intersection(difference.sections)):
             log.warning("reload: %s: as before until the next start", ", ".join(later))
         changed = {*difference.components.changed}
-        told = {
+        signalled = {
             name
             for name, spec in service.components.items()
             if spec.reload_signal is not None and name not in changed
         }
         wanted = frozenset(service.components) if only is None else only
-        replaced = (wanted | changed) - told
+        replaced = (wanted | changed) - signalled
 
         def done(outcome: Reloaded) -> None:
             if not outcome.why:
-                for name in wanted & told:
+                for name in wanted & signalled:
                     self.signal_component(name)
             reply(outcome)
 
-        self._services[self._state.generation + 1] = service
-        self._replies.append(done)
-        self._feed(
+        engine.generations.add(engine.state.generation + 1, service)
+        engine.request(
             Reload(
                 dict(service.components),
                 replaced,
                 sharded=sharded(service),
                 rollback=service.rollback,
                 max_generations=service.max_generations,
-            )
+            ),
+            done,
         )
 
     def roll_back(self, reply: Callable[[Reloaded], None] = lambda _: None) -> None:
-        """Go back to the generation that is paused."""
-        self._replies.append(reply)
-        self._feed(RollBack())
+        """Go back to the generation that is paused.
 
-    def scale(self, component: str, count: int) -> None:
-        """Run another number of workers.
+        Args:
+            reply: called with the outcome.
 
         Raises:
-            ValueError: there is no such component, or the number makes no sense.
-            OSError: a shard for a new worker could not be made.
+            RuntimeError: the service does not run.
         """
-        _demand_component(component, self._state.crews)
+        self._running("roll_back").request(RollBack(), reply)
+
+    def scale(self, component: str, count: int) -> None:
+        """Change the number of a component's workers.
+
+        Raises:
+            ValueError: there is no such component, or the number is negative.
+            OSError: a shard for a new worker could not be made.
+            RuntimeError: the service does not run.
+        """
+        engine = self._running("scale")
+        _demand_component(component, engine.state.crews)
         if count < 0:
             raise ValueError(f"scale {component}: {count} is negative")
-        crew = self._state.crews[component]
-        service = self._services[crew.generation]
-        for name in crew.spec.listen:
-            for position in range(count):
-                self._sockets.get(service.listeners[name], position)
-        self._feed(Scale(component, count))
+        engine.generations.open_shards(engine.state.crews[component], count)
+        engine.feed(Scale(component, count))
 
     def retire(self, worker_id: int, why: str) -> None:
-        """Replace one worker; it leaves when its replacement is ready.
+        """Replace a worker, which leaves when its replacement is ready.
+
+        Args:
+            worker_id: its id.
+            why: for the log.
 
         Raises:
             ValueError: there is no such worker, or it is about to leave.
+            RuntimeError: the service does not run.
         """
-        found = self._state.workers.get(worker_id)
+        engine = self._running("retire")
+        workers = engine.state.workers
+        found = workers.get(worker_id)
         if found is None or found.phase not in SERVING:
-            here = sorted(w.id for w in self._state.workers.values() if w.phase in SERVING)
+            here = sorted(worker.id for worker in workers.values() if worker.phase in SERVING)
             raise ValueError(
                 f"no worker {worker_id} serves (there are {', '.join(map(str, here))})"
             )
-        self._feed(Retire(worker_id, why))
+        engine.feed(Retire(worker_id, why))
 
     def stop(self, *, now: bool = False) -> None:
-        """End: workers finish what they have begun, or with ``now`` are killed."""
-        self._feed(Stop(now))
+        """Stop the service: workers finish what they have begun, or are killed.
+
+        Args:
+            now: kill them.
+
+        Raises:
+            RuntimeError: the service does not run.
+        """
+        self._running("stop").feed(Stop(now))
 
     def signal_component(self, component: str, signum: int | None = None) -> int:
-        """Send a signal to all workers of a component; None: its reload_signal.
+        """Send a signal to all workers of a component.
 
-        That is not for one that boots: it may not be able to take it yet, and reads what is
-        new by itself.
+        Args:
+            component: its name.
+            signum: None: the component's reload_signal, which a worker that boots is not sent:
+                it may not handle that yet, and reads what is new by itself.
 
         Returns:
             How many workers it was sent to.
 
         Raises:
             ValueError: there is no such component.
+            RuntimeError: the service does not run.
         """
-        _demand_component(component, self._state.crews)
+        engine = self._running("signal_component")
+        _demand_component(component, engine.state.crews)
         count = 0
-        for worker in self._state.workers.values():
+        for worker in engine.state.workers.values():
+            if worker.component != component or worker.id not in engine.workers:
+                continue
             if signum is None and worker.phase is Phase.BOOTING:
                 continue
-            sig = worker.spec.reload_signal if signum is None else signum
-            if worker.component == component and worker.id in self._workers and sig is not None:
-                self._workers.signal(worker.id, sig)
+            chosen = worker.spec.reload_signal if signum is None else signum
+            if chosen is not None:
+                engine.workers.signal(worker.id, chosen)
                 count += 1
         return count
 
@@ -220,56 +268,54 @@ class Supervisor(Engine):
 
         Args:
             component: its name.
-            data: any JSON.
+            data: any value that JSON has.
 
         Returns:
             How many workers there were.
 
         Raises:
+            RuntimeError: the service does not run.
             ValueError: the data is no JSON, or longer than 64 KiB with what is around it.
         """
+        engine = self._running("send")
         message = Message(data)
         encode_order(message)  # refused for all of them, or for none
-        those = [w for w in self._state.workers.values() if w.component == component and w.speaks]
-        for worker in those:
-            self._workers.send(worker.id, message)
-        return len(those)
+        workers = engine.state.workers.values()
+        readers = [w for w in workers if w.component == component and w.speaks]
+        for worker in readers:
+            engine.workers.send(worker.id, message)
+        return len(readers)
 
     def status(self) -> dict[str, Any]:
-        """How everything is, see :func:`describe`."""
+        """Return the state of the service and its workers, see :func:`describe`.
+
+        Before and after :meth:`run` the condition is ``"stopped"``, and there is no worker.
+        """
         now = time.monotonic()
-        details = {}
-        for running in self._workers:
-            number = running.worker.id
-            age = self._watch.beat_age(number, now)
-            memory = self._workers.memory(number)
-            details[number] = WorkerDetails(text=running.status, beat_age=age, memory=memory)
+        engine = self._engine
+        if engine is None:
+            service, pid = self._service, os.getpid()
+            found = describe(initial(service), now, service=service.name, pid=pid, started=now)
+            return {**found, "condition": "stopped", "reasons": ["the service does not run"]}
         return describe(
-            self._state,
+            engine.state,
             now,
-            service=self._service.name,
+            service=engine.generations.serving.name,
             pid=os.getpid(),
-            started=self._started,
-            details=details,
-            deaths=self._deaths,
+            started=engine.started,
+            details=engine.workers.measure(now),
+            deaths=engine.deaths,
         )
 
     def upgrade(self) -> None:
-        """Execute this program anew in our place, once it has shown that it can take over.
+        """Execute this program anew in our place, once a trial has shown that it can take over.
 
-        Workers, listeners, and our pid stay.  Where it cannot the log says why.
+        Workers, listeners and our pid stay.  Where it cannot take over the log has the reason.
+
+        Raises:
+            RuntimeError: the service does not run.
         """
-        self._save(())  # sockets may have changed since
-        self._upgrade.begin(self._execute)
-
-    def _execute(self) -> None:
-        if self._state.stopping:
-            return
-        self._zygotes.keep(())  # they would be children that nobody knows
-        self._save(())
-        self._upgrade.execute()
-        self._start_waiting()  # we are still here
-        self._feed(Tick())
+        self._running("upgrade").upgrade()
 
 
 def _demand_component(name: str, known: Collection[str]) -> None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pyforkfd._options import WorkerOptions
+
 from ._errors import ZygoteError
 from ._zygote import Zygote
 
 if TYPE_CHECKING:
     from ._context import ZygoteContext
 
-__all__ = ["Zygote", "ZygoteError", "get_context"]
+__all__ = ["WorkerOptions", "Zygote", "ZygoteError", "get_context"]
 
 
 def get_context(zygote: Zygote | None = None) -> ZygoteContext:

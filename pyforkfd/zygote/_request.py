@@ -1,4 +1,4 @@
-"""The request for one worker: the message to the zygote, and what the application retains."""
+"""One worker, described by the application: the request to the zygote, and our pipe ends."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from signal import SIG_BLOCK, pthread_sigmask
 from typing import Any
 
 from pyforkfd import _core
+from pyforkfd._checks import signal_bits
 from pyforkfd._core import FdKind
 from pyforkfd._errors import SpawnError
-from pyforkfd._fds import compile_fds
+from pyforkfd._fds import FdSources, compile_fds, writable_ends
 from pyforkfd._spawn import Command
-from pyforkfd._types import PIPE, PIPE_TO_CHILD, FdSource, HasFileno
+from pyforkfd._types import FdSource, HasFileno
 
 _PIPES = (FdKind.PIPE_TO_CHILD, FdKind.PIPE_FROM_CHILD)
 # Descriptors of a plan that are not in its map.
@@ -23,11 +24,34 @@ _OF_PROGRAMS = ("argv", "candidates")
 
 
 @dataclass(slots=True)
-class _Recorder:
-    """A stand-in for the core's plan, for which a map of descriptors is compiled."""
+class Descriptors:
+    """The descriptors of a worker, compiled; takes the place of the core's plan meanwhile.
+
+    Attributes:
+        actions: the arguments of add_fd().
+        listen_names: the names of the first descriptors from 3 on.
+        sources: ours, in the order of those actions that have one.
+        writable: the worker's numbers of the pipes that we write to.
+    """
 
     actions: list[tuple[int, FdKind, int, bytes, int, int]] = field(default_factory=list)
     listen_names: list[bytes] | None = None
+    sources: FdSources = field(default_factory=FdSources)
+    writable: frozenset[int] = frozenset()
+
+    @classmethod
+    def compile(
+        cls, fds: Mapping[int, FdSource] | None, listen: Mapping[str, int | HasFileno] | None
+    ) -> Descriptors:
+        """Check and compile the options ``fds`` and ``listen``.
+
+        Raises:
+            TypeError, ValueError: one makes no sense.
+        """
+        compiled = cls()
+        compiled.sources = compile_fds(compiled, fds, listen)  # type: ignore[arg-type]
+        compiled.writable = writable_ends(fds)
+        return compiled
 
     def add_fd(
         self,
@@ -47,15 +71,17 @@ class _Recorder:
 
 @dataclass(slots=True)
 class Request:
-    """What is sent for one worker.  A context manager: it closes the worker's ends of pipes.
+    """A request for one worker.  A context manager: it closes the worker's ends of pipes.
 
     Attributes:
+        name: the worker's name in errors.
         body: the message, as plain values.
-        fds: borrowed, but for those in ``made``.
+        fds: descriptors of the message; borrowed, but for those in ``owned``.
         sources: our numbers, in the order of the plan.
         ends: child's number -> our end of its pipe; ours until they are taken.
-        writable: those of them that we write.
-        born_for_it: the clone itself must know it: of namespaces, of the cgroup to be born in.
+        writable: the child's numbers of the ends that we write to.
+        owned: descriptors of the message that are closed after it.
+        born_for_it: whether the clone itself needs the request: for namespaces or a cgroup.
     """
 
     name: str
@@ -64,14 +90,14 @@ class Request:
     sources: list[int]
     ends: dict[int, int]
     writable: frozenset[int]
-    made: list[int]
+    owned: list[int]
     born_for_it: bool = False
 
     def __enter__(self) -> Request:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for fd in [*self.made, *self.ends.values()]:
+        for fd in [*self.owned, *self.ends.values()]:
             os.close(fd)
 
     def plan(self) -> _core.SpawnPlan:
@@ -79,7 +105,7 @@ class Request:
         return _core.SpawnPlan.from_state(self.body["plan"])
 
     def take_ends(self) -> dict[int, int]:
-        """Return our ends of the pipes, which the caller owns from now on."""
+        """Give our ends of the pipes to the caller, who owns them then."""
         ends, self.ends = self.ends, {}
         return ends
 
@@ -87,45 +113,41 @@ class Request:
 def request(
     name: str,
     command: Command,
-    fds: Mapping[int, FdSource] | None,
-    listen: Mapping[str, int | HasFileno] | None,
+    descriptors: Descriptors,
     held: Mapping[int, str],
     home: tuple[int, int],
     body: dict[str, Any],
 ) -> Request:
-    """Resolve every descriptor, make the pipes, and compose the message.
+    """Resolve every descriptor, make the pipes, and build the request.
 
     Args:
-        name: what errors call the worker.
-        command: has every option but ``fds`` and ``listen``.
-        fds: as for spawn.
-        listen: as for spawn.
-        held: what the zygote's own code has open, which no target may hide.
+        name: the worker's name in errors.
+        command: every option but ``fds`` and ``listen``.
+        descriptors: those of ``fds`` and ``listen``.
+        held: descriptors of the zygote's own code, which no target may hide.
         home: device and inode of the zygote's directory.
-        body: what else is to be sent.
+        body: the rest of the message.
 
     Raises:
-        ValueError: a target is held.
+        ValueError: a target is among ``held``.
         SpawnError: a source is not open.
     """
-    recorder = _Recorder()
-    numbers = iter(_numbers(compile_fds(recorder, fds, listen)))  # type: ignore[arg-type]
+    numbers = iter(descriptors.sources.numbers())
     fields, _, limits = command._plan.state()
     for option in _OF_PROGRAMS:
         fields.pop(option, None)
     fields["program"] = name.encode()
     if "signal_mask" not in fields:
-        fields["signal_mask"] = sum(1 << s - 1 for s in pthread_sigmask(SIG_BLOCK, ()))
-    writable = frozenset(t for t, s in (fds or {}).items() if s is PIPE_TO_CHILD)
-    if fds and fds.get(0) is PIPE:
-        writable |= {0}
-    made = Request(name, body, [], [], {}, writable, [])
+        fields["signal_mask"] = signal_bits(pthread_sigmask(SIG_BLOCK, ()), "signal_mask")
+    wanted = Request(name, body, [], [], {}, descriptors.writable, [])
+    listening = range(3, 3 + len(descriptors.listen_names or ()))
     actions = []
     try:
-        for target, kind, source, path, flags, mode in recorder.actions:
+        for target, kind, source, path, flags, mode in descriptors.actions:
             if target in held:
+                option = "listen" if target in listening else "fds"
                 raise ValueError(
-                    f"fds: child's descriptor {target} is {held[target]}, which the zygote's "
+                    f"{option}: child's descriptor {target} is {held[target]}, which the zygote's "
                     "code has opened"
                 )
             if kind is FdKind.DESCRIPTOR:
@@ -136,36 +158,36 @@ def request(
                     continue
                 kind, source = FdKind.DESCRIPTOR, target
             elif kind in _PIPES:
-                source = _pipe(made, target, to_child=kind is FdKind.PIPE_TO_CHILD)
+                source = _pipe(wanted, target, to_child=kind is FdKind.PIPE_TO_CHILD)
                 kind = FdKind.DESCRIPTOR
             if kind is FdKind.DESCRIPTOR:
-                made.sources.append(source)
+                wanted.sources.append(source)
             actions.append((target, int(kind), source, path, flags, mode))
-        made.fds.extend(made.sources)
+        wanted.fds.extend(wanted.sources)
         others = {}
         for option in _OTHERS:
             if (number := fields.get(option)) is not None:
-                others[option] = len(made.fds)
-                made.fds.append(number)
+                others[option] = len(wanted.fds)
+                wanted.fds.append(number)
         if path := fields.pop("cgroup_path", b""):
-            others["cgroup_fd"] = len(made.fds)
-            made.fds.append(_open_cgroup(name, made, os.fsdecode(path)))
+            others["cgroup_fd"] = len(wanted.fds)
+            wanted.fds.append(_open_cgroup(name, wanted, os.fsdecode(path)))
         elif (number := fields.pop("cgroup_fd", None)) is not None:
-            others["cgroup_fd"] = len(made.fds)
-            made.fds.append(number)
-        made.born_for_it = "cgroup_fd" in others or "namespaces" in fields
+            others["cgroup_fd"] = len(wanted.fds)
+            wanted.fds.append(number)
+        wanted.born_for_it = "cgroup_fd" in others or "namespaces" in fields
         body["cwd"] = None
         if directory(".") != home:  # relative paths are ours, and the directory itself
-            body["cwd"] = len(made.fds)
-            made.fds.append(os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-            made.made.append(made.fds[-1])
-        body.update(plan=(fields, actions, limits), sources=len(made.sources), others=others)
-        if listen is not None:
-            body["listen"] = [os.fsdecode(n) for n in recorder.listen_names or ()]
+            body["cwd"] = len(wanted.fds)
+            wanted.fds.append(os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+            wanted.owned.append(wanted.fds[-1])
+        body.update(plan=(fields, actions, limits), sources=len(wanted.sources), others=others)
+        if descriptors.listen_names is not None:
+            body["listen"] = [os.fsdecode(n) for n in descriptors.listen_names]
     except BaseException:
-        made.__exit__()
+        wanted.__exit__()
         raise
-    return made
+    return wanted
 
 
 def directory(path: str) -> tuple[int, int]:
@@ -174,14 +196,9 @@ def directory(path: str) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _numbers(sources: Any) -> list[int]:
-    numbers: list[int] = sources.numbers()
-    return numbers
-
-
 def _is_open(fd: int) -> bool:
     try:
-        _core.cloexec(fd)  # the cheapest question; it keeps the GIL
+        _core.cloexec(fd)  # the cheapest call; it does not release the GIL
     except OSError:
         return False
     return True
@@ -189,22 +206,22 @@ def _is_open(fd: int) -> bool:
 
 def _demand_open(name: str, source: int, target: int) -> None:
     if not _is_open(source):
-        what = f"{source} -> child's {target}"
-        raise SpawnError(name, "descriptor_source", errno.EBADF, what, "find descriptor to pass")
+        subject = f"{source} -> child's {target}"
+        raise SpawnError(name, "descriptor_source", errno.EBADF, subject, "find descriptor to pass")
 
 
-def _pipe(made: Request, target: int, *, to_child: bool) -> int:
+def _pipe(wanted: Request, target: int, *, to_child: bool) -> int:
     reader, writer = os.pipe()
     childs, ours = (reader, writer) if to_child else (writer, reader)
-    made.made.append(childs)
-    made.ends[target] = ours
+    wanted.owned.append(childs)
+    wanted.ends[target] = ours
     return childs
 
 
-def _open_cgroup(name: str, made: Request, path: str) -> int:
+def _open_cgroup(name: str, wanted: Request, path: str) -> int:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise SpawnError(name, "open_resource", error.errno or 0, path, "open") from None
-    made.made.append(fd)
+    wanted.owned.append(fd)
     return fd

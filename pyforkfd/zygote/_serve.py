@@ -21,10 +21,11 @@ from typing import Any, NoReturn
 
 from pyforkfd import _core
 from pyforkfd._channel import FdChannel
-from pyforkfd._clone import CloneFlag, core_clone, demand_one_thread
+from pyforkfd._clone import core_clone, demand_one_thread
 from pyforkfd._entry_points import resolve
 from pyforkfd._errors import PassingError, ThreadsError
 from pyforkfd._fd import Fd
+from pyforkfd._types import CloneFlag
 
 from ._errors import in_a_line
 from ._messages import MAX_FDS, SLOT, SLOT_PID, Kind, ProtocolError, Received, receive, send

@@ -9,35 +9,37 @@ import pickle
 import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
+from pyforkfd._checks import MAX_INT, choice, flag, integer, items, pairs, show
 from pyforkfd._entry_points import check_entry_point
+from pyforkfd._options import WorkerOptions, list_options, names, refuse_unknown
 from pyforkfd._process import Process
-from pyforkfd._spawn import Command, Namespace
-from pyforkfd._types import Capabilities, FdSource, HasFileno, Keep, Scheduler, StrPath
+from pyforkfd._program import environment
+from pyforkfd._spawn import Command
 
 from ._birth import RequestLost
 from ._errors import ZygoteError
 from ._link import Configuration, Link, Scope
-from ._request import request
+from ._request import Descriptors, request
 
 _zygotes: weakref.WeakSet[Zygote] = weakref.WeakSet()
 _shared: dict[Configuration, Zygote] = {}
 _shared_lock = threading.Lock()
+_KNOWN = names(WorkerOptions)
 
 
 class Zygote:
-    """A small process that has imported what workers need, and clones itself for each.
+    """A small process that has imported the modules of workers, and clones itself for each.
 
-    It starts at the first use, or at :meth:`start`; runs with one thread; ends with us, or at
-    :meth:`close`.  If it has died, the next use starts another.  Workers are our own
-    children, and live on without it.  Safe to use from many threads; in a forked child it is
-    as if it had not started yet.  As a context manager it closes at the end.
+    The process starts at the first use, or at :meth:`start`; runs with one thread; ends with
+    us, or at :meth:`close`.  If it has died, the next use starts another.  Workers are our
+    own children, and live on without it.  Safe to use from many threads; in a forked child
+    the zygote is not started yet.  As a context manager it closes at the end.
 
     Attributes:
-        generation: how many zygotes have been started.
+        generation: number of processes that have been started.
     """
 
     generation: int
@@ -62,27 +64,31 @@ class Zygote:
             freeze_gc: gc.freeze() before the first worker, so that its collector does not
                 write to, and thereby copy, what was imported.
             env: the whole environment of the zygote, and of its workers unless they have
-                their own; None is ours.  What libraries read at import goes here, such as
-                ``OPENBLAS_NUM_THREADS``.
-            warm: how many workers to make ahead: they wait for a request, and are replaced
-                once taken.  A worker with namespaces or a cgroup is always made anew.
-            parent_death_scope: whose end the parent-death signals of the zygote and its workers
-                follow: "process" starts it from one long-lived thread; "thread" from the one
-                that needs it, which is right for the main thread of a program that
-                executes another in its place, where all other threads end.
+                their own; None: ours.  Variables that libraries read at import belong here,
+                such as ``OPENBLAS_NUM_THREADS``.
+            warm: number of workers to make ahead: they wait for their function, and are
+                replaced once taken.  A worker with namespaces or a cgroup is not one of them.
+            parent_death_scope: the parent whose end the kernel signals to the zygote, and to
+                workers with a parent_death_signal: "process" starts it from one long-lived
+                thread; "thread" from the calling one, which is right for the main thread of a
+                program that executes another in its place, where all other threads end.
+
+        Raises:
+            TypeError, ValueError: an argument makes no sense; the message begins with it.
         """
-        if warm < 0:
-            raise ValueError(f"warm: {warm} is no number of workers")
-        if isinstance(preload, str):
-            raise TypeError(f"preload: a sequence of names is wanted, not {preload!r}")
+        modules = items(preload, "preload")
+        for module in modules:
+            if not isinstance(module, str):
+                raise TypeError(f"preload: {show(module)} is not the name of a module")
         if setup is not None:
             check_entry_point(setup, "setup")
+        choice(parent_death_scope, "parent_death_scope", ("process", "thread"))
         self._configuration = Configuration(
-            preload=tuple(preload),
+            preload=modules,
             setup=setup,
-            freeze_gc=freeze_gc,
-            env=None if env is None else tuple(sorted(env.items())),
-            warm=warm,
+            freeze_gc=flag(freeze_gc, "freeze_gc"),
+            env=None if env is None else tuple(sorted(_checked_environment(env).items())),
+            warm=integer(warm, "warm", 0, MAX_INT, "a number of workers"),
             scope=parent_death_scope,
         )
         self.generation = 0
@@ -106,9 +112,9 @@ class Zygote:
         warm: int = 0,
     ) -> Zygote:
         """Return the zygote of this configuration that the whole process shares."""
-        made = cls(preload=preload, setup=setup, freeze_gc=freeze_gc, env=env, warm=warm)
+        new = cls(preload=preload, setup=setup, freeze_gc=freeze_gc, env=env, warm=warm)
         with _shared_lock:
-            return _shared.setdefault(made._configuration, made)
+            return _shared.setdefault(new._configuration, new)
 
     def start(self) -> None:
         """Start the zygote, if it does not run, and wait until everything is imported.
@@ -140,10 +146,10 @@ class Zygote:
     def refork(self) -> None:
         """Start a new zygote, from the code as it is now, and end its predecessor.
 
-        Workers of the old one live on.  If the new one cannot be started the old one stays.
+        Workers of the old one live on.  If the new one cannot be started, the old one stays.
 
         Raises:
-            ZygoteError, SpawnError: as :meth:`start`.
+            ZygoteError, SpawnError: as in :meth:`start`.
         """
         with self._lock:
             fresh = Link(self._configuration)
@@ -196,46 +202,23 @@ class Zygote:
         *,
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
-        env: Mapping[str, str] | None = None,
-        cwd: StrPath | int | HasFileno | None = None,
-        fds: Mapping[int, FdSource] | None = None,
-        listen: Mapping[str, int | HasFileno] | None = None,
-        new_session: bool = False,
-        process_group: int | None = None,
-        controlling_terminal: StrPath | int | HasFileno | None = None,
-        foreground: bool | int | HasFileno = False,
-        umask: int | None = None,
-        rlimits: Mapping[int, tuple[int, int]] | None = None,
-        nice: int | None = None,
-        cpu_affinity: Iterable[int] | None = None,
-        scheduler: Scheduler | None = None,
-        user: str | int | None = None,
-        group: str | int | Keep | None = None,
-        extra_groups: Iterable[str | int] | Keep | None = None,
-        capabilities: Capabilities | None = None,
-        no_new_privs: bool = False,
-        parent_death_signal: int | None = None,
-        chroot: StrPath | None = None,
-        namespaces: Iterable[Namespace] = (),
-        seccomp: bytes | None = None,
-        cgroup: StrPath | int | HasFileno | None = None,
-        signal_mask: Iterable[int] | None = None,
-        default_signals: Iterable[int] = (),
-        ignore_signals: Iterable[int] = (),
+        **options: Unpack[WorkerOptions],
     ) -> Process:
         """Start a worker: a clone of the zygote, and our child, that calls one function.
 
-        Returns when the worker has all that was asked for, has found the function and is
-        about to call it.  The options are those of :class:`Command`, applied by the same
-        native code in the same order, and are all applied before the function's module is
-        imported (unless it was preloaded) and its arguments unpickled.  Differences:
+        Return when the worker has all its options, has found the function and is about to
+        call it.  The options are those of :class:`Command`, applied by the same native code
+        in the same order, and are all applied before the function's module is imported
+        (unless it was preloaded) and its arguments unpickled.  Differences:
 
         - descriptors above 2 that ``fds`` names are close-on-exec, as all are in Python;
-          what the preloaded code has open stays open, with numbers from 64 up;
-        - signal handlers are those of the zygote, so Python's: ``default_signals`` names what
-          is to be reset;
-        - what is not said here is as in the zygote: umask, limits, nice value, affinity;
-          environment, directory, signal mask and standard streams are ours at the call.
+          descriptors of the preloaded code stay open, with numbers from 64 up;
+        - signal handlers are those of the zygote, so Python's: ``default_signals`` names the
+          signals to reset;
+        - without an option, umask, limits, nice value and affinity are the zygote's;
+          environment, directory, signal mask and standard streams are ours at the call;
+        - ``parent_death_signal`` is sent when our *process* ends; ``seccomp`` must allow
+          Python's own calls.
 
         The worker's process ends with the function: 0, or 1 after an exception, whose
         traceback goes to its stderr; SystemExit has its code.  Then threads that are no
@@ -246,32 +229,7 @@ class Zygote:
             target: ``"package.module:function"``.
             args: arguments, pickled.
             kwargs: keyword arguments, pickled.
-            env: the whole environment; None is ours now, or the zygote's if it has its own.
-            cwd: as for Command; so are all that follow.
-            fds: see above.
-            listen: the same, with LISTEN_FDS and kin in the worker's environment.
-            new_session: setsid(2).
-            process_group: setpgid(2).
-            controlling_terminal: path or descriptor.
-            foreground: make its group the terminal's foreground group.
-            umask: file mode creation mask.
-            rlimits: resource -> (soft, hard).
-            nice: the nice value itself.
-            cpu_affinity: numbers of processors.
-            scheduler: policy and priority.
-            user: name or uid.
-            group: name or gid.
-            extra_groups: names or gids.
-            capabilities: capability sets.
-            no_new_privs: prctl PR_SET_NO_NEW_PRIVS.
-            parent_death_signal: sent to the worker when our *process* ends.
-            chroot: new root directory.
-            namespaces: new namespaces, without maps of ids.
-            seccomp: filter program; it must allow what Python does.
-            cgroup: directory in the cgroup v2 tree; the worker is born there.
-            signal_mask: exactly these are blocked; None: as in the calling thread.
-            default_signals: reset to default.
-            ignore_signals: ignored.
+            options: those of :class:`Command` that :class:`WorkerOptions` lists.
 
         Returns:
             The worker; the caller owns it, its pidfd and its pipes.
@@ -281,52 +239,36 @@ class Zygote:
             ThreadsError: the zygote has threads, and names them.
             ZygoteError: the zygote could not be started; the function was not found, its
                 arguments could not be unpickled; or the worker was killed meanwhile.
-            ValueError: an option makes no sense; a target is open in the zygote's code.
+            TypeError, ValueError, LookupError: an option makes no sense; the message begins
+                with it.
+            ValueError: the zygote's code has one of the child's descriptors open.
         """
         check_entry_point(target, "target")
-        options: dict[str, Any] = {
-            "cwd": cwd,
-            "new_session": new_session,
-            "process_group": process_group,
-            "controlling_terminal": controlling_terminal,
-            "foreground": foreground,
-            "umask": umask,
-            "rlimits": rlimits,
-            "nice": nice,
-            "cpu_affinity": cpu_affinity,
-            "scheduler": scheduler,
-            "user": user,
-            "group": group,
-            "extra_groups": extra_groups,
-            "capabilities": capabilities,
-            "no_new_privs": no_new_privs,
-            "parent_death_signal": parent_death_signal,
-            "chroot": chroot,
-            "namespaces": namespaces,
-            "seccomp": seccomp,
-            "cgroup": cgroup,
-            "signal_mask": signal_mask,
-            "default_signals": default_signals,
-            "ignore_signals": ignore_signals,
-        }
-        said = {name: value for name, value in options.items() if value is not _UNSAID[name]}
-        command = replace(_PLAIN, **said) if said else _PLAIN
-        body = {"target": target, "args": pickle.dumps((tuple(args), dict(kwargs or {})))}
-        return self._spawn(target, command, fds, listen, env, body)
+        if not options.keys() <= _KNOWN:
+            refuse_unknown("Zygote.spawn", options, _KNOWN)
+        descriptors = Descriptors.compile(options.pop("fds", None), options.pop("listen", None))
+        env = options.pop("env", None)
+        if env is not None:
+            env = _checked_environment(env)
+        command = _PLAIN
+        if options:
+            options.setdefault("default_signals", ())
+            command = Command(_PLAIN.args, executable="/", **options)
+        body = {"target": target, "args": _pickled(args, kwargs)}
+        return self._spawn(target, command, descriptors, env, body)
 
     def _spawn(
         self,
         name: str,
         command: Command,
-        fds: Mapping[int, FdSource] | None,
-        listen: Mapping[str, int | HasFileno] | None,
+        descriptors: Descriptors,
         env: Mapping[str, str] | None,
         body: dict[str, Any],
     ) -> Process:
         for _ in range(2):
             link = self._running()
             body["env"] = self._environment(link, env)
-            with request(name, command, fds, listen, link.held, link.home, body) as wanted:
+            with request(name, command, descriptors, link.held, link.home, body) as wanted:
                 try:
                     pid, pidfd = link.birth(wanted)
                 except RequestLost:
@@ -365,9 +307,41 @@ class Zygote:
         return f"<Zygote {' '.join(self._configuration.preload)}: {state}>"
 
 
-# To describe a worker of whom nothing is said would cost as much as all else that is done here.
+# A worker without options: to describe it again would cost as much as all else here.
 _PLAIN = Command(("worker",), executable="/", default_signals=())
-_UNSAID: dict[str, Any] = Zygote.spawn.__kwdefaults__ or {}
+list_options(Zygote.spawn, WorkerOptions, Command, default_signals=())
+
+
+def _pickled(args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> bytes:
+    """Return the arguments of a function as the worker unpickles them."""
+    positional = items(args, "args")
+    named = {} if kwargs is None else dict(pairs(kwargs, "kwargs"))
+    for name in named:
+        if not isinstance(name, str):
+            raise TypeError(f"kwargs: {show(name)} is not the name of an argument")
+    try:
+        return pickle.dumps((positional, named))
+    except Exception:
+        for option, value in (("args", positional), ("kwargs", named)):
+            try:
+                pickle.dumps(value)
+            except Exception as error:
+                raise TypeError(f"{option}: cannot be pickled: {error}") from error
+        raise
+
+
+def _checked_environment(env: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of a worker, which are checked all at once: that is cheaper."""
+    given = pairs(env, "env")
+    own = dict(given)
+    try:
+        names_of, values = os.fsencode("".join(own)), os.fsencode("".join(own.values()))
+        if not (b"=" in names_of or b"\0" in names_of or b"\0" in values or "" in own):
+            return own
+    except Exception:
+        pass  # one is no str, or cannot be encoded: the check one by one names it
+    environment(given)
+    raise TypeError("env: the variables of a worker are str")
 
 
 def _close(link: Link, owner: int) -> None:

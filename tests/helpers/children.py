@@ -1,4 +1,4 @@
-"""Children that tell what they were given, started by one back end."""
+"""Children that report their state, started by one back end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pyforkfd as ff
 from pyforkfd._types import Keep
 
 BACKENDS: tuple[ff.Backend, ...] = ("clone3", "clone", "fork-like")
-REPORT = 99  # the descriptor on which the child of look() tells what it sees
+REPORT = 99  # the descriptor on which the child of look() reports
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -62,7 +62,7 @@ class Options(TypedDict, total=False):
 
 
 class Seen(TypedDict):
-    """What tests/helpers/look.c reports."""
+    """The report of tests/helpers/look.c."""
 
     fds: dict[str, list[int]]  # device, inode, access mode, close-on-exec
     argv: list[str]
@@ -95,7 +95,7 @@ class Seen(TypedDict):
 
 
 def build(source: Path, program: Path, *options: str) -> None:
-    """Static, since some tests run it in an empty root directory."""
+    """Compile a program; statically, since some tests run it in an empty root directory."""
     command: list[str | Path] = [
         "cc",
         "-Wall",
@@ -112,7 +112,7 @@ def build(source: Path, program: Path, *options: str) -> None:
 
 
 def raw(text: str) -> bytes:
-    """A string of look()'s as the bytes it was."""
+    """Return a string of the report as the bytes that it was."""
     return text.encode("latin-1")
 
 
@@ -121,12 +121,12 @@ def environment(seen: Seen) -> dict[str, str]:
 
 
 def descriptors(seen: Seen) -> dict[int, tuple[int, int]]:
-    """The child's number -> (device, inode)."""
+    """Return the child's number -> (device, inode)."""
     return {int(fd): (dev, ino) for fd, (dev, ino, _, _) in seen["fds"].items()}
 
 
 def identity(fd: int) -> tuple[int, int]:
-    """(device, inode) of a descriptor of ours."""
+    """Return (device, inode) of a descriptor of ours."""
     info = os.fstat(fd)
     return info.st_dev, info.st_ino
 
@@ -137,7 +137,7 @@ def bits(signals: Iterable[int]) -> int:
 
 @dataclass(frozen=True)
 class Children:
-    """Starts children by one back end and holds every one of them to it."""
+    """Children started by one back end; each asserts that this back end was used."""
 
     backend: ff.Backend
     program: Path
@@ -151,7 +151,7 @@ class Children:
         return child
 
     def output(self, args: Sequence[ff.StrPath], **options: Unpack[Options]) -> bytes:
-        """What the child writes to its 1; it must succeed."""
+        """Run a child that must succeed, and return what it writes to its 1."""
         options["fds"] = {1: ff.PIPE, **(options.get("fds") or {})}
         with self.start(args, **options) as child:
             assert child.stdout is not None
@@ -160,7 +160,7 @@ class Children:
         return written
 
     def look(self, *more: str, **options: Unpack[Options]) -> Seen:
-        """What a child with these options sees; it must succeed."""
+        """Run a child that must succeed with these options, and return its report."""
         return self.look_as([self.program, str(REPORT), *more], **options)
 
     def look_as(self, args: Sequence[ff.StrPath], **options: Unpack[Options]) -> Seen:
@@ -172,7 +172,7 @@ class Children:
 
 
 def read_report(child: ff.Process) -> Seen:
-    """What a child started with {REPORT: PIPE_FROM_CHILD} tells."""
+    """Read the report of a child started with {REPORT: PIPE_FROM_CHILD}."""
     seen = json.loads(child.pipes[REPORT].read())
     assert seen["fds"].pop(str(REPORT)), "the report's own descriptor is open"
     return cast(Seen, seen)

@@ -1,4 +1,4 @@
-"""The tables of docs/supervisor-config.md, made from the dataclasses: run it to renew the page."""
+"""The tables of docs/supervisor-config.md, from the dataclasses; run as a script to update them."""
 
 from __future__ import annotations
 

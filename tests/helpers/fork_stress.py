@@ -1,7 +1,7 @@
 """fork_stress.py N forks.so: N forks, in three ways, beside 8 threads that change everything.
 
-What a child has is checked in the child; what the parent is left with, at the end.  Prints
-what is wrong, and how many forks there were.
+Each child checks its descriptors; the parent's are checked at the end.  Prints the errors and the
+number of forks.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def check(ok: bool, what: str) -> None:
 
 
 def look() -> int:
-    """In a child of a thread that is in no section: the number of what is wrong, or 0."""
+    """Check a child of a thread that is in no section; return the number of an error, or 0."""
     if os.readlink(f"/proc/self/fd/{REDIRECTED}") != os.devnull:
         return 1
     if os.path.exists(f"/proc/self/fd/{FREE}"):
@@ -64,7 +64,7 @@ def by_os() -> int:
 
 
 def by_c() -> int:
-    # The child never comes back to Python: another thread of the parent has the GIL.
+    # The child never returns to Python: another thread of the parent has the GIL.
     return int(look_in_c(FREE)) ^ CLOSED
 
 
@@ -122,7 +122,7 @@ def churn(number: int) -> None:
 
 def main() -> None:
     forks = int(sys.argv[1])
-    warnings.simplefilter("ignore")  # the other threads are meant
+    warnings.simplefilter("ignore")  # the other threads are intended
     sys.setswitchinterval(1e-5)  # or each fork waits for eight turns of others
     faulthandler.dump_traceback_later(TOO_LONG, exit=True)
     null = os.open(os.devnull, os.O_RDWR)

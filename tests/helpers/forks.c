@@ -1,4 +1,4 @@
-/* Forks in C, of which the interpreter is told nothing. The child says what is at a number. */
+/* Forks in C, unknown to the interpreter.  The child's exit code is the state of a descriptor. */
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/epoll.h>

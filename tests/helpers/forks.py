@@ -17,7 +17,7 @@ OPEN, INHERITABLE, CLOSED = 0, 1, 2
 
 
 def build_library(folder: Path) -> Path:
-    """forks.c, for ctypes."""
+    """Compile forks.c, for ctypes."""
     path, source = folder / "forks.so", Path(__file__).with_suffix(".c")
     subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", path, source], check=True)
     return path
@@ -25,7 +25,7 @@ def build_library(folder: Path) -> Path:
 
 @contextmanager
 def beside_threads() -> Iterator[None]:
-    """For tests that mean to fork: pytest's watchdog is a thread, to be warned of."""
+    """Ignore the warnings of forks beside threads, such as pytest's watchdog."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ff.ForkWarning)
         warnings.simplefilter("ignore", DeprecationWarning)  # of os.fork, Python 3.12
@@ -33,7 +33,7 @@ def beside_threads() -> Iterator[None]:
 
 
 def end(work: Callable[[], object]) -> None:
-    """In a child: what `work` returns is the exit code, None is 0, an exception 99."""
+    """Run `work` in a child and exit with its result: None is 0, an exception 99."""
     code: object = 99
     try:
         code = work() or 0
@@ -44,7 +44,7 @@ def end(work: Callable[[], object]) -> None:
 
 
 def os_fork(work: Callable[[], object]) -> int:
-    """The exit code of `work` in a child of os.fork."""
+    """Return the exit code of `work` in a child of os.fork."""
     with beside_threads():
         pid = os.fork()
     if pid == 0:
@@ -53,7 +53,7 @@ def os_fork(work: Callable[[], object]) -> int:
 
 
 def our_fork(work: Callable[[], object]) -> int:
-    """The exit code of `work` in a child of ff.fork."""
+    """Return the exit code of `work` in a child of ff.fork."""
     with beside_threads():
         child = ff.fork()
     if child is None:
@@ -66,7 +66,7 @@ def our_fork(work: Callable[[], object]) -> int:
 
 
 def state(fd: int) -> int:
-    """OPEN (close-on-exec), INHERITABLE or CLOSED."""
+    """Return OPEN (close-on-exec), INHERITABLE or CLOSED."""
     try:
         return OPEN if ff.cloexec(fd) else INHERITABLE
     except OSError:

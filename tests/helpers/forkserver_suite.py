@@ -1,7 +1,7 @@
 """The interpreter's multiprocessing tests for forkserver: test.test_multiprocessing_forkserver.
 
-That is a module in 3.11 and a package later, and some distributions leave it out; what it does
-is this, without those tests that are of threads only (multiprocessing.dummy), and of no process.
+The original is a module in 3.11 and a package later, and some distributions leave it out.  This is
+the same, without the tests of threads alone (multiprocessing.dummy).
 tests/peers/test_multiprocessing.py runs it on a zygote, test_drop_in.py with install().
 """
 

@@ -7,10 +7,10 @@ processes that it leaves behind.
 
 from __future__ import annotations
 
+import _thread
 import faulthandler
 import os
 import signal
-import threading
 from dataclasses import dataclass
 
 import pytest
@@ -57,32 +57,50 @@ def _command(pid: int) -> str:
         return "ended"
 
 
+class _Timer:
+    """A thread that a test does not notice: none of threading's, and deaf to signals."""
+
+    def __init__(self, item: pytest.Item, limit: float) -> None:
+        self._enough = _thread.allocate_lock()
+        self._ended = _thread.allocate_lock()
+        self._enough.acquire()
+        self._ended.acquire()
+        # A signal for the process goes to a thread that does not block it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            _thread.start_new_thread(self._run, (item, limit))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _run(self, item: pytest.Item, limit: float) -> None:
+        if not self._enough.acquire(timeout=limit):
+            _end(item, limit)
+        self._ended.release()
+
+    def cancel(self) -> None:
+        self._enough.release()
+        self._ended.acquire()
+
+
 @dataclass
 class HangGuard:
     """A plugin of pytest: the timer around a test."""
 
     stderr: int
-    timer: threading.Timer | None = None
+    timer: _Timer | None = None
 
     def pytest_timeout_set_timer(
         self, item: pytest.Item, settings: pytest_timeout.Settings
     ) -> bool:
-        limit = settings.timeout
-        self.timer = threading.Timer(limit, _end, (item, limit))
-        # A signal for the process goes to a thread that does not block it.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:
-            self.timer.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        faulthandler.dump_traceback_later(limit + GRACE_SECONDS, exit=True, file=self.stderr)
+        self.timer = _Timer(item, settings.timeout)
+        limit = settings.timeout + GRACE_SECONDS
+        faulthandler.dump_traceback_later(limit, exit=True, file=self.stderr)
         return True
 
     def pytest_timeout_cancel_timer(self) -> bool:
         faulthandler.cancel_dump_traceback_later()
         if self.timer is not None:
             self.timer.cancel()
-            self.timer.join()
             self.timer = None
         return True
 

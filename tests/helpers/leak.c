@@ -1,5 +1,5 @@
-/* leak WAY COMMAND [ARGUMENT...]: has an inheritable 7, and starts COMMAND in one of the ways
- * that there are; its exit status is COMMAND's.  "leak show" prints what is open above 2. */
+/* leak WAY COMMAND [ARGUMENT...]: opens an inheritable 7, and starts COMMAND in one of many
+ * ways; its exit status is COMMAND's.  "leak show" prints the open descriptors above 2. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>

@@ -1,4 +1,4 @@
-"""What a process holds, as maps, so that a leak is named and not counted."""
+"""The resources of a process, as maps, so that a leak is named and not only counted."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PR_GET_DUMPABLE = 3
-# Both live as long as the process: ours, and what sanitizers start.
+# Threads that live as long as the process: ours, and those of sanitizers.
 _LASTING_THREADS = {"forkfd-spawner", "asan_bg", "tsan_bg"}
 _libc = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True)
 class Holdings:
-    """Everything that a spawn could leave behind or change in its parent."""
+    """All that a spawn could leave behind or change in its parent."""
 
     descriptors: dict[int, str]
     children: dict[int, str]
@@ -45,29 +45,29 @@ class Holdings:
         )
 
     def difference(self, later: Holdings) -> list[str]:
-        """Sentences; none if nothing was left behind."""
-        said = []
+        """Return a sentence for each difference."""
+        differences = []
         for what in ("descriptors", "children", "threads"):
             before: dict[int, str] = getattr(self, what)
             after: dict[int, str] = getattr(later, what)
             for key in sorted(before.keys() | after.keys()):
                 if what == "threads" and key in before:
-                    continue  # one that ends leaves nothing; pytest's watchdog does
+                    continue  # a thread that ended, such as pytest's watchdog, is no leak
                 if before.get(key) != after.get(key):
-                    said.append(
+                    differences.append(
                         f"{what}: {key} was {before.get(key, 'not there')}, "
                         f"is {after.get(key, 'not there')}"
                     )
         for what in ("blocked_signals", "ignored_and_handled", "dumpable", "directory", "umask"):
             if getattr(self, what) != getattr(later, what):
-                said.append(f"{what}: was {getattr(self, what)}, is {getattr(later, what)}")
-        return said
+                differences.append(f"{what}: was {getattr(self, what)}, is {getattr(later, what)}")
+        return differences
 
     def leaks(self, patience: float = 2.0) -> list[str]:
-        """What is different now.
+        """Return the present differences, once they last longer than some seconds.
 
-        A joined thread is gone for its joiner a moment before it is from /proc, and an
-        object in a cycle keeps its descriptor until it is collected: hence more than one look.
+        A joined thread stays in /proc a moment longer, and an object in a cycle holds its
+        descriptor until it is collected.
         """
         deadline = time.monotonic() + patience
         found = self.difference(Holdings.now())
@@ -80,7 +80,7 @@ class Holdings:
 
 
 def gone(is_gone: Callable[[], bool], patience: float = 10.0) -> bool:
-    """For what ends by itself and tells nobody, such as a task's entry in /proc."""
+    """Poll until something has ended that sends no event, such as a task's entry in /proc."""
     deadline = time.monotonic() + patience
     while not is_gone():
         if time.monotonic() > deadline:

@@ -10,7 +10,7 @@ _ESCAPE = re.compile(r"\\(x[0-9a-f]{2}|.)")
 
 
 def parse(line: str) -> dict[str, str]:
-    """Name -> value; the line must be whole, and say what every line does."""
+    """Return name -> value; the line must be whole, and have the fields of every line."""
     found = _LINE.fullmatch(line)
     assert found, line
     fields = {name: _plain(value) for name, value in _FIELD.findall(found["fields"])}

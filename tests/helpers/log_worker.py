@@ -1,6 +1,6 @@
-"""A worker that logs as fast as it can while a thread of it obeys the supervisor.
+"""A worker that logs as fast as it can while one of its threads obeys the supervisor.
 
-Arguments: how many records at least, how many turns to have obeyed before the end.
+Arguments: the least number of records; how many turns to obey before the end.
 """
 
 import json

@@ -1,6 +1,6 @@
-/* A child that says what it was given: `look FD [wait]` writes one JSON object to FD.
+/* A child that reports its state: `look FD [wait]` writes one JSON object to FD.
  * Static and without an interpreter, so that nothing is opened, ignored or reset before
- * it looks, and so that it runs in an empty root directory.  With `wait` it then reads
+ * the report, and so that it runs in an empty root directory.  With `wait` it then reads
  * its 0 to the end, so that the test decides how long it lives. */
 #define _GNU_SOURCE
 #include <dirent.h>

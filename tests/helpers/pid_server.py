@@ -1,6 +1,6 @@
-"""A worker that answers each line with its pid, and after SIGTERM with "PID close" once more.
+"""A worker that answers each line with its pid; after SIGTERM the last answer is "PID close".
 
-Reads the listener 3 of LISTEN_FDS; imports nothing of ours.
+Accepts on descriptor 3, as of LISTEN_FDS; imports nothing of ours.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import socket
 def serve(listener: socket.socket) -> None:
     leaving = False
     alarm, rung = socket.socketpair()
-    # Held to the end, so that what a worker has open is the same from READY on.
+    # Held to the end, so that a worker's descriptors are the same from READY on.
     notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     with selectors.DefaultSelector() as selector, alarm, rung, notify:
         rung.setblocking(False)
@@ -47,9 +47,9 @@ def serve(listener: socket.socket) -> None:
 
 
 def answer(selector: selectors.BaseSelector, sock: socket.socket, leaving: bool) -> None:
-    if asked := sock.recv(100):
+    if request := sock.recv(100):
         sock.sendall(b"%d%s\n" % (os.getpid(), b" close" if leaving else b""))
-    if leaving or not asked:
+    if leaving or not request:
         selector.unregister(sock)
         sock.close()
 

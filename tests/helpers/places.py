@@ -1,4 +1,4 @@
-"""Where the parts of the repository are, seen from any test."""
+"""The directories of the repository, for any test."""
 
 from pathlib import Path
 

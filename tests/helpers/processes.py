@@ -1,4 +1,4 @@
-"""Other processes, as /proc shows them."""
+"""Other processes, read from /proc."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def kill(pid: int) -> None:
-    """SIGKILL, if it is still there."""
+    """Send SIGKILL to a process, if it still exists."""
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -29,7 +29,7 @@ def descendants(pid: int) -> set[int]:
 
 
 def alive(pid: int) -> bool:
-    """It has not ended, whether or not it was reaped."""
+    """Whether a process has not ended; a zombie has."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -38,7 +38,7 @@ def alive(pid: int) -> bool:
 
 
 def descriptors(pid: int) -> dict[int, str]:
-    """What a process has open, but for numbers that differ from one moment to the next."""
+    """Return the descriptors of a process, but for those that are closed meanwhile."""
     found = {}
     for name in os.listdir(f"/proc/{pid}/fd"):
         try:

@@ -1,12 +1,12 @@
-"""Runs parts of the interpreter's own `test` package; tests/helpers/suites.py starts it.
+"""Run parts of the interpreter's own `test` package; started by tests/helpers/suites.py.
 
     python run_suite.py OUT ADAPTER NAME...
 
 Names are those of unittest: test.test_socket, test.test_socket.SCMRightsTest, and one more
 dot for a single test; "+Word" takes only tests with that word in their name.
 ADAPTER, unless it is "-", is a Python file that is executed first and puts our functions in
-place of the standard ones; if it defines calls(), that is asked at the end how often they were
-called.  OUT gets one JSON object.
+place of the standard ones; if it defines calls(), that returns at the end how often they were
+called.  One JSON object is written to OUT.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TOO_LONG = 240.0
 
 
 class Outcomes(unittest.TextTestResult):
-    """Remembers how each test ended; a hang ends the run with every thread's stack."""
+    """The outcome of each test; a hang ends the run with every thread's stack."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -62,7 +62,7 @@ class Outcomes(unittest.TextTestResult):
 
 
 def _with(words: list[str], suite: unittest.TestSuite) -> Iterator[unittest.TestSuite]:
-    """The suites of single classes, whose fixtures want them together."""
+    """Yield the suites of single classes, whose fixtures need their tests together."""
     for part in suite:
         if not isinstance(part, unittest.TestSuite):
             yield unittest.TestSuite([part])  # a module that could not be loaded

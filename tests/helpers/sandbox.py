@@ -1,4 +1,4 @@
-"""seccomp filters that refuse system calls, for tests of what is done without them."""
+"""seccomp filters that refuse system calls, for tests of the fall-backs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _program(code: list[tuple[int, int, int, int]]) -> bytes:
 
 
 def refuse(numbers: list[int], err: int) -> bytes:
-    """These system calls return err, all others are allowed."""
+    """Refuse these system calls with an errno, and allow all others."""
     code = [(_LOAD, 0, 0, _NUMBER)]
     for i, number in enumerate(numbers):
         code.append((_EQUAL, len(numbers) - i, 0, number))
@@ -24,7 +24,7 @@ def refuse(numbers: list[int], err: int) -> bytes:
 
 
 def refuse_command(number: int, command: int, err: int, *also: int) -> bytes:
-    """One system call with this second argument, fcntl(fd, command), and ``also`` as a whole."""
+    """Refuse one system call with this second argument, fcntl(fd, command), and all ``also``."""
     code = [(_LOAD, 0, 0, _NUMBER)]
     for i, other in enumerate(also):
         code.append((_EQUAL, len(also) - i + 3, 0, other))

@@ -1,4 +1,4 @@
-"""Supervises the service of a TOML file until it is told to stop: serve.py FILE."""
+"""Supervise the service of a TOML file until SIGTERM: serve.py FILE."""
 
 from __future__ import annotations
 

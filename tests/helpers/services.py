@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import http.client
 import itertools
-import json
 import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+from clients import http_load
 from processes import descendants, kill
 
 import pyforkfd as ff
 
 PATIENCE = 60.0
-_LOAD = Path(__file__).parents[2] / "benchmarks" / "http_load.py"
+
 _RUNNER = Path(__file__).with_name("run_service.py")
 
 
 class Lines:
-    """What a program writes, as it comes, from a thread."""
+    """The lines that a program writes, read by a thread."""
 
     def __init__(self, source: int) -> None:
-        """Read from a descriptor that is taken."""
+        """Read from a descriptor, which this object owns from now on."""
         self._lines: list[str] = []
         self._seen = 0
         self._changed = threading.Condition()
@@ -50,11 +49,11 @@ class Lines:
             self._changed.notify_all()
 
     def wait_for(self, pattern: str, *, count: int = 1, after: int = 0) -> re.Match[str]:
-        """The ``count``-th line after the first ``after`` lines in which the pattern is."""
+        """Wait for the ``count``-th line with this pattern, after the first ``after`` lines."""
         return self._wait_for(pattern, count, after)[1]
 
     def next(self, pattern: str) -> re.Match[str]:
-        """The next line in which the pattern is, after the one that this found last."""
+        """Wait for the next line with this pattern, after the line that was found last."""
         self._seen, match = self._wait_for(pattern, 1, self._seen)
         return match
 
@@ -83,12 +82,14 @@ class Lines:
 
 
 class Service:
-    """A supervisor in a process of its own.  A context manager that ends it, and all it started.
+    """A supervisor in a process of its own.
+
+    A context manager: at its end the supervisor and all its descendants end.
 
     Attributes:
-        process: what was started.
+        process: the supervisor, or its keeper.
         directory: where it runs.
-        log: what it writes, and workers whose output it does not capture.
+        log: lines of the supervisor, and of workers whose output it does not capture.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class Service:
         listen: Mapping[str, ff.HasFileno] | None = None,
         cgroup: Path | None = None,
     ) -> None:
-        """Start it.
+        """Start the supervisor.
 
         Args:
             command: of the supervisor.
@@ -125,14 +126,14 @@ class Service:
         self.log = Lines(os.dup(pipe.fileno()))
 
     def wait(self) -> int:
-        """Until it has ended, and all of its log is read; the exit code."""
+        """Wait until it has ended and its log is read, and return the exit code."""
         status = self.process.wait(timeout=PATIENCE)
         self.log.join()
         assert status.code is not None, f"{status}\n{self.log.text()}"
         return status.code
 
     def stop(self) -> None:
-        """Stop it in good order."""
+        """Stop the service by SIGTERM; its exit code must be 0."""
         self.process.terminate()
         assert self.wait() == 0, self.log.text()
 
@@ -171,13 +172,13 @@ class Running(Service):
         self.log.wait_for(r"generation \d+ serves", after=after)
 
     def connect(self) -> http.client.HTTPConnection:
-        """A client of its own; to be closed."""
+        """Connect a client, which the caller closes."""
         client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         client.connect()
         return client
 
     def get(self, path: str = "/") -> bytes:
-        """One request on a connection of its own."""
+        """Send one request on a connection of its own, and return the answer's body."""
         client = self.connect()
         try:
             return ask(client, path)[0]
@@ -185,14 +186,17 @@ class Running(Service):
             client.close()
 
     def get_until(self, pattern: bytes) -> None:
-        """Ask on new connections until an answer has this: an order takes effect in a moment."""
+        """Send requests on new connections until an answer has this pattern.
+
+        Orders to workers take effect a moment later.
+        """
         end = time.monotonic() + PATIENCE
         while not re.search(pattern, body := self.get()):
             assert time.monotonic() < end, f"the last answer is {body!r}, without {pattern!r}"
 
 
 def ask(client: http.client.HTTPConnection, path: str = "/") -> tuple[bytes, bool]:
-    """The body of the answer, and whether the connection stays."""
+    """Send a request, and return the answer's body and whether the connection stays."""
     client.request("GET", path)
     answer = client.getresponse()
     body = answer.read()
@@ -209,14 +213,14 @@ def service(
     env: Mapping[str, str] | None = None,
     cgroup: Path | None = None,
 ) -> Iterator[Running]:
-    """Run a supervisor; at the end it is stopped, if nobody has done so.
+    """Run a supervisor; stop it at the end, if it still runs.
 
     Args:
-        directory: where its configuration is put, and where its workers find modules.
+        directory: of the configuration, and of the workers' modules.
         config: TOML; the listener of address "systemd:web" is ours.
-        ready: wait until so many workers are.
+        ready: how many workers to wait for.
         env: variables on top of ours.
-        cgroup: where the supervisor is started.
+        cgroup: in which the supervisor is started.
     """
     path = directory / "service.toml"
     path.write_text(config)
@@ -235,21 +239,21 @@ def service(
 
 
 def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    """A port of the loopback that nobody uses just now."""
+    """Return a port of the loopback interface that is free now."""
     with socket.socket(socket.AF_INET, kind) as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
 
 
 def raw(port: int) -> socket.socket:
-    """A connection that says nothing yet."""
+    """Connect, and send nothing."""
     return socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
 
 
 def until_last(client: http.client.HTTPConnection) -> set[bytes]:
-    """Ask until an answer says that it was the last; the first words of all of them.
+    """Send requests until an answer closes the connection; return all answers' first words.
 
-    The worker may be asked once more before it is told to leave.
+    The worker may receive one more request before it receives the order to leave.
     """
     bodies = set()
     stays = True
@@ -261,20 +265,6 @@ def until_last(client: http.client.HTTPConnection) -> set[bytes]:
     return bodies
 
 
-@contextmanager
-def load(port: int) -> Iterator[dict[str, Any]]:
-    """Clients that never stop, benchmarks/http_load.py; at the end, what they counted."""
-    process = subprocess.Popen(
-        [sys.executable, _LOAD, str(port), "--kept=8", "--new=2"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    counted: dict[str, Any] = {}
-    try:
-        yield counted
-        out, _ = process.communicate(timeout=PATIENCE)
-        counted.update(json.loads(out))
-    finally:
-        process.kill()
-        process.communicate()
+def load(port: int) -> AbstractContextManager[dict[str, Any]]:
+    """Run HTTP clients until the end of the block; then the dictionary has their counts."""
+    return http_load(port, keep_alive=8, new=2)

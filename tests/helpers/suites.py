@@ -1,4 +1,4 @@
-"""Parts of the interpreter's own test package, run against our functions and without them."""
+"""Parts of the interpreter's own test package, run with our functions and without them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RUNNER = Path(__file__).parent / "run_suite.py"
 
 @dataclass(frozen=True)
 class Suite:
-    """How each test ended ("passed", "failed", "skipped: why"), and how often we were called."""
+    """Each test's outcome ("passed", "failed", "skipped: why"), and how often we were called."""
 
     outcomes: dict[str, str]
     calls: int | None
@@ -82,9 +82,9 @@ def _finish(process: subprocess.Popen[bytes], work: Path, timeout: float) -> Sui
 def run_both(
     names: list[str], *, adapter: Path, tmp_path: Path, timeout: float = 900
 ) -> tuple[Suite, Suite]:
-    """(stock, ours), run at the same time: what is noise of the machine, both have.
+    """Run (stock, ours) at the same time, so that noise of the machine affects both.
 
-    Fails where ours lost a test that the stock one passed; the caller asserts the calls.
+    Fails where a test that passed on stock did not pass on ours; the caller asserts the calls.
     """
     demand_modules(names)
     works = tmp_path / "stock", tmp_path / "ours"

@@ -1,4 +1,4 @@
-"""A service under ``pyforkfd serve``, in a process of its own, watched as systemd would."""
+"""A service under ``pyforkfd serve``, in a process of its own, with a service manager."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import select
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import clients
 from services import PATIENCE, Service
 
 from pyforkfd.supervisor.control._client import ControlClient
@@ -22,20 +22,25 @@ SERVER = Path(__file__).with_name("tiny_server.py")
 
 
 class Manager:
-    """NOTIFY_SOCKET, the other end: what a service says of itself, as it says it."""
+    """The service manager's end of NOTIFY_SOCKET.
+
+    Attributes:
+        path: of the socket.
+        messages: that were received, oldest first.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.said: list[dict[str, str]] = []
+        self.messages: list[dict[str, str]] = []
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._sock.bind(str(path))
         path.chmod(0o666)
 
     def until(self, pidfd: int, wanted: Callable[[dict[str, str]], object]) -> dict[str, str]:
-        """The first message that is wanted.
+        """Receive messages until one is wanted, and return it.
 
         Raises:
-            TimeoutError: it did not come, and will not if the process has ended.
+            TimeoutError: it did not come in time, or the process has ended.
         """
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
@@ -44,11 +49,11 @@ class Manager:
         while True:
             ready = [fd for fd, _ in poll.poll(max(0.0, deadline - time.monotonic()) * 1000)]
             if self._sock.fileno() not in ready:
-                raise TimeoutError("it has ended" if ready else "nothing came")
+                raise TimeoutError("the service has ended" if ready else "no message came")
             text = self._sock.recv(4096).decode()
-            self.said.append(dict(line.split("=", 1) for line in text.splitlines()))
-            if wanted(self.said[-1]):
-                return self.said[-1]
+            self.messages.append(dict(line.split("=", 1) for line in text.splitlines()))
+            if wanted(self.messages[-1]):
+                return self.messages[-1]
 
     def close(self) -> None:
         self._sock.close()
@@ -56,7 +61,7 @@ class Manager:
 
 
 class Supervised(Service):
-    """A service of ``pyforkfd serve``, which has a manager."""
+    """A service of ``pyforkfd serve`` that notifies a service manager."""
 
     def __init__(
         self,
@@ -83,16 +88,18 @@ class Supervised(Service):
             raise
 
     def until(self, pattern: str) -> str:
-        """Wait until it describes itself so; its status line."""
-        return self.told(lambda said: re.search(pattern, said.get("STATUS", "")))["STATUS"]
+        """Wait for a status line with this pattern, and return it."""
+        return self.notified(lambda message: re.search(pattern, message.get("STATUS", "")))[
+            "STATUS"
+        ]
 
-    def told(self, wanted: Callable[[dict[str, str]], object]) -> dict[str, str]:
-        """Wait for what it tells its manager."""
+    def notified(self, wanted: Callable[[dict[str, str]], object]) -> dict[str, str]:
+        """Wait for a message to the service manager, and return it."""
         pidfd = os.pidfd_open(self.process.pid)
         try:
             return self.manager.until(pidfd, wanted)
         except TimeoutError as error:
-            raise AssertionError(f"{error}: {self.manager.said}\n{self.log.text()}") from None
+            raise AssertionError(f"{error}: {self.manager.messages}\n{self.log.text()}") from None
         finally:
             os.close(pidfd)
 
@@ -100,7 +107,7 @@ class Supervised(Service):
         return ControlClient(str(self.control))
 
     def command(self, name: str, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run a command of the command line on it."""
+        """Run a command of the command line on this service."""
         return subprocess.run(
             [sys.executable, "-P", "-m", "pyforkfd", name, "--control", str(self.control), *words],
             capture_output=True,
@@ -123,52 +130,15 @@ class Supervised(Service):
             self.manager.close()
 
 
-class Load:
-    """Clients that make a connection for each request, until the block ends."""
+class Load(clients.Load):
+    """Clients of tiny_server.py, which make a connection for each request."""
 
-    def __init__(self, address: tuple[str, int] | str, *, clients: int = 4) -> None:
-        self._address = address
-        self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
-        self._changed = threading.Condition()
-        self.answers: list[str] = []
-        self.failures: list[str] = []
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join()
-
-    def more(self, count: int = 100) -> None:
-        """Wait until so many more requests were made."""
-        with self._changed:
-            goal = len(self.answers) + len(self.failures) + count
-            assert self._changed.wait_for(
-                lambda: len(self.answers) + len(self.failures) >= goal, PATIENCE
-            )
-
-    def _run(self) -> None:
-        while not self._over.is_set():
-            try:
-                answer = ask(self._address)
-                failure = "" if answer else "closed without an answer"
-            except OSError as error:
-                answer, failure = "", str(error)
-            with self._changed:
-                if failure:
-                    self.failures.append(failure)
-                else:
-                    self.answers.append(answer)
-                self._changed.notify_all()
+    def __init__(self, address: clients.Address) -> None:
+        super().__init__(address, keep_alive=0, new=4)
 
 
 def ask(address: tuple[str, int] | str) -> str:
-    """One request."""
+    """Send one request on a connection of its own, and return the answer."""
     family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as sock:
         sock.settimeout(PATIENCE)
@@ -180,7 +150,7 @@ def ask(address: tuple[str, int] | str) -> str:
 def toml(
     port: int, *, answer: str = "one", how: Sequence[str] = (), more: str = "", head: str = ""
 ) -> str:
-    """A service of one component, "web", on a TCP port."""
+    """Return the configuration of a service of one component, "web", on a TCP port."""
     command = [sys.executable, "-S", str(SERVER), answer, *how]
     return f"""
 {head}

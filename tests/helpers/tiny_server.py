@@ -1,8 +1,8 @@
-"""A worker that knows nothing of us but LISTEN_FDS and NOTIFY_SOCKET: one request at a time.
+"""A worker that uses only LISTEN_FDS and NOTIFY_SOCKET, and serves one request at a time.
 
-Arguments: what it answers before its pid; then any of: mute (says nothing of readiness),
-hangs (blocks before it is ready), breaks (exits 3 before it is ready), speaks (takes orders
-from its channel after all).
+Arguments: its answer before its pid; then any of: silent (does not notify its readiness), hangs
+(blocks before it is ready), breaks (exits 3 before it is ready), speaks (takes orders from its
+channel after all).
 """
 
 import json
@@ -105,7 +105,7 @@ def main() -> None:
     worker = Worker()
     if "speaks" in HOW:
         worker.speak()
-    elif "mute" not in HOW:
+    elif "silent" not in HOW:
         ready()
     worker.run()
 

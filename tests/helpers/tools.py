@@ -1,4 +1,4 @@
-"""Programs of others that tests want."""
+"""Other programs and kernel features that tests need."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from collections.abc import Callable
 
 import pytest
 
+NATIVE_TOOLS = ".ci/install-native-tools"
+
 
 def tool(name: str, package: str, installer: str = ".ci/install-servers") -> str:
-    """Its path; in CI, which has run the installer, it must be there."""
+    """Return the path of a program, or skip; in CI, which runs the installer, fail instead."""
     if path := shutil.which(name):
         return path
     if os.environ.get("CI"):

@@ -59,7 +59,7 @@ def run_pytest(files: Sequence[Path]) -> Run:
         command: list[str | Path] = ["cc", "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror"]
         subprocess.run([*command, "-o", preload, HERE / "vm_ptrace.c"], check=True)
         words = [sys.executable, "-P", "-m", "pytest", "-q", "--durations=5", *map(str, files)]
-        words += ["--junit-xml=/run/out/junit.xml", "-o", "faulthandler_timeout=60"]
+        words += ["--junit-xml=/run/out/junit.xml", "--timeout=150"]
         words += ["-p", "no:cacheprovider"]  # the root is read-only
         (out / "command").write_text(
             f"cd {shlex.quote(str(ROOT))} && PYTHONDONTWRITEBYTECODE=1 {shlex.join(words)}\n"

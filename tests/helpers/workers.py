@@ -13,19 +13,19 @@ from pyforkfd.supervisor.worker import Order, Worker
 
 
 def serve(way: str) -> None:
-    """Answer each connection with who it is; say every order to the supervisor."""
+    """Answer each connection with the worker's identity; send each order back as a message."""
     me = worker.current()
     assert me is not None and me is worker.current()
     me.setup_logging()
     ended = threading.Event()
     own = list(me.listeners().values())
 
-    def told(order: Order) -> None:
+    def on_order(order: Order) -> None:
         details = {k: v for k, v in order.body.items() if k != "order"}
         me.send({"order": order.name, "accepting": me.accepting, **details})
 
     for name in ("pause", "resume", "drain", "peer", "message", "collect"):
-        me.on(name, told)
+        me.on(name, on_order)
     me.on("drain", lambda _: ended.set())
     me.on("orphaned", lambda _: ended.set())
     me.send({"order": "born", "pid": os.getpid()})
@@ -99,7 +99,7 @@ WAYS: dict[str, Callable[[Worker, list[socket.socket], threading.Event], None]] 
 
 
 def stuck(then: str) -> None:
-    """Ready, with a heartbeat, and then never again."""
+    """Become ready with a heartbeat, and then block for ever."""
     me = worker.current()
     assert me is not None
     me.attach(loop := asyncio.new_event_loop())

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 from places import TESTS
-from tools import tool
+from tools import NATIVE_TOOLS, tool
 
 NATIVE = TESTS / "native"
 EMULATOR = ("qemu-aarch64", "qemu-user")
@@ -34,13 +34,14 @@ def demand_zig() -> None:
     pytest.skip("no ziglang, whose C++ toolchain has musl (pip install ziglang)")
 
 
+@pytest.mark.timeout(700)  # it compiles the core; the programs have limits of their own
 @pytest.mark.parametrize("lane", LANES)
 def test_lane(lane: str) -> None:
     """In build/native, which a second run finds up to date."""
     if lane in ("aarch64", "musl") and platform.machine() != "x86_64":
         pytest.skip(f"the {lane} lane is built on x86-64")
     for program, package in LANES[lane]:
-        tool(program, package)
+        tool(program, package, NATIVE_TOOLS)
     if lane == "musl":
         demand_zig()
     done = subprocess.run(

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from suites import run_both
 
+# A suite that hangs ends by itself, with the name of its test: tests/helpers/run_suite.py.
+pytestmark = pytest.mark.timeout(6100)
+
 ADAPTERS = Path(__file__).parent / "adapters"
 # PYFORKFD_PEERS=all runs the whole of multiprocessing's tests, which takes half an hour.
 WHOLE = os.environ.get("PYFORKFD_PEERS") == "all"

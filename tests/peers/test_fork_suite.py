@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from suites import run_both
 
+# A suite that hangs ends by itself, with the name of its test: tests/helpers/run_suite.py.
+pytestmark = pytest.mark.timeout(1900)
+
 ADAPTER = Path(__file__).parent / "adapters" / "fork.py"
 # Names, and how often our functions must have been called at least.
 SUITES = {

@@ -5,10 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
 from suites import run_both
 
 ADAPTER = Path(__file__).parent / "adapters" / "zygote_context.py"
 FUTURES = "test.test_concurrent_futures"
+
+# A suite that hangs ends by itself, with the name of its test: tests/helpers/run_suite.py.
+pytestmark = pytest.mark.timeout(5000)
 
 
 def test_multiprocessing_on_a_zygote(tmp_path: Path) -> None:

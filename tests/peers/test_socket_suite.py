@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from suites import run_both
+
+# A suite that hangs ends by itself, with the name of its test: tests/helpers/run_suite.py.
+pytestmark = pytest.mark.timeout(1900)
 
 ADAPTER = Path(__file__).parent / "adapters" / "passing.py"
 NAMES = [

@@ -37,7 +37,7 @@ def example(name: str, directory: Path, *, ready: int) -> Iterator[Running]:
 
 
 def sign(running: Running, message: str) -> tuple[str, str]:
-    """Whose key it was, and the signature."""
+    """Have a message signed: (the worker that has the key, the signature)."""
     key, signature = running.get(f"/{message}").decode().split()
     return key, signature
 
@@ -46,7 +46,7 @@ def sign(running: Running, message: str) -> tuple[str, str]:
 def keys(tmp_path: Path) -> Iterator[Running]:
     (tmp_path / "signing.key").write_text("the first key")
     with example("signing", tmp_path, ready=3) as running:
-        # Each web worker is told of the keys a moment after it is ready.
+        # Each web worker gets the news of the keys a moment after it is ready.
         assert gone(lambda: all(sign(running, "any")[0] != "local" for _ in range(10)))
         yield running
 
@@ -71,7 +71,7 @@ def test_a_key_is_replaced_while_it_serves(keys: Running, tmp_path: Path) -> Non
         pass  # the signal is sent when the web workers are new
     assert second[0] not in ("local", first[0])
     assert "keys: worker" not in keys.log.text().partition("got SIGHUP")[2]  # it was not replaced
-    assert counted["new"]["failed"] == counted["kept"]["failed"] == {}
+    assert counted["new"]["failed"] == counted["keep_alive"]["failed"] == {}
 
 
 def test_who_has_lost_the_key_signs_by_itself_until_it_is_back(
@@ -83,13 +83,13 @@ def test_who_has_lost_the_key_signs_by_itself_until_it_is_back(
     os.kill(signer(keys), signal.SIGKILL)
     keys.log.wait_for(r"keys: worker \d+ died \(signal\)", after=after)
     keys.log.wait_for(r"keys: worker \d+ died \(exit\)", after=after)
-    # Web workers are told a moment later.
+    # Web workers get the news a moment later.
     assert gone(lambda: sign(keys, "message")[0] == "local")
     after = len(keys.log)
     (tmp_path / "hidden").rename(tmp_path / "signing.key")
     keys.log.wait_for(r"keys: worker \d+: ready", after=after)
     while (now := sign(keys, "message"))[0] == "local":
-        pass  # the web workers are told a moment later
+        pass  # the web workers get the news a moment later
     assert now == first
 
 
@@ -112,7 +112,7 @@ def test_the_go_worker_loses_no_request(program: Path, tmp_path: Path) -> None:
         with load(running.port) as counted:
             running.reload()
             assert until_last(client) == {b"go"}
-        assert counted["new"]["failed"] == counted["kept"]["failed"] == {}
+        assert counted["new"]["failed"] == counted["keep_alive"]["failed"] == {}
         for worker in (1, 2):
             running.log.wait_for(f"worker {worker}: has left: exit code 0")
 

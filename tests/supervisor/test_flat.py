@@ -29,7 +29,7 @@ workers = 1
 
 
 def holdings(running: Running) -> Mapping[str, object]:
-    """What the supervisor has, but for what a number or an inode says of a new generation."""
+    """Count the supervisor's descriptors by kind, and its processes: equal in each generation."""
     pid = running.process.pid
     kinds: dict[str, int] = {}
     for fd in os.listdir(f"/proc/{pid}/fd"):

@@ -66,8 +66,8 @@ def test_orders_that_cross_fail_nothing(tmp_path: Path) -> None:
                 outcomes += [(*one.communicate(), one.returncode) for one in reloads]
                 load.more()
         assert load.failures == []
-        for said, why, code in outcomes:
-            assert code == 0 or "another reload came before it was ready" in why, (said, why)
+        for text, why, code in outcomes:
+            assert code == 0 or "another reload came before it was ready" in why, (text, why)
         assert sum(code == 0 for *_, code in outcomes) >= 6
         service.until(f"^ready: {WEB}")
 
@@ -146,7 +146,7 @@ def test_a_worker_that_hangs_while_it_boots_shows_its_stack(tmp_path: Path) -> N
         done = service.command("reload")
         assert done.returncode == 1 and "not ready within 0.5 s" in done.stderr
         service.until(f"^ready: {WEB}")
-        service.log.wait_for("in hang_in_here")  # nobody has told the program to
+        service.log.wait_for("in hang_in_here")  # by dump_signal alone
 
 
 def test_workers_that_know_only_numbers(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_a_reload_says_what_it_leaves_and_takes_the_rest(tmp_path: Path) -> None
         assert done.returncode == 0, done.stderr
         service.log.wait_for("reload: metrics: as before until the next start")
         # It would keep the old workers now, if these could pause.
-        service.log.wait_for("cannot pause, so no roll back is kept")
+        service.log.wait_for("cannot pause, so no roll back is possible")
 
 
 def test_a_reload_that_cannot_bind_changes_nothing(tmp_path: Path) -> None:
@@ -235,17 +235,17 @@ def test_a_signal_goes_to_a_component(tmp_path: Path) -> None:
 
 
 def test_messages_that_make_no_sense_end_nobody(tmp_path: Path) -> None:
-    said = tmp_path / "worker.py"
-    said.write_text(
+    program = tmp_path / "worker.py"
+    program.write_text(
         "import os, re, socket\n"
-        "number = int(re.search(r'channel=(\\d+)', os.environ['FORKFD_WORKER'])[1])\n"
-        "with socket.socket(fileno=number) as channel:\n"
+        "fd = int(re.search(r'channel=(\\d+)', os.environ['FORKFD_WORKER'])[1])\n"
+        "with socket.socket(fileno=fd) as channel:\n"
         "    for text in (b'[]', b'\\xff', b'[' * 60000, b'{\"event\": []}', b'{}'):\n"
         "        channel.send(text)\n"
         '    channel.send(b\'{"event": "ready"}\')\n'
         "    channel.recv(100)\n"
     )
-    config = f"[components.odd]\ncommand = {[sys.executable, '-S', str(said)]!r}\n"
+    config = f"[components.odd]\ncommand = {[sys.executable, '-S', str(program)]!r}\n"
     with Supervised(tmp_path, config) as service:
         service.until("^ready: odd 1/1")
         service.log.wait_for("message refused", count=5)
@@ -255,7 +255,7 @@ def test_messages_that_make_no_sense_end_nobody(tmp_path: Path) -> None:
 
 def test_an_unmodified_server_is_ready_when_it_accepts(tmp_path: Path) -> None:
     port = free_port()
-    with Supervised(tmp_path, toml(port, how=["mute"], more='readiness = "accept"')) as service:
+    with Supervised(tmp_path, toml(port, how=["silent"], more='readiness = "accept"')) as service:
         service.until(f"^ready: {WEB}")
         assert ask(("127.0.0.1", port)).startswith("one")
 

@@ -262,8 +262,8 @@ def test_no_request_fails_over_reloads_under_load(kind: Kind, tmp_path: Path) ->
         with load(running.port) as counted:
             for _ in range(3):
                 running.reload()
-        assert counted["kept"]["failed"] == counted["new"]["failed"] == {}
-        assert counted["kept"]["done"] and counted["new"]["done"]
+        assert counted["keep_alive"]["failed"] == counted["new"]["failed"] == {}
+        assert counted["keep_alive"]["done"] and counted["new"]["done"]
 
 
 @workers("uvicorn", "gunicorn")

@@ -174,7 +174,7 @@ def test_what_register_refuses() -> None:
         ff.atfork.register()
     with pytest.raises(TypeError, match="register: 3 cannot be called"):
         ff.atfork.register(before=3)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="in_child: nothing is asked for"):
+    with pytest.raises(ValueError, match="in_child: no action is given"):
         ff.atfork.in_child()
     with pytest.raises(ValueError, match="in_child: 1 is both redirected and closed"):
         ff.atfork.in_child(close=[1], redirect={1: 2})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from places import ROOT
-from tools import tool
+from tools import NATIVE_TOOLS, tool
 
 CSRC = ROOT / "csrc"
 CHILD = CSRC / "core/spawn/child.cpp"
@@ -26,6 +26,8 @@ PLAIN = {
 }
 
 
+# Compiler -> Debian's package.
+PACKAGES = {"g++": "g++", "clang++": "clang"}
 # Topics of the core, lowest first; those of one line do not know each other.
 LAYERS = [
     {"base"},
@@ -49,7 +51,9 @@ def includes(file: Path) -> list[str]:
 def undefined(source: Path, compiler: str, options: list[str], out: Path) -> str:
     """The symbols that the object wants from elsewhere."""
     flags = ["-std=c++17", *options, f"-I{CSRC}", "-c", "-o"]
-    subprocess.run([tool(compiler, compiler), *flags, out, source], check=True)
+    subprocess.run(
+        [tool(compiler, PACKAGES[compiler], NATIVE_TOOLS), *flags, out, source], check=True
+    )
     listed = subprocess.run(["nm", "-u", out], check=True, capture_output=True, text=True)
     return listed.stdout
 
@@ -68,7 +72,7 @@ def undefined(source: Path, compiler: str, options: list[str], out: Path) -> str
         "-O1 -fsanitize=thread",
     ],
 )
-@pytest.mark.parametrize("compiler", ["g++", "clang++"])
+@pytest.mark.parametrize("compiler", PACKAGES)
 def test_the_fence_calls_nothing(compiler: str, options: str, tmp_path: Path) -> None:
     wanted = undefined(CHILD, compiler, options.split(), tmp_path / "child.o")
     # The sanitizers register the file and its constants before main(), and describe the types
@@ -163,7 +167,9 @@ def test_the_preloaded_library_knows_libc_alone(tmp_path: Path) -> None:
             assert not re.search("Python|pybind", name)
         if file.suffix == ".c":
             out = tmp_path / file.with_suffix(".o").name
-            subprocess.run([tool("cc", "gcc"), "-O2", "-fPIC", "-c", "-o", out, file], check=True)
+            subprocess.run(
+                [tool("cc", "gcc", NATIVE_TOOLS), "-O2", "-fPIC", "-c", "-o", out, file], check=True
+            )
             listed = subprocess.run(["nm", out], check=True, capture_output=True, text=True).stdout
             wanted |= set(re.findall(r"^ +[Uw] (\w+)", listed, re.M))
             own |= set(re.findall(r"^[0-9a-f]+ [A-Z] (\w+)", listed, re.M))

@@ -14,6 +14,8 @@ from pyforkfd._fd import Fd
 from pyforkfd._types import StrPath
 
 from ._log_reader import Reader
+from ._log_turns import Turns
+from ._records import is_published
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,16 +33,28 @@ class Switch:
     workers: tuple[int, ...]
 
 
+@dataclass(slots=True)
+class _Old:
+    """The file of an earlier turn, as long as it may have something to read."""
+
+    turn: int
+    reader: Reader
+    until: float  # the end of the wait for workers that have not confirmed
+    caught_up: bool = False  # it was read to its end: what is new is of a late worker
+
+
 class LogFile:
     """One description with O_APPEND and O_CLOEXEC, which the workers share.
 
     **Rotation.**  A description keeps its file when that is renamed, so a worker writes to
     the old file until it has put the new one behind its descriptor (dup3(2), at once for all
-    its threads) and has confirmed it.  Until all have confirmed, the old file stays open
-    here, :meth:`read` reads it, and no other rotation begins.  So no file that is written to
-    is ever removed, and the records of one worker are read in their order.  A worker that
-    does not confirm within ``patience`` seconds no longer delays the next rotation; what it
-    writes afterwards is in the old file as long as that exists, and is not read.
+    its threads) and has confirmed it.  A rotation waits for no worker: ``max_bytes`` and
+    ``keep`` bound the disk whatever workers do.  Files of earlier turns stay open here, and
+    :meth:`read` reads them in order, until no worker can have their description.  A record
+    that is written to a file without a name, since it was removed by a rotation or by hand, is
+    written again to the present file, so that none is lost.  After ``patience`` seconds a
+    worker that has not confirmed is no longer waited for; what it writes afterwards is in its
+    file, as long as that exists, and is not read.
 
     The path names a file at every moment but the one between two renames; a supervisor that
     dies there leaves the old file under ``PATH.1``, and loses nothing.
@@ -60,8 +74,10 @@ class LogFile:
         OSError: the file cannot be opened; the error names the path.
 
     Attributes:
-        turn: how often the description was replaced.
         lost: count of the records that :meth:`write` could not write.
+        error: the reason of the last one.
+        unread: count of the workers' lines that :meth:`read` did not return, since their file
+            was rotated away before it was read to its end.
     """
 
     def __init__(
@@ -80,38 +96,51 @@ class LogFile:
                 "and keep are at least 1, patience is not negative"
             )
         self.path = Path(os.fsdecode(path)).absolute()  # the directory may change
-        self.turn = self.lost = 0
+        self.lost = self.unread = 0
+        self.error = ""
         self._torn = False  # the last write was cut short
         self._mode, self._max, self._keep, self._patience = mode, max_bytes, keep, patience
         self._flags = os.O_APPEND | os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
         self._flags |= os.O_DSYNC if o_dsync else 0
-        self._turns: dict[int, int] = {}  # worker id -> the turn whose description it has
-        self._began = 0.0  # when the last turn began
+        self._turns = Turns(patience)
+        self._space = 0  # bytes until max_bytes, as far as we know without a system call
         self._fd, self._new = self._open(self.path, 0)
-        self._old: Reader | None = None  # of the turn before, until that is over
+        self._olds: list[_Old] = []  # oldest first
         self._new.skip_to_end()  # a supervisor before us has published that
+
+    @property
+    def turn(self) -> int:
+        """How often the description was replaced."""
+        return self._turns.current
 
     def fileno(self) -> int:
         """Return the descriptor of the present turn; borrowed."""
         return self._fd.fileno()
 
-    def write(self, line: bytes) -> bool:
+    def write(self, line: bytes, *, counted: bool = True) -> bool:
         """Write a record of the supervisor by one writev(2).  Never raises.
 
         Args:
             line: the record without its newline.
+            counted: count it in ``lost`` if it cannot be written.
 
         Returns:
-            Whether all of it was written; ``lost`` counts those that were not.
+            Whether all of it was written.
         """
         parts = [b"\n", line, b"\n"] if self._torn else [line, b"\n"]
+        size = sum(map(len, parts))
         try:
-            self._torn = os.writev(self.fileno(), parts) < sum(map(len, parts))
-        except OSError:  # ENOSPC and kin
-            self.lost += 1
-            return False
-        self.lost += self._torn
-        return not self._torn
+            written = os.writev(self.fileno(), parts)
+        except OSError as error:  # ENOSPC and kin
+            self.error = error.strerror or str(error)
+        else:
+            self._space -= written
+            self._torn = written < size
+            if not self._torn:
+                return True
+            self.error = f"write cut short at {written} of {size} bytes: disk full, or a limit"
+        self.lost += counted
+        return False
 
     def give(self, worker_id: int) -> int:
         """Register a worker that is started with the present description.
@@ -119,20 +148,19 @@ class LogFile:
         Returns:
             :meth:`fileno`, for the spawn.
         """
-        self._turns[worker_id] = self.turn
+        self._turns.add(worker_id)
         return self.fileno()
 
     def adopt(self, worker_id: int, now: float) -> None:
         """Register a worker of a supervisor before us, whose description is unknown.
 
-        The worker is behind until it has confirmed; :meth:`pending_switch` includes it.
+        The worker is behind until it has confirmed; :meth:`next_switch` includes it.
         """
-        self._turns[worker_id] = self.turn - 1
-        self._began = now
+        self._turns.adopt(worker_id, now)
 
     def forget(self, worker_id: int) -> None:
         """Drop a worker that has ended; an unknown one is no error."""
-        self._turns.pop(worker_id, None)
+        self._turns.forget(worker_id)
 
     def confirm(self, worker_id: int, turn: object) -> None:
         """Take a worker's confirmation of a turn.
@@ -142,124 +170,152 @@ class LogFile:
             turn: the turn that it confirms, this or an older one.  The worker may be any
                 program: a value that is no such turn confirms nothing.
         """
-        if not isinstance(turn, int):
-            return
-        if worker_id in self._turns and self._turns[worker_id] < turn <= self.turn:
-            self._turns[worker_id] = turn
+        self._turns.confirm(worker_id, turn)
 
     def behind(self) -> tuple[int, ...]:
         """Return the ids of the workers that still have an older description."""
-        return tuple(worker_id for worker_id, turn in self._turns.items() if turn < self.turn)
+        return self._turns.behind()
 
-    def due(self, now: float) -> bool:
-        """Return whether to :meth:`rotate`: the file is too big and the last turn is over.
+    def next_switch(self, now: float) -> Switch | None:
+        """Return the order for workers that are behind, once for each of them and turn.
+
+        A worker gets the next order when it has confirmed the last one or used up its time.
 
         Args:
             now: seconds of a clock that does not jump.
 
+        Returns:
+            The order; None if there is no worker to send it to.
+        """
+        if not (workers := self._turns.order(now)):
+            return None
+        return Switch(turn=self.turn, fd=self.fileno(), workers=workers)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether :meth:`due` is worth its system call, by what was written here."""
+        return self._max is not None and self._space <= 0
+
+    def due(self) -> bool:
+        """Return whether to :meth:`rotate`: the file has ``max_bytes``.
+
         Raises:
             OSError: fstat(2) failed.
         """
-        return (
-            self._max is not None
-            and os.fstat(self.fileno()).st_size >= self._max
-            and self.settled(now)
-        )
+        if self._max is None:
+            return False
+        self._space = self._max - os.fstat(self.fileno()).st_size
+        return self._space <= 0
 
     def settled(self, now: float) -> bool:
         """Return whether the last turn is over.
 
-        That is: every worker has confirmed or has used up its time, and the old file is read
-        to its end.
+        That is: every worker has confirmed or has used up its time, and the old files are read
+        to their end.
         """
-        return self._over(now) and (self._old is None or not self._old.pending())
+        return self._turns.settled(now) and not any(old.reader.pending() for old in self._olds)
 
-    def rotate(self, now: float) -> Switch:
+    def rotate(self, now: float) -> None:
         """Rename PATH to PATH.1, that to PATH.2, ..., and go on in a new file.
 
         Args:
-            now: as for :meth:`due`.
-
-        Returns:
-            The order to send to the workers.
+            now: as for :meth:`next_switch`.
 
         Raises:
-            BlockingIOError: the last turn is not over.
             OSError: the new file cannot be made or renamed; the old one is still in use.
         """
-        self._demand_settled(now, "rotate")
         coming = Path(f"{self.path}.next")
         with suppress(FileNotFoundError):  # left by a supervisor that died
             coming.unlink()
         # Made before anything is renamed: a full or read-only disk shows here.
         with _closed_on_error(self._open(coming, os.O_EXCL)) as (fd, reader):
+            behind = [o.reader for o in self._olds if not o.caught_up and o.reader.linked()]
             for number in range(self._keep - 1, 0, -1):
                 with suppress(FileNotFoundError):
                     os.rename(f"{self.path}.{number}", f"{self.path}.{number + 1}")
             with suppress(FileNotFoundError):  # moved away by another program
                 os.rename(self.path, f"{self.path}.1")
             os.rename(coming, self.path)
-            return self._take_turn(fd, reader, now)
+            # Records come faster than they are read: kept until then, files without a name
+            # would fill the disk.
+            removed = [reader for reader in behind if not reader.linked()]
+            self.unread += sum(reader.drop(lambda ln: not is_published(ln)) for reader in removed)
+            self._take_turn(fd, reader, now)
 
-    def reopen(self, now: float) -> Switch | None:
-        """Go on in the file that PATH means now, after logrotate(8) has moved ours.
-
-        Returns:
-            The order to send to the workers; None if PATH is still our file.
+    def removed(self) -> bool:
+        """Return whether the present file has no name any more.
 
         Raises:
-            BlockingIOError: the last turn is not over.
+            OSError: fstat(2) failed.
+        """
+        return not self._new.linked()
+
+    def reopen(self, now: float) -> bool:
+        """Go on in the file that PATH means now, after ours was moved or removed.
+
+        Args:
+            now: as for :meth:`next_switch`.
+
+        Returns:
+            False if PATH is still our file.
+
+        Raises:
             OSError: the file cannot be opened or made; ours is still in use.
         """
-        self._demand_settled(now, "reopen")
         with _closed_on_error(self._open(self.path, 0)) as (fd, reader):
             if os.path.sameopenfile(fd.fileno(), self.fileno()):
                 fd.close()
                 reader.close()
-                return None
+                return False
             reader.skip_to_end()
-            return self._take_turn(fd, reader, now)
-
-    def pending_switch(self) -> Switch:
-        """Return the order of the present turn for the workers that are behind."""
-        return self._switch(self.behind())
+            self._take_turn(fd, reader, now)
+            return True
 
     def read(self, budget: int, now: float) -> list[bytes]:
         """Read the whole lines written since the last call, without their newlines.
 
         Call it at intervals: a watch by inotify(7) would wake the loop for each write of each
-        worker.
+        worker.  Lines of a file without a name are written to the present one, and returned
+        when they are read from there.
 
         Args:
             budget: about how many bytes at most; the rest is for the next call.
-            now: as for :meth:`due`.
+            now: as for :meth:`next_switch`.
 
         Raises:
             OSError: pread(2) or fstat(2) failed.
         """
-        if self._old is None:
-            return self._new.lines(self._new.size(), budget)
-        # The end of the new file is taken first: what a worker wrote to the old file before
-        # it changed over is in there by the time its first new record is seen.
-        over, end = self._over(now), self._new.size()
-        before = self._old.at
-        lines = self._old.lines(self._old.size(), budget)
-        if self._old.pending():
-            return lines
-        budget -= self._old.at - before
-        if over:
-            # No worker has it any more: a rest without a newline is a torn record.
-            self._old.close()
-            self._old = None
+        # Ends are taken from the newest file to the oldest: what a worker wrote to a file
+        # before it changed over is in there by the time its first record in the next is seen.
+        in_use = self._turns.in_use()
+        end = self._new.size()
+        ends = [old.reader.size() for old in reversed(self._olds)][::-1]
+        lines: list[bytes] = []
+        for old, old_end in zip(list(self._olds), ends, strict=True):
+            before = old.reader.at
+            found = old.reader.lines(old_end, budget)
+            if old.reader.linked():
+                lines += found
+            else:
+                for line in found:
+                    self.write(line)
+            if old.reader.pending():
+                return lines
+            old.caught_up = True
+            budget -= old.reader.at - before
+            if old.turn not in in_use or now >= old.until:
+                # No worker has it any more: a rest without a newline is a torn record.
+                old.reader.close()
+                self._olds.remove(old)
         return lines + self._new.lines(end, budget)
 
     def close(self) -> None:
         """Close all descriptors.  Workers that have the description write on."""
         self._fd.close()
         self._new.close()
-        if self._old is not None:
-            self._old.close()
-            self._old = None
+        for old in self._olds:
+            old.reader.close()
+        self._olds.clear()
 
     def _open(self, path: Path, flags: int) -> tuple[Fd, Reader]:
         """Open a file for writing and, on a description of our own, for reading."""
@@ -278,29 +334,14 @@ class LogFile:
             fd.close()  # moved by another program between the two
             reader.close()
 
-    def _demand_settled(self, now: float, operation: str) -> None:
-        if not self.settled(now):
-            raise BlockingIOError(
-                f"{operation} {self.path}: the turn before is not over: workers "
-                f"{self.behind()} write to the old file, or it is not read to its end"
-            )
-
-    def _take_turn(self, fd: Fd, reader: Reader, now: float) -> Switch:
-        if self._old is not None:
-            self._old.close()
-        self._old, self._new = self._new, reader
+    def _take_turn(self, fd: Fd, reader: Reader, now: float) -> None:
+        self._olds.append(_Old(self.turn, self._new, now + self._patience))
+        self._new = reader
         self._fd.close()
         self._fd = fd
         self._torn = False
-        self.turn += 1
-        self._began = now
-        return self._switch(tuple(self._turns))
-
-    def _switch(self, workers: tuple[int, ...]) -> Switch:
-        return Switch(turn=self.turn, fd=self.fileno(), workers=workers)
-
-    def _over(self, now: float) -> bool:
-        return not self.behind() or now - self._began >= self._patience
+        self._space = 0
+        self._turns.advance(now)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from pyforkfd._fd import Fd
 
@@ -43,6 +44,21 @@ class Reader:
     def skip_to_end(self) -> None:
         """Treat all that the file has now as read."""
         self.at = self.size()
+
+    def linked(self) -> bool:
+        """Return whether the file has a name: it was not removed."""
+        return os.fstat(self.fileno()).st_nlink > 0
+
+    def drop(self, counts: Callable[[bytes], bool]) -> int:
+        """Read all that the file has now, without a result but a count.
+
+        Args:
+            counts: whether a line counts.
+        """
+        total, end = 0, self.size()
+        while self.at < end:
+            total += sum(map(counts, self.lines(end, 1 << 20)))
+        return total
 
     def pending(self) -> bool:
         """Return whether the file has something that was not read."""

@@ -41,6 +41,7 @@ class LokiSink:
         SpawnError, OSError: the sender cannot be started.
 
     Attributes:
+        name: for reports and metrics.
         process: the sender; wait for its pidfd as for any child's.
         down: whether the sender has died; :meth:`restart` makes another.
         sent: count of the entries that Loki has taken.
@@ -49,6 +50,8 @@ class LokiSink:
         retries: count of the failed tries that were followed by another.
         error: the reason of the last failed try.
     """
+
+    name = "loki"
 
     def __init__(self, config: Loki) -> None:
         self._config = config
@@ -91,6 +94,11 @@ class LokiSink:
     def wants_write(self) -> bool:
         """Whether the queue has something for the sender."""
         return bool(self._queue) and not self.down
+
+    @property
+    def trouble(self) -> str:
+        """The reason of the last loss."""
+        return self.error or "the sender is slow or has died"
 
     @property
     def waiting(self) -> int:

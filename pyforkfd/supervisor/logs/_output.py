@@ -62,7 +62,7 @@ class Output(Closing):
         self._captures: dict[int, list[Capture]] = {}  # by worker id
         self._watched: dict[int, _Queued] = {}  # by descriptor
         self.tail = RingTail()
-        self._stdout = StreamSink(1, text=True) if config.stdout else None
+        self._stdout = StreamSink(1, text=True, name="stdout") if config.stdout else None
         self._loki: LokiSink | None = None
         self._loki_not_before = 0.0
         self.file: LogFile | None = None
@@ -74,6 +74,7 @@ class Output(Closing):
                 max_bytes=config.max_bytes,
                 keep=config.keep,
             )
+        self._logs = Logs(self.file, self.tail, pid=os.getpid())
         try:
             if config.loki is not None:
                 self._loki = LokiSink(config.loki)
@@ -81,8 +82,7 @@ class Output(Closing):
         except BaseException:
             self.close()
             raise
-        sinks = [sink for sink in (self._stdout, self._loki) if sink is not None]
-        self._logs = Logs(self.file, self.tail, sinks, pid=os.getpid())
+        self._logs.sinks += [sink for sink in (self._stdout, self._loki) if sink is not None]
 
     def record(self, level: str, text: str) -> None:
         """Add a record of the supervisor."""
@@ -160,8 +160,12 @@ class Output(Closing):
         return switch
 
     def pending_switch(self) -> Switch | None:
-        """Return the order for the workers that have an older file; None without a file."""
-        return None if self.file is None else self.file.pending_switch()
+        """Return the order for the workers that have an older file; None if there is none."""
+        return None if self.file is None else self.file.next_switch(time.monotonic())
+
+    def lost(self) -> dict[str, int]:
+        """Return the counts of lost records, as :meth:`._logs.Logs.lost` has them."""
+        return self._logs.lost()
 
     def settle(self) -> None:
         """Watch the descriptors of those sinks that have a queue, and no others."""
@@ -220,6 +224,7 @@ class Output(Closing):
             for capture in captures:
                 capture.close()
         self._captures.clear()
+        self._logs.close()
         if self._stdout is not None:
             if self._stdout.fileno() in self._watched:
                 self._reactor.remove(self._stdout.fileno())

@@ -35,7 +35,7 @@ def _flush_at_exit(reference: weakref.ref[RecordWriter]) -> None:
     writer = reference()
     if writer is not None:
         with suppress(OSError):  # closed before us, and no reader of an error is left
-            writer.flush()
+            writer._end()
 
 
 class RecordWriter:
@@ -54,7 +54,7 @@ class RecordWriter:
     A record that cannot be written is lost and counted in ``lost``, and the next record that
     can be written has the count: a full disk must not stop a service.  A write that the
     kernel cuts short (ENOSPC, RLIMIT_FSIZE, a quota) leaves a torn line; the next write
-    begins a new one.
+    begins a new one.  At the end of the process, a record of its own has the count.
 
     Safe to use from many threads, from signal handlers, and after a fork: the child has its
     own pid and numbers, and not its parent's buffered records.  Buffered records are written
@@ -198,6 +198,11 @@ class RecordWriter:
         with self._lock:
             os.dup2(fd, self._fd, inheritable=os.get_inheritable(self._fd))
             self._torn = False
+
+    def _end(self) -> None:
+        self.flush()
+        if lost := self._unreported:
+            self.write("WARNING", f"{lost} records could not be written", number=_WARNING)
 
     def _append(self, line: bytes) -> None:
         size = len(line)  # no call within the sum: a signal handler may log as well

@@ -11,8 +11,9 @@ import select
 import stat
 from collections.abc import Callable, Iterable
 
+from pyforkfd._checks import as_fd
 from pyforkfd._fd import Fd
-from pyforkfd._types import HasFileno, as_fd
+from pyforkfd._types import HasFileno
 
 from ._records import Entry
 
@@ -107,20 +108,29 @@ class StreamSink:
         text: lines for people, :func:`as_text`, instead of JSON.
         max_bytes: bound of the queue in bytes; beyond it the oldest entries are dropped and
             counted.
+        name: for reports and metrics.
 
     Raises:
         OSError: EBADF, fd is not open.
 
     Attributes:
         written: count of the entries written whole.
+        name: for reports and metrics.
         dropped: count of the entries dropped because the reader was slow or had closed.
+        trouble: the reason of the last drop.
         closed: whether nothing can be written any more: EPIPE, another permanent error, or
             :meth:`close`.  A full disk is not permanent.
     """
 
     def __init__(
-        self, fd: int | HasFileno, *, text: bool = False, max_bytes: int = 1 << 20
+        self,
+        fd: int | HasFileno,
+        *,
+        text: bool = False,
+        max_bytes: int = 1 << 20,
+        name: str = "stream",
     ) -> None:
+        self.name, self.trouble = name, ""
         self._fd = as_fd(fd, "StreamSink")
         kind = os.fstat(self._fd).st_mode
         self._text, self._max = text, max_bytes
@@ -165,6 +175,7 @@ class StreamSink:
             self._bytes -= len(self._queue[at])
             del self._queue[at]
             self.dropped += 1
+            self.trouble = "the reader is slow"
 
     def handle(self) -> None:
         """Write as much of the queue as the reader takes; call it when writable."""
@@ -175,6 +186,7 @@ class StreamSink:
             except BlockingIOError:
                 return
             except OSError as error:
+                self.trouble = error.strerror or str(error)
                 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                     self._bytes -= len(self._queue.popleft())
                     self._sent = 0

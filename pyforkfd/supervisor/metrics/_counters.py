@@ -8,11 +8,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias, get_args
 
 from pyforkfd._page import SharedPage, SlotSnapshot
 from pyforkfd.supervisor.spec._limits import RESOURCES, Resource
 from pyforkfd.supervisor.state._events import Cause
+
+from ._families import FAMILIES, Family
 
 BOOT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper bounds in seconds of the histogram of boot times, without the infinite one."""
@@ -21,23 +23,6 @@ CAUSES: tuple[Cause, ...] = get_args(Cause)
 """The causes of a worker's end.  Each is shown from the start, with 0: its first is a change."""
 
 _STATE_VERSION = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
-    """One metric: name, kind, labels and meaning.
-
-    Attributes:
-        name: as it is shown; that of a counter ends in ``_total``.
-        kind: the type in Prometheus.
-        labels: names of the labels.
-        help: the meaning, one sentence.
-    """
-
-    name: str
-    kind: Literal["counter", "gauge", "histogram"]
-    labels: tuple[str, ...]
-    help: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,41 +40,6 @@ class Histogram:
 
 Value: TypeAlias = int | float | Histogram
 Samples: TypeAlias = list[tuple[tuple[str, ...], Value]]
-
-_C, _CW = ("component",), ("component", "worker")
-
-
-def _families(*rows: tuple[str, str, tuple[str, ...], str]) -> dict[str, Family]:
-    return {
-        name: Family(name=name, kind=kind, labels=labels, help=text)  # type: ignore[arg-type]
-        for name, kind, labels, text in rows
-    }
-
-
-FAMILIES: dict[str, Family] = _families(
-    ("forkfd_generation", "gauge", (), "Current generation of the service."),
-    ("forkfd_degraded", "gauge", _C, "1: the component is degraded, its restarts given up."),
-    ("forkfd_reloads_total", "counter", ("outcome",), "Reloads by their outcome."),
-    ("forkfd_workers", "gauge", _C, "Workers that exist, ready or not."),
-    ("forkfd_workers_wanted", "gauge", _C, "Workers that should exist."),
-    ("forkfd_workers_ready", "gauge", _C, "Workers that serve."),
-    ("forkfd_requests_total", "counter", _C, "Requests answered, by ended workers too."),
-    ("forkfd_errors_total", "counter", _C, "Requests that failed, of ended workers too."),
-    ("forkfd_requests_lost_total", "counter", _C, "Requests in flight when their worker ended."),
-    ("forkfd_restarts_total", "counter", _C, "Workers started in place of one that crashed."),
-    ("process_crash_total", "counter", ("component", "cause"), "Unexpected ends of workers."),
-    ("forkfd_exits_total", "counter", ("component", "cause"), "All ends of workers."),
-    ("forkfd_pressure_total", "counter", ("component", "resource"), "Waits beyond their bound."),
-    ("forkfd_boot_seconds", "histogram", _C, "From the start of a worker to its readiness."),
-    ("forkfd_worker_generation", "gauge", _CW, "Generation of a worker."),
-    ("forkfd_worker_ready", "gauge", _CW, "1: the worker serves."),
-    ("forkfd_worker_requests_total", "counter", _CW, "Requests that a worker answered."),
-    ("forkfd_worker_errors_total", "counter", _CW, "Requests of a worker that failed."),
-    ("forkfd_worker_in_flight", "gauge", _CW, "Requests that a worker is answering."),
-    ("forkfd_worker_heartbeat_age_seconds", "gauge", _CW, "Since the last heartbeat of a worker."),
-    ("forkfd_worker_memory_bytes", "gauge", _CW, "Memory of a worker's cgroup or process."),
-)
-"""Every metric by its name, in the order in which they are shown."""
 
 
 @dataclass(slots=True)
@@ -128,13 +78,20 @@ class Metrics:
     Args:
         page: borrowed.
         memory: worker id -> bytes, None where they are not known; called at every scrape.
+        log_lost: the log records that this process has lost, by sink; called likewise.
     """
 
     def __init__(
-        self, page: SharedPage, *, memory: Callable[[int], int | None] | None = None
+        self,
+        page: SharedPage,
+        *,
+        memory: Callable[[int], int | None] | None = None,
+        log_lost: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         self._page = page
         self._memory = memory
+        self._log_lost = log_lost
+        self._log_lost_before: dict[str, int] = {}  # by predecessors
         self._slots = [page.slot(index) for index in range(len(page))]
         self._free = list(reversed(range(len(page))))
         self._components: dict[str, _Component] = {}
@@ -276,6 +233,8 @@ class Metrics:
         rows["forkfd_generation"].append(((), self._page.generation))
         for outcome, count in sorted(self._reloads.items()):
             rows["forkfd_reloads_total"].append(((outcome,), count))
+        for sink, count in self._all_log_lost().items():
+            rows["forkfd_log_lost_total"].append(((sink,), count))
         live = {name: _Live() for name in self._components}
         snapshots = self._page.snapshots()
         for worker_id, worker in self._workers.items():
@@ -317,12 +276,17 @@ class Metrics:
         if self._memory is not None and (used := self._memory(worker_id)) is not None:
             yield "forkfd_worker_memory_bytes", used
 
+    def _all_log_lost(self) -> dict[str, int]:
+        now, before = self._log_lost(), self._log_lost_before
+        return {sink: now.get(sink, 0) + before.get(sink, 0) for sink in {**now, **before}}
+
     def state(self) -> dict[str, Any]:
         """Return the totals for a successor, as values that JSON knows; workers not included."""
         # A worker's counts stay in the page, and are adopted with its slot.
         return {
             "version": _STATE_VERSION,
             "reloads": dict(self._reloads),
+            "log_lost": self._all_log_lost(),
             "components": {
                 name: {key: getattr(component, key) for key in _Component.__slots__}
                 for name, component in self._components.items()
@@ -349,6 +313,7 @@ class Metrics:
                 component.boots, component.boot_sum = _Component().boots, 0.0
         self._components = components
         self._reloads = dict(state["reloads"])
+        self._log_lost_before = dict(state.get("log_lost", {}))
 
 
 @dataclass(slots=True)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from pyforkfd._types import StrPath
 
-from ._counters import BOOT_BUCKETS, Family, Histogram, Metrics, Samples
+from ._counters import BOOT_BUCKETS, Histogram, Metrics, Samples
+from ._families import Family
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry

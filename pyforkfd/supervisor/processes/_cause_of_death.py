@@ -1,4 +1,4 @@
-"""Why a worker died: from its exit status, and for OOM from what the kernel has counted."""
+"""The cause of a worker's death: from its exit status, and for OOM from the kernel's count."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from pyforkfd.supervisor.state._events import Cause
 
 
 def cause(status: ff.ExitStatus, *, oom_kills: int = 0) -> tuple[Cause, str]:
-    """The label for the counters, and words for people.
+    """Find the cause of a worker's death.
 
     Args:
         status: how it ended.
-        oom_kills: how many processes of its own cgroup the OOM killer has taken,
-            memory.events.local: without a cgroup nobody can tell an OOM kill from any other.
+        oom_kills: how many processes of its own cgroup the OOM killer has killed,
+            memory.events.local.  Without a cgroup an OOM kill looks like any other.
+
+    Returns:
+        The label for the counters, and words for people.
     """
     killed = status.signal == signal.SIGKILL or status.code == 128 + signal.SIGKILL
     if oom_kills > 0 and killed:
@@ -28,10 +31,10 @@ def cause(status: ff.ExitStatus, *, oom_kills: int = 0) -> tuple[Cause, str]:
     if status.success:
         return "done", str(status)
     assert status.code is not None
-    if status.code > 128:  # as a shell reports what it has started
+    if status.code > 128:  # as a shell reports the end of its child
         try:
             name = signal.Signals(status.code - 128).name
         except ValueError:
             return "exit", str(status)
-        return "exit", f"{status} (a shell says so of a child killed by {name})"
+        return "exit", f"{status} (as a shell reports a child killed by {name})"
     return "exit", str(status)

@@ -1,4 +1,4 @@
-"""What the specification wants to be run after a crash: in processes of their own."""
+"""The on_crash hooks of components: each runs in a process of its own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyforkfd as ff
+from pyforkfd._closing import Closing
 from pyforkfd.supervisor._reactor import Reactor
 from pyforkfd.supervisor.state._events import Crashed
 
@@ -25,20 +26,21 @@ resolve(sys.argv[1])({key: os.environ["FORKFD_CRASH_" + key.upper()] for key in 
 """
 
 
-class Hooks:
-    """Runs them, and ends those that take too long."""
+class Hooks(Closing):
+    """Runs on_crash hooks, and ends those that take too long.  A context manager."""
 
     def __init__(self, reactor: Reactor) -> None:
+        """Begin without a hook; the reactor is borrowed."""
         self._reactor = reactor
         self._running: dict[int, tuple[ff.Process, str, float]] = {}  # by pidfd
 
     def run(self, hooks: Sequence[str | tuple[str, ...]], crash: Crashed) -> None:
-        """Start all of them; nothing waits for them.
+        """Start all hooks of a crash, and wait for none.
 
         Args:
             hooks: each a command, or ``"package.module:function"``, which is called with one
                 dictionary; both find FORKFD_CRASH_COMPONENT, _WORKER, _CAUSE and _DETAIL.
-            crash: what they are told.
+            crash: the source of these variables.
         """
         about = {
             "COMPONENT": crash.component,
@@ -51,13 +53,13 @@ class Hooks:
         for hook in hooks:
             name = hook if isinstance(hook, str) else hook[0]
             if len(self._running) >= _MOST_AT_ONCE:
-                log.error("on_crash: %s is not run: %d run already", name, _MOST_AT_ONCE)
+                log.error("on_crash: %s: not run: %d hooks run already", name, _MOST_AT_ONCE)
                 continue
             self._start(hook, name, env)
 
     def _start(self, hook: str | tuple[str, ...], name: str, env: dict[str, str]) -> None:
         command = (sys.executable, "-c", _CODE, hook) if isinstance(hook, str) else hook
-        if isinstance(hook, str):  # it finds what we find
+        if isinstance(hook, str):  # it imports from where the supervisor does
             env = {
                 **env,
                 "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
@@ -88,15 +90,19 @@ class Hooks:
         self._reactor.remove(fd)
         process.close()
 
-    def look(self, now: float) -> None:
-        """End those that have had their time."""
+    def end_late(self, now: float) -> None:
+        """Kill the hooks that take too long.
+
+        Args:
+            now: on the clock of time.monotonic().
+        """
         for process, name, until in self._running.values():
             if now >= until and process.poll() is None:
-                log.error("on_crash: %s takes more than %g s: killing it", name, _PATIENCE)
+                log.error("on_crash: %s: takes more than %g s: killing it", name, _PATIENCE)
                 process.kill()
 
     def close(self) -> None:
-        """Give them a moment, then end them."""
+        """Wait for the hooks for a second, then kill those that are left."""
         until = time.monotonic() + 1.0
         for fd, (process, _, _) in list(self._running.items()):
             try:

@@ -1,132 +1,238 @@
-"""One worker, from what is wanted to a process: its descriptors, environment and options."""
+"""The start of one worker: prepared with all that it needs, then performed."""
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 import pyforkfd as ff
+from pyforkfd._closing import Closing
+from pyforkfd._options import WorkerOptions
+from pyforkfd.supervisor.cgroups._file import CgroupError
+from pyforkfd.supervisor.cgroups._leaf import Leaf
+from pyforkfd.supervisor.logs._output import Output
+from pyforkfd.supervisor.logs._records import Origin
 from pyforkfd.supervisor.spec._privileges import environment, spawn_options
-from pyforkfd.supervisor.spec._spec import Component, Service, ZygoteSpec
+from pyforkfd.supervisor.spec._spec import Component, Service, Stream
 from pyforkfd.supervisor.state._model import Worker
 from pyforkfd.supervisor.worker._identity import VARIABLE, Identity
 from pyforkfd.supervisor.worker._messages import Listeners, OrderMessage
 from pyforkfd.supervisor.worker._protocol import encode_order
 from pyforkfd.zygote import Zygote
 
+from ._resources import Resources, leaf_name
+
+log = logging.getLogger("pyforkfd.supervisor")
+
 FIRST = 3  # SD_LISTEN_FDS_START
 
 
-@dataclass(slots=True)
-class Given:
-    """What a worker gets besides its own options; every descriptor is borrowed.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch(Closing):
+    """A start of a worker, with everything that it needs.
+
+    It owns what was made for this worker: a failure of the start, or close(), frees all of it.
 
     Attributes:
-        listeners: name -> socket.
-        notify_path: for NOTIFY_SOCKET.
-        die_with_us: the kernel kills it when this thread ends, prctl(2) PR_SET_PDEATHSIG.
-        stdout: None: ours.
-        stderr: None: ours.
-        cgroup: the directory it is born in.
-        extras: what FORKFD_WORKER tells the number of: page, log.
-        slot: its slot of the page.
+        spec: the worker's component.
+        listeners: name -> socket; borrowed.
+        zygote: that makes the worker, for a component that is a function; borrowed.
+        options: of the spawn: descriptors, environment, cgroup, privileges and so on.
+        channel: our end of the worker's channel; the caller's after the start.
+        leaf: the worker's cgroup; the caller's after the start.
+        worker_ends: closes what only the worker needs: its end of the channel, of its output.
+        on_failure: frees what becomes the caller's by the start.
     """
 
+    spec: Component
     listeners: Mapping[str, socket.socket]
-    notify_path: str
-    die_with_us: bool = False
-    stdout: ff.FdSource | None = None
-    stderr: ff.FdSource | None = None
-    cgroup: int | None = None
-    extras: Mapping[str, ff.HasFileno] = field(default_factory=dict)
-    slot: int | None = None
+    zygote: Zygote | None
+    options: WorkerOptions
+    channel: ff.FdChannel
+    leaf: Leaf | None
+    worker_ends: ExitStack
+    on_failure: ExitStack
+
+    def start(self) -> tuple[ff.Process, ff.FdChannel]:
+        """Start the worker.  May be called once.
+
+        Returns:
+            The process and our end of its channel; the caller owns both, and the leaf.
+
+        Raises:
+            SpawnError, ZygoteError, OSError, ValueError: it could not be started; everything
+                is closed.
+        """
+        with self:
+            process = self._spawn()
+            if self.spec.give == "channel":
+                # The queue is empty: it is the first message.
+                send_order(self.channel, Listeners(), self.listeners)
+            self.on_failure.pop_all()
+        return process, self.channel
+
+    def _spawn(self) -> ff.Process:
+        spec = self.spec
+        if spec.command is not None:
+            # This thread is its parent: the only one that is left after an execve(2) in place.
+            return ff.spawn(spec.command, parent_death_scope="thread", **self.options)
+        assert self.zygote is not None and spec.function is not None, "a function needs a zygote"
+        return self.zygote.spawn(
+            spec.function, args=spec.args, kwargs=dict(spec.kwargs), **self.options
+        )
+
+    def close(self) -> None:
+        """Free what was made for the worker and is still owned here."""
+        with self.on_failure, self.worker_ends:
+            pass
 
 
-def launch(worker: Worker, given: Given, zygote: Zygote | None) -> tuple[ff.Process, ff.FdChannel]:
-    """Start a worker.
+def prepare(
+    worker: Worker, service: Service, resources: Resources, zygote: Zygote | None
+) -> Launch:
+    """Make everything that the start of a worker needs: cgroup, pipes, channel, options.
 
     Args:
         worker: as the state has it.
-        given: see there.
-        zygote: for a component that is a function.
+        service: the specification of its generation.
+        resources: borrowed.
+        zygote: for a component that is a function; borrowed.
 
     Returns:
-        The process and our end of its channel; the caller owns both.
+        The start, to be performed or closed.
 
     Raises:
-        SpawnError, ZygoteError, OSError, ValueError: it could not be started; nothing is left.
+        OSError, ValueError, LookupError: something cannot be made, or a user or group is not
+            known; nothing is left.
     """
-    spec = worker.spec
-    ours, theirs = ff.FdChannel.pair()
+    spec, output = worker.spec, resources.output
+    with ExitStack() as on_failure, ExitStack() as worker_ends:
+        leaf = _leaf(worker, resources, on_failure)
+        ours, theirs = ff.FdChannel.pair()
+        on_failure.enter_context(ours)
+        worker_ends.enter_context(theirs)
+        listeners = resources.sockets.of(service, spec, worker.position)
+        private: dict[str, ff.HasFileno] = {"channel": theirs, "page": resources.watch.page}
+        on_failure.callback(lambda: output.worker_gone(worker.id, time.monotonic()))
+        if output.file is not None:
+            output.file.give(worker.id)
+            private["log"] = output.file
+        fds: dict[int, ff.FdSource] = {
+            0: ff.DEVNULL,
+            1: _stream(worker, "stdout", spec.stdout, output, worker_ends),
+            2: _stream(worker, "stderr", spec.stderr, output, worker_ends),
+        }
+        numbers = _map_descriptors(spec, listeners, private, fds)
+        slot = resources.watch.slot_of(worker.id)
+        options: WorkerOptions = {
+            **spawn_options(spec),
+            "fds": fds,
+            "env": _environment(worker, resources.notify.path, listeners, slot, numbers),
+            # A group of its own: Ctrl-C is for the supervisor, which ends workers in order.
+            "process_group": 0,
+            "signal_mask": (),
+        }
+        if spec.give == "listen_fds" and listeners:
+            options["listen"] = listeners
+        if leaf is not None:
+            options["cgroup"] = leaf.fileno()
+        if resources.succession.keeper is None:
+            # The kernel kills it when this thread ends, prctl(2) PR_SET_PDEATHSIG.
+            options["parent_death_signal"] = signal.SIGKILL
+        return Launch(
+            spec=spec,
+            listeners=listeners,
+            zygote=zygote,
+            options=options,
+            channel=ours,
+            leaf=leaf,
+            worker_ends=worker_ends.pop_all(),
+            on_failure=on_failure.pop_all(),
+        )
+
+
+def _leaf(worker: Worker, resources: Resources, on_failure: ExitStack) -> Leaf | None:
+    """Make a worker's cgroup; None: it has none."""
+    if resources.cgroups is None or worker.spec.cgroup == "off":
+        return None
+    leaf = resources.cgroups.leaf(leaf_name(worker), worker.spec.limits)
+    on_failure.callback(_remove, leaf)
+    for problem in leaf.missing:
+        log.warning("%s: worker %d: %s", worker.component, worker.id, problem)
+    return leaf
+
+
+def _remove(leaf: Leaf) -> None:
+    """Remove the cgroup of a worker that was not started."""
     try:
-        with theirs:
-            extras: dict[str, ff.HasFileno] = {"channel": theirs, **given.extras}
-            listen, fds, numbers = _descriptors(spec, given, extras)
-            env = _environment(worker, given, numbers)
-            options: dict[str, Any] = {
-                **spawn_options(spec),
-                "fds": fds,
-                "listen": listen,
-                "env": env,
-                # A group of its own: Ctrl-C is for us, who tell the workers in our own way.
-                "process_group": 0,
-                "signal_mask": (),
-            }
-            if given.cgroup is not None:
-                options["cgroup"] = given.cgroup
-            if given.die_with_us:
-                options["parent_death_signal"] = signal.SIGKILL
-            process = _start(spec, options, zygote)
-        if spec.give == "channel":
-            send_order(ours, Listeners(), given.listeners)  # there is room: it is the first
-    except BaseException:
-        ours.close()
-        raise
-    return process, ours
+        if leaf.remove():
+            return
+        log.warning("%s: not removed: there is a process in it", leaf.path)
+    except CgroupError as error:
+        log.warning("%s", error)
+    leaf.close()
 
 
-def _start(spec: Component, options: dict[str, Any], zygote: Zygote | None) -> ff.Process:
-    if spec.command is not None:
-        # This thread is its parent: the only one that is left after an execve(2) in place.
-        return ff.spawn(spec.command, parent_death_scope="thread", **options)
-    assert zygote is not None and spec.function is not None, "a function needs a zygote"
-    return zygote.spawn(spec.function, args=spec.args, kwargs=dict(spec.kwargs), **options)
+def _stream(
+    worker: Worker, name: str, wanted: Stream, output: Output, worker_ends: ExitStack
+) -> ff.FdSource:
+    """Return the source of one output stream of a worker."""
+    if wanted == "null":
+        return ff.DEVNULL
+    if wanted != "capture":
+        return ff.INHERIT
+    origin = Origin(component=worker.component, worker=worker.id, generation=worker.generation)
+    return worker_ends.enter_context(output.capture(origin, name).writer)
 
 
-def _descriptors(
-    spec: Component, given: Given, extras: Mapping[str, ff.HasFileno]
-) -> tuple[dict[str, socket.socket] | None, dict[int, ff.FdSource], dict[str, int]]:
-    """LISTEN_FDS' names, the map of the rest, and the numbers of the extras."""
-    fds: dict[int, ff.FdSource] = {
-        0: ff.DEVNULL,
-        1: ff.INHERIT if given.stdout is None else given.stdout,
-        2: ff.INHERIT if given.stderr is None else given.stderr,
-    }
-    listen: dict[str, socket.socket] | None = None
+def _map_descriptors(
+    spec: Component,
+    listeners: Mapping[str, socket.socket],
+    private: Mapping[str, ff.HasFileno],
+    fds: dict[int, ff.FdSource],
+) -> dict[str, int]:
+    """Choose a worker's numbers for its descriptors, above the standard ones.
+
+    Args:
+        spec: its component, whose ``give`` is the way that listeners go.
+        listeners: name -> socket.
+        private: name -> descriptor of which FORKFD_WORKER has the number.
+        fds: the worker's number -> source; the choice is added, but for LISTEN_FDS.
+
+    Returns:
+        Name -> number, of the private ones.
+    """
     used = FIRST
-    if spec.give == "listen_fds" and given.listeners:
-        listen = dict(given.listeners)
-        used += len(listen)
+    if spec.give == "listen_fds":
+        used += len(listeners)
     elif spec.give == "numbers":
         wanted = spec.numbers or {}
-        fds.update({wanted[name]: found for name, found in given.listeners.items()})
+        fds.update({wanted[name]: found for name, found in listeners.items()})
         used = max([FIRST - 1, *wanted.values()]) + 1
-    numbers = {name: used + i for i, name in enumerate(extras)}
-    fds.update({numbers[name]: source for name, source in extras.items()})
-    return listen, fds, numbers
+    numbers = {name: used + i for i, name in enumerate(private)}
+    fds.update({numbers[name]: source for name, source in private.items()})
+    return numbers
 
 
-def _environment(worker: Worker, given: Given, numbers: Mapping[str, int]) -> dict[str, str]:
+def _environment(
+    worker: Worker,
+    notify_path: str,
+    listeners: Mapping[str, socket.socket],
+    slot: int | None,
+    numbers: Mapping[str, int],
+) -> dict[str, str]:
     spec = worker.spec
     env = environment(spec, os.environ)
     # So that dump_signal shows the stack of a Python program that knows nothing of us.
     env.setdefault("PYTHONFAULTHANDLER", "1")
     env["WATCHDOG_USEC"] = str(int(spec.heartbeat.stale_after * 1_000_000))
-    env["NOTIFY_SOCKET"] = given.notify_path
+    env["NOTIFY_SOCKET"] = notify_path
     own_numbers = spec.numbers or {}
     env[VARIABLE] = Identity(
         component=spec.name,
@@ -135,32 +241,12 @@ def _environment(worker: Worker, given: Given, numbers: Mapping[str, int]) -> di
         generation=worker.generation,
         channel=numbers.get("channel"),
         page=numbers.get("page"),
-        slot=given.slot,
+        slot=slot,
         log=numbers.get("log"),
-        listen={name: own_numbers[name] for name in given.listeners}
-        if spec.give == "numbers"
-        else {},
+        listen={name: own_numbers[name] for name in listeners} if spec.give == "numbers" else {},
         by_channel=spec.give == "channel",
     ).encode()
     return env
-
-
-def zygote_for(service: Service, spec: Component) -> ZygoteSpec:
-    """The zygote that makes a component's workers; its own where it names none.
-
-    It has imported the modules of its components' functions: a worker that had to would keep
-    the loop waiting meanwhile, as a spawn is over when the function was found.
-    """
-    if spec.zygote is None:
-        return ZygoteSpec(name=f"of {spec.name}", preload=_modules([spec]))
-    zygote = service.zygotes[spec.zygote]
-    made = [other for other in service.components.values() if other.zygote == zygote.name]
-    preload = dict.fromkeys([*zygote.preload, *_modules(made)])  # in this order, each once
-    return replace(zygote, preload=tuple(preload))
-
-
-def _modules(components: Iterable[Component]) -> tuple[str, ...]:
-    return tuple(c.function.partition(":")[0] for c in components if c.function is not None)
 
 
 def send_order(

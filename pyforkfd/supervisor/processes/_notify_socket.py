@@ -1,4 +1,4 @@
-"""NOTIFY_SOCKET, the end that listens: what workers say of themselves, sd_notify(3)."""
+"""The socket that workers report their state to, sd_notify(3)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_ANCESTORS = 16
 
 
 class NotifySocket(Closing):
-    """A datagram socket that every worker may write to; the kernel says who wrote.
+    """A datagram socket that every worker may write to; the kernel names the sender.
 
     Attributes:
         path: for NOTIFY_SOCKET.
@@ -30,7 +30,7 @@ class NotifySocket(Closing):
             adopted: a predecessor's, bound to the path; taken.
 
         Raises:
-            OSError: as bind(2) says.
+            OSError: it cannot be bound, bind(2).
         """
         self.path = path
         # Any user may write: a message counts only if its sender is a worker.
@@ -42,14 +42,14 @@ class NotifySocket(Closing):
         ff.pass_credentials(self._sock)
 
     def fileno(self) -> int:
-        """The descriptor's number; it stays this object's."""
+        """Return the number of the descriptor; borrowed."""
         return self._sock.fileno()
 
     def read(self) -> Iterator[tuple[int, dict[str, str]]]:
-        """Every message that waits: its sender's pid, and what it says.
+        """Yield every message that waits: its sender's pid, and its variables.
 
-        Descriptors that came with it are closed once it was dealt with, which is what
-        sd_notify_barrier(3) waits for.
+        Descriptors that came with a message are closed when the next is read, after the
+        caller has acted on it: sd_notify_barrier(3) waits for that.
         """
         while True:
             try:
@@ -57,7 +57,7 @@ class NotifySocket(Closing):
             except BlockingIOError:
                 return
             except ff.PassingError:
-                continue  # too long to be one of ours
+                continue  # too long for a message of sd_notify(3)
             with message:
                 if message.credentials is not None:
                     yield message.credentials.pid, _parse(message.data)
@@ -77,11 +77,14 @@ def _parse(data: bytes) -> dict[str, str]:
 
 
 def worker_of(pid: int, workers: dict[int, int]) -> int | None:
-    """Whose process it is: the worker's own, or a descendant, such as a shell's child.
+    """Find the worker that a process belongs to: its own, or a descendant of that.
 
     Args:
-        pid: a process that lived when it wrote.
-        workers: pid -> worker.
+        pid: of a process that lived when it wrote.
+        workers: pid -> worker's id.
+
+    Returns:
+        The worker's id; None: it belongs to none.
     """
     for _ in range(_MOST_ANCESTORS):
         if pid in workers:
@@ -93,7 +96,7 @@ def worker_of(pid: int, workers: dict[int, int]) -> int | None:
 
 
 def parent_of(pid: int) -> int | None:
-    """From /proc/PID/stat, proc_pid_stat(5); None if it has ended."""
+    """Return the parent of a process, proc_pid_stat(5); None: the process has ended."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read()

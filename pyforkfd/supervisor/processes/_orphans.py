@@ -1,4 +1,4 @@
-"""Children that are nobody's: what pid 1 and sub-reapers inherit, and must reap."""
+"""Orphans: children that pid 1 and sub-reapers inherit, and must reap."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import os
 from collections.abc import Container
 
 
-def reap_strangers(ours: Container[int]) -> list[int]:
-    """Reap children that have ended and are not ours to wait for.
+def reap_orphans(ours: Container[int]) -> list[int]:
+    """Reap children that have ended and that this process has not started.
 
-    Looks before it takes (waitid(2) with WNOWAIT), so that no status is stolen from whoever
-    has started the process.
+    The pid is read first (waitid(2) with WNOWAIT), so that no status is taken from the code
+    that has started the process.
 
     Args:
-        ours: pids that somebody waits for by their pidfd.
+        ours: pids of processes that are waited for by their pidfd.
 
     Returns:
         The pids that were reaped.

@@ -1,4 +1,4 @@
-"""Which workers are to hear that another component is there, or gone."""
+"""The news for workers of other components that have become ready, or have gone."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from pyforkfd.supervisor.state._model import Phase, State
 
 
 class Peers:
-    """What each worker was told of the other components."""
+    """The state of other components as each worker knows it."""
 
     def __init__(self) -> None:
-        self._told: dict[tuple[int, str], bool] = {}
+        """Begin without a worker."""
+        self._known: dict[tuple[int, str], bool] = {}
         self._seen: object = None
 
     def news(self, state: State) -> Iterator[tuple[int, str, int]]:
-        """What is new since the last call: (worker, component, how many are ready there).
+        """Yield the news since the last call: (worker's id, component, ready workers of it).
 
-        A worker hears of every other component as soon as it speaks, and from then on
-        whenever one goes from none ready to some or back.
+        A worker gets the state of every other component as soon as it reads orders, and from
+        then on whenever one goes from none ready to some or back.
         """
         ready = Counter(w.component for w in state.workers.values() if w.phase is Phase.READY)
         listening = {w.id: w.component for w in state.workers.values() if w.speaks}
@@ -27,11 +28,11 @@ class Peers:
         if seen == self._seen:
             return
         self._seen = seen
-        self._told = {key: was for key, was in self._told.items() if key[0] in listening}
-        known = {*state.crews, *(name for _, name in self._told)}
-        for number, own in listening.items():
-            for name in sorted(known - {own}):
-                there = ready[name] > 0
-                if self._told.get((number, name)) is not there:
-                    self._told[number, name] = there
-                    yield number, name, ready[name]
+        self._known = {key: was for key, was in self._known.items() if key[0] in listening}
+        components = {*state.crews, *(name for _, name in self._known)}
+        for worker_id, own in listening.items():
+            for name in sorted(components - {own}):
+                is_ready = ready[name] > 0
+                if self._known.get((worker_id, name)) is not is_ready:
+                    self._known[worker_id, name] = is_ready
+                    yield worker_id, name, ready[name]

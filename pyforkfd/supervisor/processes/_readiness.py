@@ -1,4 +1,4 @@
-"""Whether a program that says nothing has begun to accept: seen from outside, in /proc."""
+"""The readiness of a program that does not report it: found from outside, in /proc."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _TARGET = re.compile(rb"^tfd:.*\bino:([0-9a-f]+)", re.MULTILINE)
 
 
 def accepts(pid: int, listeners: frozenset[int]) -> bool:
-    """A process, or one of its descendants, waits for connections.
+    """Return whether a process, or one of its descendants, waits for connections.
 
-    It has one of the listeners in an epoll (proc_pid_fdinfo(5)), or a thread of it waits in
-    accept(2), or in poll(2) or select(2) while the process holds one.
+    That is one with a listener in an epoll (proc_pid_fdinfo(5)), or with a thread in accept(2),
+    or with a thread in poll(2) or select(2) while the process holds a listener.
 
     Args:
         pid: the worker's.
@@ -30,7 +30,7 @@ def accepts(pid: int, listeners: frozenset[int]) -> bool:
 
 
 def inodes(fds: Iterable[int]) -> frozenset[int]:
-    """Of sockets of ours, as :func:`accepts` wants them."""
+    """Return the inodes of sockets of this process, for :func:`accepts`."""
     return frozenset(os.fstat(fd).st_ino for fd in fds)
 
 
@@ -46,23 +46,23 @@ def _tree(pid: int) -> Iterator[int]:
 
 def _waits(pid: int, listeners: frozenset[int]) -> bool:
     held = set()
-    for number in _names(f"/proc/{pid}/fd"):
+    for fd in _names(f"/proc/{pid}/fd"):
         try:
-            link = os.readlink(f"/proc/{pid}/fd/{number}")
+            link = os.readlink(f"/proc/{pid}/fd/{fd}")
         except OSError:
             continue
         if link == "anon_inode:[eventpoll]":
-            found = _TARGET.findall(_read(f"/proc/{pid}/fdinfo/{number}"))
+            found = _TARGET.findall(_read(f"/proc/{pid}/fdinfo/{fd}"))
             if not listeners.isdisjoint(int(inode, 16) for inode in found):
                 return True
         elif link.startswith("socket:[") and int(link[8:-1]) in listeners:
-            held.add(int(number))
+            held.add(int(fd))
     if not held:
         return False
     for thread in _names(f"/proc/{pid}/task"):
         words = _read(f"/proc/{pid}/task/{thread}/syscall").split()
         if not words or not words[0].isdigit():
-            continue  # it runs
+            continue  # the thread runs
         call = int(words[0])
         if call in _POLL or (call in _ACCEPT and int(words[1], 16) in held):
             return True
@@ -73,7 +73,7 @@ def _names(path: str) -> list[str]:
     try:
         return os.listdir(path)
     except OSError:
-        return []  # it has ended
+        return []  # the process has ended
 
 
 def _read(path: str) -> bytes:

@@ -1,4 +1,4 @@
-"""The rooms that workers are made with, opened in the order in which they need one another."""
+"""The resources that workers are started with, opened in the order of their dependencies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import re
 import select
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import pyforkfd as ff
@@ -30,20 +29,35 @@ from pyforkfd.supervisor.succession._keeper import Keeper
 from pyforkfd.supervisor.succession._succession import Succession
 
 from ._notify_socket import NotifySocket
+from ._running import RunningWorkers
 from ._sockets import Sockets
 from ._zygotes import Zygotes
 
 log = logging.getLogger("pyforkfd.supervisor")
 
 _SLOTS = 1024  # workers that have one; 64 bytes each
-_PATIENCE = 2.0  # seconds for killed processes to be gone
+_PATIENCE = 2.0  # seconds for killed processes to end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rooms:
-    """What workers are made with; borrowed."""
+class Resources:
+    """The resources that workers are started with; borrowed.
+
+    Attributes:
+        reactor: calls back when a descriptor is ready.
+        running: workers that have a process, by id.
+        sockets: the listening sockets.
+        notify: NOTIFY_SOCKET of all workers.
+        zygotes: processes that workers are cloned from.
+        succession: what a successor is to have.
+        output: the log, and the pipes of captured output.
+        watch: the shared page and the counters.
+        cgroups: the supervisor's own cgroup; None: it has none.
+        pressure: the pressure triggers on workers' cgroups.
+    """
 
     reactor: Reactor
+    running: RunningWorkers
     sockets: Sockets
     notify: NotifySocket
     zygotes: Zygotes
@@ -54,26 +68,23 @@ class Rooms:
     pressure: PressureWatch
 
 
-def open_rooms(
-    stack: contextlib.ExitStack,
-    service: Service,
-    succession: Succession,
-    memory: Callable[[int], int | None],
-) -> Rooms:
-    """Make all of them, or take them over from a predecessor.
+def open_resources(
+    stack: contextlib.ExitStack, service: Service, succession: Succession
+) -> Resources:
+    """Open all resources, or take them over from a predecessor.
 
     Args:
-        stack: closes them.
-        service: what is to run.
+        stack: closes them, those that were opened before a failure included.
+        service: the specification.
         succession: has what a predecessor has left, and gets what a successor is to have.
-        memory: worker -> bytes that it uses.
 
     Raises:
-        OSError, ValueError: one cannot be made.
-        CgroupError: a component wants cgroups, and there can be none.
+        OSError, ValueError: one cannot be opened.
+        CgroupError: a component requires a cgroup, and there can be none.
     """
     enter = stack.enter_context
     reactor = enter(Reactor())
+    running = RunningWorkers()
     output = enter(Output(service.log, reactor, succession))
     enter(forwarded(output))
     sockets = enter(Sockets(ff.listen_fds(), succession.sockets()))
@@ -81,14 +92,14 @@ def open_rooms(
     if cgroups is not None:
         enter(cgroups)
         _end_leftovers(cgroups, succession.past)
-    watch = enter(_watch(succession, memory))
+    watch = enter(_watch(succession, running, output))
     notify = enter(NotifySocket(f"{succession.directory}/notify", succession.notify_socket()))
     succession.put_notify(notify)
-    zygotes = Zygotes()
-    stack.callback(zygotes.close)
-    pressure = enter(PressureWatch(reactor, watch.pressure, _there(service, cgroups)))
-    return Rooms(
+    zygotes = enter(Zygotes())
+    pressure = enter(PressureWatch(reactor, watch.pressure, _pressure_resources(service, cgroups)))
+    return Resources(
         reactor=reactor,
+        running=running,
         sockets=sockets,
         notify=notify,
         zygotes=zygotes,
@@ -100,17 +111,18 @@ def open_rooms(
     )
 
 
-def _watch(succession: Succession, memory: Callable[[int], int | None]) -> Watch:
+def _watch(succession: Succession, running: RunningWorkers, output: Output) -> Watch:
     if (fd := succession.take("page")) is None:
         page = SharedPage.create(_SLOTS)
     else:
         page = SharedPage(fd.detach())
     succession.put("page", page)
-    return Watch(page, Metrics(page, memory=memory), memory)
+    metrics = Metrics(page, memory=running.memory, log_lost=output.lost)
+    return Watch(page, metrics, running.memory)
 
 
 def _cgroups(service: Service, keeper: Keeper | None) -> Tree | None:
-    """Our own cgroup, divided, as strictly as the strictest component wants it."""
+    """Open the supervisor's cgroup under the strictest policy of all components."""
     policies = {spec.cgroup for spec in service.components.values()}
     policy: Policy = "off"
     for stricter in ("prefer", "require"):
@@ -120,13 +132,17 @@ def _cgroups(service: Service, keeper: Keeper | None) -> Tree | None:
     also = () if keeper is None else (os.getppid(),)
     tree, missing = open_tree(policy, limits, also=also)
     wanted = any(each.files() for each in limits)
-    for what in missing:
-        log.log(logging.WARNING if wanted else logging.INFO, "%s", what)
+    for problem in missing:
+        log.log(logging.WARNING if wanted else logging.INFO, "%s", problem)
     return tree
 
 
-def _there(service: Service, tree: Tree | None) -> frozenset[Resource]:
-    """What the kernel tells of workers that lack it; an error where one must be told."""
+def _pressure_resources(service: Service, tree: Tree | None) -> frozenset[Resource]:
+    """Return the resources of which the kernel reports pressure.
+
+    Raises:
+        CgroupError: a component requires a report that the kernel does not give.
+    """
     if tree is None:
         return frozenset()
     components = service.components.values()
@@ -140,25 +156,25 @@ def _there(service: Service, tree: Tree | None) -> frozenset[Resource]:
 
 
 def leaf_name(worker: Worker) -> str:
-    """What a worker's cgroup is called: nobody else's is called so."""
+    """Return the name of a worker's cgroup, which no other has."""
     return f"{worker.component}-{worker.id}.worker"
 
 
 def _end_leftovers(tree: Tree, past: Handover | None) -> None:
-    """What a supervisor that was killed has left, but for workers that we take over."""
+    """End the workers of a supervisor that was killed, but for those that are taken over."""
     known = () if past is None else map(leaf_name, past.state.workers.values())
     ours = (name for name in tree.leftovers() if re.search(r"-\d+\.worker(\.\d+)?$", name))
     for name in set(ours).difference(known):
-        with contextlib.suppress(CgroupError):  # it has gone since
+        with contextlib.suppress(CgroupError):  # it was removed since
             end_leaf(tree.adopt(name), time.monotonic() + _PATIENCE)
 
 
 def end_leaf(leaf: Leaf, until: float) -> None:
-    """Kill all that is in a cgroup, and remove it when that has ended; closes it.
+    """Kill all processes in a cgroup, and remove it when they have ended; closes it.
 
     Args:
         leaf: taken.
-        until: when to give up, time.monotonic().
+        until: when to give up, on the clock of time.monotonic().
     """
     poll = select.poll()
     try:
@@ -168,7 +184,7 @@ def end_leaf(leaf: Leaf, until: float) -> None:
                 leaf.kill()
                 left = until - time.monotonic()
                 if left <= 0 or not poll.poll(left * 1000):
-                    log.warning("%s: something in it does not end", leaf.path)
+                    log.warning("%s: not removed: a process in it does not end", leaf.path)
                     leaf.close()
                     return
                 os.pread(changed.fileno(), 4096, 0)

@@ -1,4 +1,4 @@
-"""The listening sockets: made once, kept as long as anybody is to accept from them."""
+"""The listening sockets: bound once, open as long as a worker may accept from them."""
 
 from __future__ import annotations
 
@@ -9,59 +9,77 @@ from collections.abc import Iterable, Mapping
 
 import pyforkfd as ff
 from pyforkfd._closing import Closing
-from pyforkfd.supervisor.spec._spec import Listener
+from pyforkfd.supervisor.spec._spec import Component, Listener, Service
 
-# What a socket is known by: whoever changes nothing but a backlog means the same one.
 Key = tuple[str, bool, int]
+"""Address, whether it has shards, position: a changed backlog alone means the same socket."""
 
 
 class Sockets(Closing):
-    """Sockets by address and position.  Owns them; a context manager that closes them."""
+    """The listening sockets by address and position; owned.  A context manager."""
 
     def __init__(
         self,
         inherited: Iterable[ff.ListenFd] = (),
         adopted: Mapping[Key, socket.socket] | None = None,
     ) -> None:
-        """Nothing is bound yet.
+        """Begin with the sockets that are open already; nothing is bound.
 
         Args:
             inherited: from our own service manager, for ``systemd:NAME``; taken.
             adopted: from a predecessor; taken.
 
         Raises:
-            ValueError: two that were inherited have the same name; all are closed.
+            ValueError: two inherited ones have the same name; all are closed.
         """
         self._inherited: dict[str, int] = {}
         self._open: dict[Key, socket.socket] = dict(adopted or {})
         twice = set()
-        for given in inherited:
-            if given.name in self._inherited:
-                twice.add(given.name)
-                os.close(given.fd)
+        for one in inherited:
+            if one.name in self._inherited:
+                twice.add(one.name)
+                os.close(one.fd)
             else:
-                self._inherited[given.name] = given.fd
+                self._inherited[one.name] = one.fd
         if twice:
             self.close()
             raise ValueError(
-                f"several descriptors of the service manager are called {', '.join(twice)}: give "
-                "each socket a FileDescriptorName= of its own"
+                f"several descriptors of the service manager are called {', '.join(twice)}: "
+                "give each socket a FileDescriptorName= of its own"
             )
 
     def get(self, listener: Listener, position: int) -> socket.socket:
-        """The socket that the worker of a position accepts from; borrowed.
+        """Return the socket that the worker of a position accepts from; borrowed.
 
-        It is made if it is not there.  A listener with shards has one for each position.
+        It is bound if it is not open.  A listener with shards has a socket for each position.
 
         Raises:
-            OSError: as the kernel refuses; it names the address.
-            ValueError: the address makes no sense, or the service manager gave nothing of
-                that name.
+            OSError: it cannot be bound; the error names the address.
+            ValueError: the address makes no sense, or the service manager passed no
+                descriptor of that name.
         """
         key = _key(listener, position)
         if (found := self._open.get(key)) is None:
             found = self._open[key] = self._make(listener, key[2])
         return found
+
+    def of(self, service: Service, spec: Component, position: int) -> dict[str, socket.socket]:
+        """Return the sockets of the worker of a position: listener -> socket, borrowed.
+
+        Raises:
+            OSError, ValueError: as :meth:`get`.
+        """
+        return {name: self.get(service.listeners[name], position) for name in spec.listen}
+
+    def open(self, service: Service) -> None:
+        """Bind each listener that a component of a specification has, unless it is open.
+
+        Raises:
+            OSError, ValueError: as :meth:`get`.
+        """
+        for spec in service.components.values():
+            for position in range(spec.workers):
+                self.of(service, spec, position)
 
     def _make(self, listener: Listener, position: int) -> socket.socket:
         address = listener.address
@@ -79,7 +97,7 @@ class Sockets(Closing):
         )
 
     def _with_port(self, listener: Listener) -> str:
-        """Port 0 is chosen once: the other shards are on the port of the first."""
+        """Return the address of a further shard: where the port is 0, that of the first."""
         host, colon, port = listener.address.rpartition(":")
         if port != "0":
             return listener.address
@@ -90,22 +108,23 @@ class Sockets(Closing):
         if fd is None:
             known = ", ".join(sorted(self._inherited)) or "none"
             raise ValueError(
-                f"systemd:{name}: no descriptor of that name was given to us ({known})"
+                f"systemd:{name}: the service manager passed no descriptor of that name "
+                f"(it passed: {known})"
             )
         return socket.socket(fileno=fd)
 
     def keep(self, wanted: Iterable[tuple[Listener, int]]) -> None:
-        """Close all but these."""
+        """Close all sockets but these."""
         keys = {_key(listener, position) for listener, position in wanted}
         for key in self._open.keys() - keys:
             self._open.pop(key).close()
 
     def all(self) -> dict[Key, socket.socket]:
-        """Those that are open; borrowed."""
+        """Return the open sockets; borrowed."""
         return dict(self._open)
 
     def close(self) -> None:
-        """Close them all, those included that nobody asked for."""
+        """Close all sockets, inherited ones that were never used included."""
         for found in self._open.values():
             found.close()
         self._open.clear()

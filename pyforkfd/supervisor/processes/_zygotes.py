@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import select
 from collections.abc import Iterable
+from dataclasses import replace
 
-from pyforkfd.supervisor.spec._spec import ZygoteSpec
+from pyforkfd._closing import Closing
+from pyforkfd.supervisor.spec._spec import Component, Service, ZygoteSpec
 from pyforkfd.zygote import Zygote
 
 Key = tuple[str, int]
 
 
-class Zygotes:
-    """A new generation is to run new code, so it has zygotes of its own.
+class Zygotes(Closing):
+    """The zygotes in use, by name and generation: a new generation runs new code.
 
-    What a zygote imports takes as long as it takes, and must not stop the loop: it is begun,
-    and asked for its answer when that is there.  No thread: one that started a zygote would be
-    the parent of its workers, and would end when another program is executed in our place.
+    The imports of a zygote may take long and must not stop the loop: its start is begun, and
+    its answer read when that is there.  No thread: one that started a zygote would be the
+    parent of its workers, and would end when another program is executed in our place.
     """
 
     def __init__(self) -> None:
@@ -27,11 +29,11 @@ class Zygotes:
         self._epoll = select.epoll()
 
     def fileno(self) -> int:
-        """Readable when a zygote has started or failed; borrowed."""
+        """Return a descriptor that is readable when a zygote has started or failed; borrowed."""
         return self._epoll.fileno()
 
     def read(self) -> None:
-        """Take note, so that fileno() waits for the next."""
+        """Note which zygotes have answered, so that fileno() waits for the next."""
         answered = {fd for fd, _ in self._epoll.poll(0)}
         for key, fd in list(self._starting.items()):
             if fd in answered:
@@ -39,7 +41,7 @@ class Zygotes:
                 del self._starting[key]
 
     def get(self, spec: ZygoteSpec, generation: int) -> Zygote | None:
-        """A started zygote; None while it starts.
+        """Return a started zygote; None while it starts.
 
         Raises:
             ZygoteError, SpawnError: it could not be started; the next call tries again.
@@ -68,7 +70,7 @@ class Zygotes:
         return None
 
     def keep(self, wanted: Iterable[Key]) -> None:
-        """End all but these; their workers live on."""
+        """End all zygotes but these; the workers of the others live on."""
         for key in self._zygotes.keys() - set(wanted):
             if (fd := self._starting.pop(key, None)) is not None:
                 self._epoll.unregister(fd)
@@ -76,6 +78,24 @@ class Zygotes:
             self._zygotes.pop(key).close()
 
     def close(self) -> None:
-        """End all of them, also those that have not started yet."""
+        """End all zygotes, also those that have not started yet."""
         self.keep(())
         self._epoll.close()
+
+
+def zygote_for(service: Service, spec: Component) -> ZygoteSpec:
+    """Return the zygote that makes a component's workers; its own where it names none.
+
+    The zygote has imported the modules of its components' functions: a worker that had to
+    would stop the loop meanwhile, as a spawn is over when the function was found.
+    """
+    if spec.zygote is None:
+        return ZygoteSpec(name=f"of {spec.name}", preload=_modules([spec]))
+    zygote = service.zygotes[spec.zygote]
+    components = [other for other in service.components.values() if other.zygote == zygote.name]
+    preload = dict.fromkeys([*zygote.preload, *_modules(components)])  # in this order, each once
+    return replace(zygote, preload=tuple(preload))
+
+
+def _modules(components: Iterable[Component]) -> tuple[str, ...]:
+    return tuple(c.function.partition(":")[0] for c in components if c.function is not None)

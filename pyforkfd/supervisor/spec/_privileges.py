@@ -9,9 +9,9 @@ import pwd
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pyforkfd import _core
+from pyforkfd._options import WorkerOptions
 from pyforkfd._types import Capabilities
 
 from ._spec import Component, Privileges
@@ -108,41 +108,39 @@ def capabilities_for(component: Component, holder: Holder) -> Capabilities:
     )
 
 
-def spawn_options(component: Component, holder: Holder | None = None) -> dict[str, Any]:
-    """The component as keyword arguments of :class:`pyforkfd.Command` and of Zygote.spawn.
+def spawn_options(component: Component, holder: Holder | None = None) -> WorkerOptions:
+    """Return a component's options, for :class:`pyforkfd.Command` and for Zygote.spawn.
 
     Args:
-        component: a valid one.
-        holder: who spawns; None is the calling process as it is now.
+        component: a valid component.
+        holder: the privileges of the process that spawns; None: the calling process now.
 
     Returns:
-        cwd, umask, nice, cpu_affinity, rlimits, and all of the privileges.  Not in it: what
-        the loop knows (program or function, descriptors, cgroup) and :func:`environment`.
+        cwd, umask, nice, cpu_affinity, rlimits, and all privileges; not the options that the
+        engine adds (program or function, descriptors, cgroup) and :func:`environment`.
 
     Raises:
-        OSError: the file of the filter cannot be read; it names the file.
+        OSError: the file of the filter cannot be read; the error names the file.
         ValueError: that file is no filter; a name is unknown.
     """
     holder = holder or Holder.now()
     privileges = component.privileges
-    options: dict[str, Any] = {
+    options: WorkerOptions = {
         "capabilities": capabilities_for(component, holder),
         "no_new_privs": privileges.no_new_privs,
         "namespaces": privileges.namespaces,
     }
     if not is_already(privileges, holder):
-        options |= {
-            "user": privileges.user,
-            "group": privileges.group,
-            "extra_groups": privileges.extra_groups,
-        }
+        options["user"] = privileges.user
+        options["group"] = privileges.group
+        options["extra_groups"] = privileges.extra_groups
     if privileges.seccomp is not None:
         options["seccomp"] = read_filter(privileges.seccomp)
     if privileges.chroot is not None:
         options["chroot"] = privileges.chroot
     for name in ("cwd", "umask", "nice", "cpu_affinity"):
-        if getattr(component, name) is not None:
-            options[name] = getattr(component, name)
+        if (value := getattr(component, name)) is not None:
+            options[name] = value
     if component.rlimits:
         options["rlimits"] = {
             rlimit_number(name): both_limits(value) for name, value in component.rlimits.items()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pyforkfd._spawn import Namespace
+from pyforkfd._types import Namespace
 
 from ._bounds import ABOVE_0, AT_LEAST_0, AT_LEAST_1, AT_LEAST_2, Bounds
 from ._limits import Limits as Limits

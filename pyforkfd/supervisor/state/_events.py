@@ -1,4 +1,4 @@
-"""What can happen to a supervisor, and what it can do about it: plain values, no more."""
+"""The events that the state machine takes and the actions that it returns: plain values."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pyforkfd.supervisor.spec._spec import Component
 Cause: TypeAlias = Literal[
     "exit", "done", "signal", "core", "oom", "stale", "boot_timeout", "spawn_failed"
 ]
-"""Why a worker died: the label of process_crash_total."""
+"""The cause of a worker's death: the label of process_crash_total."""
 
 Order: TypeAlias = Literal["drain", "pause", "resume"]
-"""What a worker that reads its channel is told."""
+"""The orders of the state machine to a worker that reads its channel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Spawned:
 
 @dataclass(frozen=True, slots=True)
 class SpawnFailed:
-    """A worker could not be started; nothing is left of it."""
+    """A worker could not be started; nothing of it is left."""
 
     worker_id: int
     why: str
@@ -44,7 +44,7 @@ class BecameReady:
 
     Attributes:
         worker_id: its id.
-        speaks: it reads orders from its channel.
+        speaks: whether it reads orders from its channel.
     """
 
     worker_id: int
@@ -57,7 +57,7 @@ class Ended:
 
     Attributes:
         worker_id: its id.
-        cause: as far as its exit status and its cgroup can tell.
+        cause: as far as its exit status and its cgroup show it.
         detail: for people: "exit code 3".
     """
 
@@ -94,13 +94,13 @@ class Reload:
     """Replace workers by a new generation.
 
     Attributes:
-        components: what is to run then, whole; None: what runs now.
-        only: those whose workers are replaced; None: all.  Of others nothing may have changed
-            that their workers were started from.
-        sharded: components with listeners of which each position has its own; None: those
-            that have them now.
-        rollback: seconds that what is replaced stays paused; None: as now.
-        max_generations: more are not kept alive at once; None: as now.
+        components: all components of the new generation; None: those that run now.
+        only: components whose workers are replaced; None: all.  In the others nothing may
+            have changed that their workers were started from.
+        sharded: components with listeners of which each position has a socket of its own;
+            None: those that have them now.
+        rollback: seconds for which the replaced generation stays paused; None: as now.
+        max_generations: how many may be alive at once; None: as now.
     """
 
     components: Mapping[str, Component] | None = None
@@ -125,7 +125,7 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """End.  A second one, or ``now``, does not wait for workers to finish."""
+    """End all workers.  A second Stop, or ``now``, does not wait for them to finish."""
 
     now: bool = False
 
@@ -148,14 +148,14 @@ Event: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class Spawn:
-    """Start this worker; answer Spawned or SpawnFailed."""
+    """Start a worker; the answer is Spawned or SpawnFailed."""
 
     worker_id: int
 
 
 @dataclass(frozen=True, slots=True)
-class Tell:
-    """Send an order over its channel."""
+class SendOrder:
+    """Send an order to a worker over its channel."""
 
     worker_id: int
     order: Order
@@ -163,7 +163,10 @@ class Tell:
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """Send a signal to the process; one that is not there yet is given up: SpawnFailed."""
+    """Send a signal to a worker's process.
+
+    A worker that has no process yet is given up: the answer is SpawnFailed.
+    """
 
     worker_id: int
     signum: int
@@ -171,21 +174,21 @@ class Signal:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """SIGKILL to the whole tree of the worker; see Signal for one that is not there yet."""
+    """Send SIGKILL to a worker and all its descendants; without a process: as for Signal."""
 
     worker_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """The worker is no more: free what belonged to it."""
+    """Free what belonged to a worker that was reaped or never started."""
 
     worker_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class Lend:
-    """Let a worker accept from another's shards until they are taken back."""
+    """Let a worker accept from the shards of another position until they are taken back."""
 
     worker_id: int
     position: int
@@ -193,7 +196,7 @@ class Lend:
 
 @dataclass(frozen=True, slots=True)
 class TakeBack:
-    """Let a worker no longer accept from the shards that were lent to it."""
+    """End the loan of a position's shards to a worker."""
 
     worker_id: int
     position: int
@@ -201,7 +204,7 @@ class TakeBack:
 
 @dataclass(frozen=True, slots=True)
 class Crashed:
-    """For the counters, the log and the hooks: a worker died that was not to."""
+    """Count, log and run the hooks for a worker that died unexpectedly."""
 
     worker_id: int
     component: str
@@ -212,7 +215,7 @@ class Crashed:
 
 @dataclass(frozen=True, slots=True)
 class Reloaded:
-    """How a reload or a roll back ended; ``why`` is empty where it worked."""
+    """Report the outcome of a reload or a roll back; ``why`` is empty after success."""
 
     generation: int
     why: str = ""
@@ -220,14 +223,14 @@ class Reloaded:
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """Tell the service manager."""
+    """Report to the service manager."""
 
     what: Literal["ready", "reloading", "stopping"]
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A line for the log."""
+    """Write a line to the log."""
 
     level: Literal["info", "warning", "error"]
     text: str
@@ -237,14 +240,14 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """Everything has ended; so shall we."""
+    """End the supervisor with an exit code: the last worker was reaped."""
 
     code: int
 
 
 Action: TypeAlias = (
     Spawn
-    | Tell
+    | SendOrder
     | Signal
     | Kill
     | Forget

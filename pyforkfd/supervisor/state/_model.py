@@ -1,10 +1,12 @@
-"""What a supervisor knows of its workers: frozen values that the state machine replaces."""
+"""The state of a supervisor: frozen values, which the state machine replaces."""
 
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from pyforkfd.supervisor.spec._spec import Component, Service
 
@@ -12,7 +14,7 @@ from ._events import Cause
 
 
 class Phase(enum.Enum):
-    """Where a worker is in its life; from DRAINING on it is leaving."""
+    """The phase of a worker's life; from DRAINING on it is leaving."""
 
     BOOTING = "booting"
     READY = "ready"
@@ -29,22 +31,22 @@ SERVING = frozenset({Phase.BOOTING, Phase.READY})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:
-    """One process that was asked for.
+    """A worker, from the action that starts its process until that is reaped.
 
     Attributes:
         id: never used twice.
-        spec: what it was started from.
-        position: which of its component's workers it is, from 0.
+        spec: the component as it was when the worker was started, or adjusted since.
+        position: its place among its component's workers, from 0.
         generation: of its component, when it was started.
-        phase: where it is in its life.
-        born: when it was asked for.
+        phase: of its life.
+        born: when the state machine decided to start it.
         since: when its phase began.
         pid: None until it has become its program.
-        speaks: it reads orders from its channel.
-        retiring: it leaves as soon as another is ready in its position.
-        leaving: it has announced that it leaves by itself.
-        condemned: why we end it, where that is its own fault.
-        deadline: when its phase has lasted too long.
+        speaks: whether it reads orders from its channel.
+        retiring: whether it leaves as soon as another is ready in its position.
+        leaving: whether it has announced that it leaves by itself.
+        condemned: why it is ended, where the reason is its own fault.
+        deadline: when its phase has lasted too long; None: it may last.
     """
 
     id: int
@@ -69,19 +71,19 @@ class Worker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crew:
-    """The workers of one component in one generation, as they are wanted.
+    """A crew: the workers of one component in one generation, as they are wanted.
 
     Attributes:
-        spec: what they are started from.
+        spec: the component that they are started from.
         count: how many are wanted.
         widest: how many were ever wanted: as many shards have been in use.
         generation: theirs.
-        crashes: when, within the time that ``spec.restart`` looks back on.
+        crashes: times of the crashes within ``spec.restart.within``.
         failures: position -> crashes in a row.
-        not_before: position -> when the next may start there.
+        not_before: position -> when the next may start there: the back-off.
         finished: positions whose worker ended and is not to be replaced.
-        fatal: too many crashes: nothing is started any more.
-        sharded: of some listener each position has a socket of its own.
+        fatal: whether there were too many crashes: no worker is started any more.
+        sharded: whether each position has a socket of its own of some listener.
     """
 
     spec: Component
@@ -104,9 +106,9 @@ class Pending:
         generation: its number.
         crews: those that boot.
         removed: components that are not wanted any more.
-        adjusted: components whose workers stay, and go by this from then on.
-        rollback: of the state, from then on.
-        max_generations: likewise.
+        adjusted: components whose workers stay, with their specification from then on.
+        rollback: that of the state from then on.
+        max_generations: that of the state from then on.
     """
 
     generation: int
@@ -134,23 +136,23 @@ class Previous:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """Everything the heart knows.  Two equal states decide alike.
+    """Everything that the state machine decides by.  Two equal states decide alike.
 
     Attributes:
-        crews: component -> what is wanted of it.
+        crews: component -> its crew that is wanted now.
         workers: id -> worker, until it is reaped.
         pending: the generation that boots, if any.
         previous: the generation that is paused, if any.
         generation: the newest number.
         next_worker: the next id.
-        lent: (component, position) -> the worker that accepts from that position's shards
-            while nobody is ready there.
+        lent: (component, position) -> id of the worker that accepts from that position's
+            shards while no worker is ready there.
         rollback: how long a replaced generation stays paused, in seconds.
-        max_generations: more are not kept alive at once.
-        announced: the service manager was told that we are ready.
-        stopping: no worker is wanted any more.
-        exit_code: ours, when it is time.
-        exited: Exit was said.
+        max_generations: how many may be alive at once.
+        announced: whether readiness was reported to the service manager.
+        stopping: whether no worker is wanted any more.
+        exit_code: the supervisor's, when all workers have ended.
+        exited: whether there was an Exit action.
     """
 
     crews: Mapping[str, Crew]
@@ -169,7 +171,7 @@ class State:
 
 
 def initial(service: Service) -> State:
-    """Nothing runs yet; the first step starts all of it."""
+    """Return the state of a service that does not run; the first step starts all of it."""
     shards = sharded(service)
     return State(
         crews={
@@ -188,7 +190,7 @@ def initial(service: Service) -> State:
 
 
 def sharded(service: Service) -> frozenset[str]:
-    """Components of which some listener has one socket for each position."""
+    """Return the components of which some listener has one socket for each position."""
     return frozenset(
         name
         for name, spec in service.components.items()
@@ -196,24 +198,32 @@ def sharded(service: Service) -> frozenset[str]:
     )
 
 
-def missing(state: State) -> dict[str, int]:
-    """Component -> how many ready workers fewer than wanted it has, where it has fewer."""
+class Staffed(Protocol):
+    """Crews and workers, of a state or of one on its way."""
+
+    @property
+    def crews(self) -> Mapping[str, Crew]: ...
+
+    @property
+    def workers(self) -> Mapping[int, Worker]: ...
+
+
+def missing(state: Staffed) -> dict[str, int]:
+    """Count the workers that are not ready: component -> how many fewer than wanted."""
+    ready = Counter(
+        (worker.component, worker.generation)
+        for worker in state.workers.values()
+        if worker.phase is Phase.READY
+    )
     found = {}
     for name, crew in state.crews.items():
-        ready = sum(
-            1
-            for worker in state.workers.values()
-            if worker.component == name
-            and worker.phase is Phase.READY
-            and worker.generation == crew.generation
-        )
-        if (short := crew.count - len(crew.finished) - ready) > 0:
+        if (short := crew.count - len(crew.finished) - ready[name, crew.generation]) > 0:
             found[name] = short
     return found
 
 
 def due(state: State) -> float | None:
-    """When the next step is needed even if nothing happens."""
+    """Return when the next step is due even if no event comes; None: never."""
     times = [worker.deadline for worker in state.workers.values() if worker.deadline is not None]
     if not state.stopping:  # or nothing is started any more
         for crew in state.crews.values():
@@ -224,5 +234,8 @@ def due(state: State) -> float | None:
 
 
 def spread(worker_id: int) -> float:
-    """From 0 to 1 by its id: workers that were started together shall not leave together."""
+    """Return a fraction from 0 to 1 by a worker's id.
+
+    So workers that were started together do not leave together.
+    """
     return (worker_id * 0.6180339887498949) % 1.0  # golden ratio: far apart for neighbours

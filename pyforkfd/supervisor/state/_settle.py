@@ -1,366 +1,250 @@
-"""What follows from a state: whatever differs from what is wanted becomes an action."""
+"""The settling of a draft: whatever differs from what is wanted becomes an action."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 from pyforkfd.supervisor.spec._spec import Component
 
-from ._events import (
-    Action,
-    Announce,
-    Cause,
-    Exit,
-    Kill,
-    Lend,
-    Note,
-    Reloaded,
-    Signal,
-    Spawn,
-    TakeBack,
-    Tell,
+from ._changes import (
+    become_ready,
+    condemn,
+    dismiss,
+    kill,
+    retire,
+    signal_to_stop,
+    stop,
+    wanted_count,
 )
-from ._model import SERVING, STAYING, Crew, Pending, Phase, Previous, State, Worker, missing, spread
+from ._draft import Draft
+from ._events import Announce, Exit, Lend, Note, Reloaded, SendOrder, Spawn, TakeBack
+from ._model import SERVING, STAYING, Crew, Pending, Phase, Previous, Worker, missing
 
-_DUMP_TIME = 1.0  # seconds for a stack dump to be written
 _STARTED = 1.0  # seconds; a program that lives on for so long is taken to have started
 
-Level = Literal["info", "warning", "error"]
+
+def settle(draft: Draft) -> None:
+    """Add every action that the draft's state calls for, and the changes that go with it."""
+    for worker in list(draft.workers.values()):
+        if worker.deadline is not None and worker.deadline <= draft.now:
+            _overdue(draft, worker)
+    if draft.previous is not None and draft.previous.until <= draft.now:
+        draft.previous = None
+    pending = draft.pending
+    if pending is not None and all(_is_complete(draft, crew) for crew in pending.crews.values()):
+        _switch(draft, pending)
+    if not draft.stopping:
+        for name, crew in list(draft.crews.items()):
+            if (filled := _fill(draft, crew)) is not crew:
+                draft.put_crew(name, filled)
+        if draft.pending is not None:
+            for crew in draft.pending.crews.values():
+                _fill(draft, crew)
+    for worker in list(draft.workers.values()):
+        if worker.phase in STAYING and not _belongs(draft, worker):
+            dismiss(draft, worker)
+    _limit_generations(draft)
+    _lend(draft)
+    _announce(draft)
+    _exit(draft)
 
 
-class Draft:
-    """A state on its way to the next: changed by one event, then settled."""
+def _overdue(draft: Draft, worker: Worker) -> None:
+    """End a phase that has lasted too long."""
+    spec = worker.spec
+    match worker.phase:
+        case Phase.BOOTING if spec.readiness == "started":
+            become_ready(draft, worker.id, speaks=False)
+        case Phase.BOOTING:
+            why = f"not ready within {spec.boot_timeout:g} s"
+            condemn(draft, worker, "boot_timeout", why)
+        case Phase.READY:
+            draft.put(replace(worker, deadline=None))
+            retire(draft, worker.id, f"{spec.recycle.age:g} s old")
+        case Phase.DRAINING:
+            draft.note(worker, "warning", f"not finished in {spec.drain_timeout:g} s")
+            signal_to_stop(draft, worker, spec.stop_timeout)
+        case Phase.STOPPING:
+            draft.note(worker, "warning", "does not stop: killing it with its children")
+            kill(draft, worker)
+        case Phase.DUMPING:
+            kill(draft, worker)
 
-    def __init__(self, state: State, now: float) -> None:
-        self.state = state
-        self.now = now
-        self.actions: list[Action] = []
-        self.crews = dict(state.crews)
-        self.workers = dict(state.workers)
-        self.pending = state.pending
-        self.previous = state.previous
-        self.stopping = state.stopping
-        self.exit_code = state.exit_code
-        self.generation = state.generation
-        self.next_worker = state.next_worker
 
-    def result(self) -> tuple[State, list[Action]]:
-        return self._now(), self.actions
+def _is_complete(draft: Draft, crew: Crew) -> bool:
+    ready = {worker.position for worker in draft.members(crew, Phase.READY)}
+    return (ready | crew.finished).issuperset(range(crew.count))
 
-    def _now(self) -> State:
-        return replace(
-            self.state,
-            crews=self.crews,
-            workers=self.workers,
-            pending=self.pending,
-            previous=self.previous,
-            stopping=self.stopping,
-            exit_code=self.exit_code,
-            generation=self.generation,
-            next_worker=self.next_worker,
-        )
 
-    def settle(self) -> None:
-        for worker in list(self.workers.values()):
-            if worker.deadline is not None and worker.deadline <= self.now:
-                self._overdue(worker)
-        if self.previous is not None and self.previous.until <= self.now:
-            self.previous = None
-        if self.pending is not None and all(map(self._complete, self.pending.crews.values())):
-            self._switch(self.pending)
-        if not self.stopping:
-            for name, crew in list(self.crews.items()):
-                self.crews[name] = self._fill(crew)
-            if self.pending is not None:
-                for crew in self.pending.crews.values():
-                    self._fill(crew)
-        for worker in list(self.workers.values()):
-            if worker.phase in STAYING and not self._belongs(worker):
-                self._dismiss(worker)
-        self._limit_generations()
-        lent = self._lend()
-        announced = self._announce()
-        self.state = replace(self.state, lent=lent, announced=announced, exited=self._exit())
+def _switch(draft: Draft, pending: Pending) -> None:
+    """Go over to a generation that is ready; the old one leaves, or pauses."""
+    added = frozenset(pending.crews.keys() - draft.crews.keys())
+    replaced = {
+        name: crew
+        for name, crew in draft.crews.items()
+        if name in pending.crews or name in pending.removed
+    }
+    for name in pending.removed & draft.crews.keys():
+        draft.remove_crew(name)
+    for name, crew in pending.crews.items():
+        draft.put_crew(name, crew)
+    for name, spec in pending.adjusted.items():
+        _adjust(draft, name, spec)
+    draft.pending = draft.previous = None
+    draft.rollback = pending.rollback
+    draft.max_generations = pending.max_generations
+    draft.actions.append(Reloaded(pending.generation))
+    draft.actions.append(Announce("ready"))
+    if draft.rollback <= 0:
+        return
+    old = [worker for crew in replaced.values() for worker in draft.members(crew, Phase.READY)]
+    if unable := [worker for worker in old if not worker.speaks]:
+        draft.note(unable[0], "warning", "cannot pause, so no roll back is possible")
+        return
+    for worker in old:
+        draft.actions.append(SendOrder(worker.id, "pause"))
+        draft.enter(worker, Phase.PAUSED, None)
+    draft.previous = Previous(crews=replaced, added=added, until=draft.now + draft.rollback)
 
-    def _overdue(self, worker: Worker) -> None:
-        patience = worker.spec
-        match worker.phase:
-            case Phase.BOOTING if patience.readiness == "started":
-                self._ready(worker.id, speaks=False)
-            case Phase.BOOTING:
-                why = f"not ready within {patience.boot_timeout:g} s"
-                self._condemn(worker, "boot_timeout", why)
-            case Phase.READY:
-                self.workers[worker.id] = replace(worker, deadline=None)
-                self._retire(worker.id, f"{patience.recycle.age:g} s old")
-            case Phase.DRAINING:
-                self._note(worker, "warning", f"not finished in {patience.drain_timeout:g} s")
-                self._signal_to_stop(worker, patience.stop_timeout)
-            case Phase.STOPPING:
-                self._note(worker, "warning", "does not stop: killing it with its children")
-                self._kill(worker)
-            case Phase.DUMPING:
-                self._kill(worker)
 
-    def _complete(self, crew: Crew) -> bool:
-        ready = {worker.position for worker in self._of(crew, Phase.READY)}
-        return (ready | crew.finished).issuperset(range(crew.count))
+def _adjust(draft: Draft, name: str, spec: Component) -> None:
+    """Give a component a specification that its workers need not be started anew for."""
+    crew = draft.crews[name]
+    count = wanted_count(crew, spec)
+    draft.put_crew(name, replace(crew, spec=spec, count=count, widest=max(count, crew.widest)))
+    for worker in draft.members(crew, *STAYING):
+        draft.put(replace(worker, spec=spec))
 
-    def _switch(self, pending: Pending) -> None:
-        """All of the new generation is ready; the old may go, or pause."""
-        added = frozenset(pending.crews.keys() - self.crews.keys())
-        replaced = {
-            name: crew
-            for name, crew in self.crews.items()
-            if name in pending.crews or name in pending.removed
-        }
-        self.crews = {n: c for n, c in self.crews.items() if n not in pending.removed}
-        self.crews.update(pending.crews)
-        for name, spec in pending.adjusted.items():
-            self._adjust(name, spec)
-        self.pending = self.previous = None
-        self.state = replace(
-            self.state, rollback=pending.rollback, max_generations=pending.max_generations
-        )
-        self.actions.append(Reloaded(pending.generation))
-        self.actions.append(Announce("ready"))
-        if self.state.rollback <= 0:
-            return
-        old = [worker for crew in replaced.values() for worker in self._of(crew, Phase.READY)]
-        if mute := [worker for worker in old if not worker.speaks]:
-            self._note(mute[0], "warning", "cannot pause, so no roll back is kept")
-            return
-        for worker in old:
-            self.actions.append(Tell(worker.id, "pause"))
-            self._put(worker, Phase.PAUSED, None)
-        until = self.now + self.state.rollback
-        self.previous = Previous(crews=replaced, added=added, until=until)
 
-    def _adjust(self, name: str, spec: Component) -> None:
-        """Its workers stay, for nothing has changed that they were started from."""
-        crew = self.crews[name]
-        count = wanted_count(crew, spec)
-        widest = max(count, crew.widest)
-        self.crews[name] = replace(crew, spec=spec, count=count, widest=widest)
-        for worker in self._of(crew, *STAYING):
-            self.workers[worker.id] = replace(worker, spec=spec)
-
-    def _fill(self, crew: Crew) -> Crew:
-        """Start what is missing, and let go what was replaced."""
-        serving = self._of(crew, *SERVING)
-        replacing = False
-        # What has passed is as good as absent, and would be due for ever.
-        not_before = {p: when for p, when in crew.not_before.items() if when > self.now}
-        for position in range(crew.count):
-            here = [worker for worker in serving if worker.position == position]
-            fresh = [worker for worker in here if not worker.retiring]
-            if any(worker.phase is Phase.READY for worker in fresh):
-                for worker in here:
-                    if worker.retiring:
-                        self._dismiss(worker)
+def _fill(draft: Draft, crew: Crew) -> Crew:
+    """Start the workers that a crew is short of, and dismiss those that were replaced."""
+    serving = draft.members(crew, *SERVING)
+    replacing = False
+    # A back-off that has passed is as good as absent, and would be due for ever.
+    not_before = {p: when for p, when in crew.not_before.items() if when > draft.now}
+    for position in range(crew.count):
+        here = [worker for worker in serving if worker.position == position]
+        fresh = [worker for worker in here if not worker.retiring]
+        if any(worker.phase is Phase.READY for worker in fresh):
+            for worker in here:
+                if worker.retiring:
+                    dismiss(draft, worker)
+            continue
+        if fresh:
+            replacing = replacing or len(fresh) < len(here)
+            continue
+        if crew.fatal or position in crew.finished:
+            continue
+        if position in not_before:
+            continue
+        if here:  # retiring: one after the other, and a reload replaces them anyway
+            if replacing or draft.pending is not None:
                 continue
-            if fresh:
-                replacing = replacing or len(fresh) < len(here)
-                continue
-            if crew.fatal or position in crew.finished:
-                continue
-            if position in not_before:
-                continue
-            if here:  # retiring: one after the other, and a reload replaces them anyway
-                if replacing or self.pending is not None:
-                    continue
-                replacing = True
-            self._spawn(crew, position)
-        return replace(crew, not_before=not_before)
-
-    def _spawn(self, crew: Crew, position: int) -> None:
-        spec = crew.spec
-        patience = _STARTED if spec.readiness == "started" else spec.boot_timeout
-        worker = Worker(
-            id=self.next_worker,
-            spec=spec,
-            position=position,
-            generation=crew.generation,
-            phase=Phase.BOOTING,
-            born=self.now,
-            since=self.now,
-            deadline=self.now + patience,
-        )
-        self.next_worker += 1
-        self.workers[worker.id] = worker
-        self.actions.append(Spawn(worker.id))
-
-    def _belongs(self, worker: Worker) -> bool:
-        if self.stopping:
-            return False
-        if worker.phase is Phase.PAUSED:
-            crews = [] if self.previous is None else [self.previous.crews]
-        else:
-            crews = [self.crews] if self.pending is None else [self.crews, self.pending.crews]
-        found = [crew for group in crews if (crew := group.get(worker.component))]
-        return any(self._is_of(worker, crew) for crew in found)
-
-    def _is_of(self, worker: Worker, crew: Crew) -> bool:
-        if worker.generation != crew.generation:
-            return False
-        # Scaled down: it goes when those that stay are ready.
-        surplus = worker.phase is Phase.READY and not self._complete(crew)
-        return worker.position < crew.count or surplus
-
-    def _limit_generations(self) -> None:
-        alive = sorted({worker.generation for worker in self.workers.values()}, reverse=True)
-        for worker in list(self.workers.values()):
-            leaves = worker.phase not in STAYING and worker.phase is not Phase.KILLED
-            if leaves and worker.generation in alive[self.state.max_generations :]:
-                why = f"generation {worker.generation} is one too many: killing it"
-                self._note(worker, "warning", why)
-                self._kill(worker)
-
-    def _lend(self) -> dict[tuple[str, int], int]:
-        """Shards of positions where nobody is ready go to a sibling, one owner each."""
-        lent = {}
-        for name, crew in self.crews.items():
-            if self.stopping or not crew.sharded:
-                continue
-            ready = self._of(crew, Phase.READY)
-            owned = {worker.position for worker in ready}
-            takers = {worker.id: 0 for worker in ready if worker.speaks}
-            homeless = [p for p in range(crew.widest) if p not in owned]
-            for position in homeless:
-                if (taker := self.state.lent.get((name, position))) in takers:
-                    lent[name, position] = taker
-                    takers[taker] += 1
-            for position in homeless:
-                if takers and (name, position) not in lent:
-                    taker = min(takers, key=lambda number: (takers[number], number))
-                    lent[name, position] = taker
-                    takers[taker] += 1
-        for key, number in self.state.lent.items():
-            if lent.get(key) != number and number in self.workers:
-                self.actions.append(TakeBack(number, key[1]))
-        for key, number in lent.items():
-            if self.state.lent.get(key) != number:
-                self.actions.append(Lend(number, key[1]))
-        return lent
-
-    def _announce(self) -> bool:
-        if self.state.announced or self.stopping or missing(self._now()):
-            return self.state.announced
-        self.actions.append(Announce("ready"))
-        return True
-
-    def _exit(self) -> bool:
-        if not self.stopping and self._hopeless():
-            self.exit_code = 1
-            self.actions.append(Note("error", "no component can be kept running: giving up"))
-            self._stop(at_once=False)
-        if not self.stopping or self.workers or self.state.exited:
-            return self.state.exited
-        self.actions.append(Exit(self.exit_code))
-        return True
-
-    def _hopeless(self) -> bool:
-        served = any(worker.phase in STAYING for worker in self.workers.values())
-        return not served and bool(self.crews) and all(c.fatal for c in self.crews.values())
-
-    # Small changes, of which the others are made
-
-    def _put(self, worker: Worker, phase: Phase, patience: float | None) -> None:
-        deadline = None if patience is None else self.now + patience
-        self.workers[worker.id] = replace(worker, phase=phase, since=self.now, deadline=deadline)
-
-    def _note(self, worker: Worker, level: Level, text: str) -> None:
-        self.actions.append(Note(level, text, worker.component, worker.id))
-
-    def _of(self, crew: Crew, *phases: Phase) -> list[Worker]:
-        return [
-            worker
-            for worker in self.workers.values()
-            if worker.phase in phases
-            and worker.generation == crew.generation
-            and worker.component == crew.spec.name
-        ]
-
-    def _ready(self, worker_id: int, speaks: bool) -> None:
-        worker = self.workers.get(worker_id)
-        if worker is None:
-            return
-        worker = replace(worker, speaks=worker.speaks or speaks)
-        self.workers[worker_id] = worker
-        if worker.phase is not Phase.BOOTING:
-            return
-        self._put(worker, Phase.READY, age(worker))
-        self._note(worker, "info", f"ready after {self.now - worker.born:.3f} s")
-
-    def _retire(self, worker_id: int, why: str) -> None:
-        worker = self.workers.get(worker_id)
-        if worker is not None and worker.phase in SERVING and not worker.retiring:
-            self.workers[worker_id] = replace(worker, retiring=True)
-            self._note(worker, "info", f"to be replaced: {why}")
-
-    def _condemn(self, worker: Worker, cause: Cause, why: str) -> None:
-        """It will not answer: let it show its stack, then end it."""
-        worker = replace(worker, condemned=cause)
-        if self.pending is not None and worker.generation == self.pending.generation:
-            self._abort(f"{worker.component}: worker {worker.id}: {why}")
-        if (dump := worker.spec.dump_signal) is None:
-            self._note(worker, "error", f"{why}: killing it")
-            self._kill(worker)
-            return
-        self._note(worker, "error", f"{why}: dumping its stack, then killing it")
-        self.actions.append(Signal(worker.id, dump))
-        self._put(worker, Phase.DUMPING, _DUMP_TIME)
-
-    def _dismiss(self, worker: Worker) -> None:
-        spec = worker.spec
-        if worker.speaks and worker.phase is not Phase.BOOTING:
-            self.actions.append(Tell(worker.id, "drain"))
-            self._put(worker, Phase.DRAINING, spec.drain_timeout)
-        else:
-            # The signal is all that a program which knows nothing of us has to drain by.
-            drain = spec.drain_timeout if worker.phase is Phase.READY else 0.0
-            self._signal_to_stop(worker, drain + spec.stop_timeout)
-
-    def _signal_to_stop(self, worker: Worker, patience: float) -> None:
-        self.actions.append(Signal(worker.id, worker.spec.stop_signal))
-        self._put(worker, Phase.STOPPING, patience)
-
-    def _kill(self, worker: Worker) -> None:
-        if worker.phase is not Phase.KILLED:
-            self._put(worker, Phase.KILLED, None)
-            self.actions.append(Kill(worker.id))
-
-    def _abort(self, why: str) -> None:
-        """Nothing changes: the workers of the pending generation belong to none any more."""
-        assert self.pending is not None
-        self.actions.append(Reloaded(self.pending.generation, why))
-        if self.state.announced and not self.stopping:
-            self.actions.append(Announce("ready"))
-        self.pending = None
-
-    def _stop(self, at_once: bool) -> None:
-        if not self.stopping:
-            self.stopping = True
-            self.actions.append(Announce("stopping"))
-        if self.pending is not None:
-            self._abort("the supervisor is stopping")
-        self.previous = None
-        if at_once:
-            for worker in list(self.workers.values()):
-                self._kill(worker)
+            replacing = True
+        _spawn(draft, crew, position)
+    if not_before == crew.not_before:
+        return crew
+    return replace(crew, not_before=not_before)
 
 
-def age(worker: Worker) -> float | None:
-    """How long it may stay."""
-    recycle = worker.spec.recycle
-    if recycle.age is None:
-        return None
-    return recycle.age * (1.0 - recycle.jitter * spread(worker.id))
+def _spawn(draft: Draft, crew: Crew, position: int) -> None:
+    spec = crew.spec
+    patience = _STARTED if spec.readiness == "started" else spec.boot_timeout
+    worker = Worker(
+        id=draft.next_worker,
+        spec=spec,
+        position=position,
+        generation=crew.generation,
+        phase=Phase.BOOTING,
+        born=draft.now,
+        since=draft.now,
+        deadline=draft.now + patience,
+    )
+    draft.next_worker += 1
+    draft.put(worker)
+    draft.actions.append(Spawn(worker.id))
 
 
-def wanted_count(old: Crew | None, spec: Component) -> int:
-    """What it was scaled to, unless the specification has another number than before."""
-    if old is not None and old.spec.workers == spec.workers:
-        return old.count
-    return spec.workers
+def _belongs(draft: Draft, worker: Worker) -> bool:
+    """Return whether a crew that is wanted, or paused, has a worker."""
+    if draft.stopping:
+        return False
+    if worker.phase is Phase.PAUSED:
+        groups = [] if draft.previous is None else [draft.previous.crews]
+    else:
+        groups = [draft.crews] if draft.pending is None else [draft.crews, draft.pending.crews]
+    crews = [crew for group in groups if (crew := group.get(worker.component))]
+    return any(_is_member(draft, worker, crew) for crew in crews)
+
+
+def _is_member(draft: Draft, worker: Worker, crew: Crew) -> bool:
+    if worker.generation != crew.generation:
+        return False
+    # Scaled down: it leaves when those that stay are ready.
+    surplus = worker.phase is Phase.READY and not _is_complete(draft, crew)
+    return worker.position < crew.count or surplus
+
+
+def _limit_generations(draft: Draft) -> None:
+    """Kill workers that leave, of generations older than the newest that may be alive."""
+    alive = sorted({worker.generation for worker in draft.workers.values()}, reverse=True)
+    too_old = alive[draft.max_generations :]
+    if not too_old:
+        return
+    for worker in list(draft.workers.values()):
+        leaves = worker.phase not in STAYING and worker.phase is not Phase.KILLED
+        if leaves and worker.generation in too_old:
+            why = f"generation {worker.generation} is one too many: killing it"
+            draft.note(worker, "warning", why)
+            kill(draft, worker)
+
+
+def _lend(draft: Draft) -> None:
+    """Lend the shards of positions where no worker is ready, each to one sibling."""
+    before, lent = draft.lent, {}
+    for name, crew in draft.crews.items():
+        if draft.stopping or not crew.sharded:
+            continue
+        ready = draft.members(crew, Phase.READY)
+        owned = {worker.position for worker in ready}
+        takers = {worker.id: 0 for worker in ready if worker.speaks}
+        free = [position for position in range(crew.widest) if position not in owned]
+        for position in free:
+            if (taker := before.get((name, position))) in takers:
+                lent[name, position] = taker
+                takers[taker] += 1
+        for position in free:
+            if takers and (name, position) not in lent:
+                taker = min(takers, key=lambda worker_id: (takers[worker_id], worker_id))
+                lent[name, position] = taker
+                takers[taker] += 1
+    for key, worker_id in before.items():
+        if lent.get(key) != worker_id and worker_id in draft.workers:
+            draft.actions.append(TakeBack(worker_id, key[1]))
+    for key, worker_id in lent.items():
+        if before.get(key) != worker_id:
+            draft.actions.append(Lend(worker_id, key[1]))
+    draft.lent = lent
+
+
+def _announce(draft: Draft) -> None:
+    """Announce the service's readiness, once, when no worker is missing."""
+    if not draft.announced and not draft.stopping and not missing(draft):
+        draft.announced = True
+        draft.actions.append(Announce("ready"))
+
+
+def _exit(draft: Draft) -> None:
+    """Stop where no component can be kept running; exit when the last worker was reaped."""
+    if not draft.stopping and _is_hopeless(draft):
+        draft.exit_code = 1
+        draft.actions.append(Note("error", "no component can be kept running: giving up"))
+        stop(draft, at_once=False)
+    if draft.stopping and not draft.workers and not draft.exited:
+        draft.exited = True
+        draft.actions.append(Exit(draft.exit_code))
+
+
+def _is_hopeless(draft: Draft) -> bool:
+    served = any(worker.phase in STAYING for worker in draft.workers.values())
+    return not served and bool(draft.crews) and all(c.fatal for c in draft.crews.values())

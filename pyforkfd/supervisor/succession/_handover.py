@@ -13,7 +13,7 @@ from pyforkfd.supervisor.state._model import State
 
 from ._codec import CodecError, decode, encode
 
-VERSION = 1
+VERSION = 2
 """The version of the record: raised when an older program would misread it; new fields do not."""
 
 
@@ -34,7 +34,7 @@ class Handover:
         todo: actions of the last step.
         sockets: name of a descriptor -> (address, shards, position).
         directory: path of the directory of the notify socket.
-        rooms: part of the supervisor -> its own record, plain values.
+        resources: part of the supervisor -> its own record, plain values.
     """
 
     state: State
@@ -43,7 +43,7 @@ class Handover:
     todo: tuple[Action, ...]
     sockets: Mapping[str, tuple[str, bool, int]]
     directory: str
-    rooms: Mapping[str, Any] = field(default_factory=dict)
+    resources: Mapping[str, Any] = field(default_factory=dict)
 
     def remaining(self, done: int) -> list[Action]:
         """Return the actions that are left.
@@ -84,7 +84,10 @@ def load(data: bytes) -> Handover:
     try:
         body = json.loads(data)
         if body["version"] != VERSION:
-            raise HandoverError(f"handover: version {body['version']}, this is {VERSION}")
+            raise HandoverError(
+                f"handover: the record has version {body['version']}, this program reads version "
+                f"{VERSION} only: stop the service, then start it with this program"
+            )
         specs = [decode(spec) for spec in body["specs"]]
         known = {field.name for field in fields(Handover)}
         return Handover(**{name: decode(body[name], specs) for name in known & body.keys()})

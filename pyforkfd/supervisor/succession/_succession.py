@@ -46,7 +46,8 @@ class Succession(Closing):
         done: number of actions of its ``todo`` that it had performed.
         keeper: the connection to the keeper; None: there is none.
         rehearsal: set for a program that is only to prove that it could take over.
-        rooms: part of the supervisor -> its own record for the successor, plain values;
+        directory: for sockets with a path; removed at the end, but not by a crash.
+        resources: part of the supervisor -> its own record for the successor, plain values;
             changed at will.
     """
 
@@ -57,7 +58,7 @@ class Succession(Closing):
             HandoverError: they cannot be taken over.
         """
         inherited = _inherited_fds(os.environ.pop(VARIABLE, ""))
-        self._fds: dict[str, int] = {}  # borrowed from their owners
+        self._fds: dict[str, int] = {}  # borrowed from the resources
         self._sockets: dict[str, tuple[Key, socket.socket]] = {}
         self._unclaimed = {name: _owned(name, fd) for name, fd in inherited.items()}
         self._dumped = b""
@@ -69,7 +70,7 @@ class Succession(Closing):
         self._record = Record(record)
         self.past: Handover | None = None
         self.done = 0
-        self.rooms: dict[str, Any] = {}
+        self.resources: dict[str, Any] = {}
         if record is None:
             return
         text, self.done = self._record.read()
@@ -77,7 +78,7 @@ class Succession(Closing):
         self._fds.update({name: fd.fileno() for name, fd in self._unclaimed.items()})
         self.past = load(text)
         self._directory = self.past.directory
-        self.rooms = dict(self.past.rooms)
+        self.resources = dict(self.past.resources)
 
     @property
     def directory(self) -> str:

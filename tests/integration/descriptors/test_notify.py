@@ -130,7 +130,7 @@ def test_a_manager_that_is_gone(manager: socket.socket) -> None:
 
 @pytest.mark.usefixtures("manager")
 def test_what_makes_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="notify: nothing to say"):
+    with pytest.raises(ValueError, match="notify: no field is given"):
         ff.notify()
     with pytest.raises(ValueError, match="line break in STATUS="):
         ff.notify(status="fine\nMAINPID=1")

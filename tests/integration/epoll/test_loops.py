@@ -330,5 +330,5 @@ def test_a_loop_on_poll_needs_no_other_selector() -> None:
             return type(loop._selector).__name__, woken(loop)  # type: ignore[attr-defined]
 
         assert in_child(child) == ("PollSelector", True)
-        with pytest.raises(TypeError, match="PollSelector keeps no set in the kernel"):
+        with pytest.raises(TypeError, match="PollSelector has no watch set in the kernel"):
             ff.audit(loop)

@@ -261,7 +261,7 @@ except OSError as error:
 
 
 def test_flags_that_make_no_process() -> None:
-    with pytest.raises(ValueError, match="flags 0x100 do not make a process"):
+    with pytest.raises(ValueError, match="flags: 0x100 do not make a process"):
         ff.clone(0x100)  # CLONE_VM
     with pytest.raises(ValueError, match="65 is not a signal"):
         ff.clone(exit_signal=65)

@@ -136,7 +136,7 @@ def test_times(pair: tuple[ff.FdChannel, ff.FdChannel]) -> None:
         with pytest.raises(TimeoutError, match=f"recv: no message within {timeout} s"):
             pair[1].recv(timeout=timeout)
     sent = fill(pair[0])
-    with pytest.raises(TimeoutError, match=r"send: no room within 0.01 s"):
+    with pytest.raises(TimeoutError, match=r"send: the receiver's buffer was full for 0.01 s"):
         pair[0].send(b"x", timeout=0.01)
     for _ in range(sent):
         pair[1].recv(timeout=0).close()

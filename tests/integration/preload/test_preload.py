@@ -20,7 +20,7 @@ from leaks import gone as reached
 from places import ROOT
 from preloaded import Preloaded, compile_leak
 from sandbox import CLOSE_RANGE, refuse
-from tools import tool
+from tools import NATIVE_TOOLS, tool
 
 import pyforkfd as ff
 
@@ -444,11 +444,11 @@ def test_other_platforms(kind: str, leak: Path, tmp_path: Path) -> None:
     if platform.machine() != "x86_64":
         pytest.skip("built on x86-64")
     if kind == "musl":
-        compiler = tool("musl-gcc", "musl-tools")
+        compiler = tool("musl-gcc", "musl-tools", NATIVE_TOOLS)
         start: list[str | Path] = []
     else:
-        compiler = tool("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu")
-        start = [tool("qemu-aarch64", "qemu-user"), "-L", "/usr/aarch64-linux-gnu"]
+        compiler = tool("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu", NATIVE_TOOLS)
+        start = [tool("qemu-aarch64", "qemu-user", NATIVE_TOOLS), "-L", "/usr/aarch64-linux-gnu"]
     library, program = tmp_path / "preload.so", tmp_path / "leak"
     flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-fvisibility=hidden"]
     sources = sorted(PRELOAD.glob("*.c"))

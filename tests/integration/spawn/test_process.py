@@ -143,7 +143,7 @@ def test_forgotten_child_warns_and_is_reaped_later() -> None:
         del child
         gc.collect()
     assert [w.category for w in seen] == [ResourceWarning]
-    assert f"child {pid} (cat) still runs and nobody waits for it" in str(seen[0].message)
+    assert f"child {pid} (cat) still runs and is not waited for" in str(seen[0].message)
     ended = os.pidfd_open(pid)
     os.close(writer)
     os.waitid(os.P_PIDFD, ended, os.WEXITED | os.WNOWAIT)

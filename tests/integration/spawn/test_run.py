@@ -173,7 +173,7 @@ def test_ctrl_c_kills_the_group(tmp_path: Path) -> None:
 )
 def test_what_makes_no_sense(wrong: dict[str, Any]) -> None:
     command = wrong.pop("command", ["true"])
-    with pytest.raises(ValueError, match="run: "):
+    with pytest.raises(ValueError, match=r"^(input|fds|process_group): .*run"):
         ff.run(command, **wrong)
 
 

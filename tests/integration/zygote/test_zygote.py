@@ -352,7 +352,7 @@ def test_values_that_make_no_sense(zygote: Zygote) -> None:
         zygote.spawn("zygote_jobs")
     with pytest.raises(ValueError, match="setup"):
         Zygote(setup="a b:c")
-    with pytest.raises(TypeError, match="a sequence of names"):
+    with pytest.raises(TypeError, match="preload: a sequence is wanted"):
         Zygote(preload="json")
     with pytest.raises(ValueError, match="nice"):
         zygote.spawn("zygote_jobs:nothing", nice=40)

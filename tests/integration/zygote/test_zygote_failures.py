@@ -279,8 +279,19 @@ def test_a_spawn_that_is_interrupted(tmp_path: Path) -> None:
         finally:
             signal.signal(signal.SIGALRM, before)
         assert zygote.generation == 1
-        threading.Thread(target=lambda: open(gate, "w").close()).start()
-        assert zygote.spawn("zygote_jobs:nothing").wait().success
+        done = threading.Event()
+
+        def hold() -> None:
+            with open(gate, "w"):
+                done.wait()
+
+        opened = threading.Thread(target=hold)
+        opened.start()
+        try:
+            assert zygote.spawn("zygote_jobs:nothing").wait().success
+        finally:
+            done.set()
+            opened.join()
 
 
 def test_a_full_socket(zygote: Zygote) -> None:

@@ -301,6 +301,6 @@ def test_multiprocessing_takes_them(tracker: None, pool: Pool) -> None:
 
 
 def test_how_many() -> None:
-    with pytest.raises(ValueError, match="warm: -1 is no number of workers"):
+    with pytest.raises(ValueError, match="warm: -1 is not a number of workers"):
         Zygote(warm=-1)
     assert Zygote.shared(warm=1) is not Zygote.shared(warm=2)

@@ -107,7 +107,9 @@ def has_ended(pid: int) -> bool:
 
 def test_pressure_in_a_kernel_without_it(delegated: Path, tmp_path: Path) -> None:
     if (delegated / "cpu.pressure").exists():
-        pytest.skip("this kernel has pressure information: test_pressure_watch.py is for those")
+        pytest.skip(
+            "this kernel has pressure stall information: test_pressure_watch.py is for those"
+        )
     wanted = config(tmp_path) + "pressure = { memory = 0.1 }\n"
     with service(tmp_path, wanted.replace("require", "prefer"), cgroup=delegated) as running:
         running.log.wait_for("WARNING: open .*/memory.pressure: .*CONFIG_PSI")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import mmap
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +17,7 @@ import pytest
 from cgroups import cgroup_home as home
 from cgroups import cgroup_tree as tree
 from leaks import gone
+from places import ROOT
 from services import service
 
 import pyforkfd as ff
@@ -41,7 +46,7 @@ for order in ("stop_accepting", "collect", "resume_accepting"):
     worker.on(order, lambda order: print("ORDER", order.name, flush=True))
 worker.start_thread()
 worker.ready()
-file = os.open("thrash", os.O_RDWR | os.O_CREAT)  # its pages are charged to the writer
+file = os.open({file!r}, os.O_RDWR | os.O_CREAT)  # its pages are charged to the writer
 for _ in range(48):
     os.write(file, os.urandom(1 << 20))
 os.fsync(file)
@@ -88,6 +93,39 @@ def pressed(home: Path) -> Path:
 
 
 @pytest.fixture
+def on_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file whose pages the kernel can drop and read again: on no tmpfs, as /tmp often is."""
+    places = [tmp_path, Path("/var/tmp"), ROOT]
+    for place in places:
+        try:
+            file = Path(tempfile.mkdtemp(prefix="pyforkfd-disk-", dir=place)) / "file"
+        except OSError:
+            continue
+        try:
+            if drops_pages(file):
+                yield file
+                return
+        finally:
+            shutil.rmtree(file.parent)
+    pytest.skip(f"no directory on a disk to write to: {', '.join(map(str, places))} are tmpfs")
+
+
+def drops_pages(file: Path) -> bool:
+    """Tried, as an overlay does not show what it is on."""
+    with open(file, "w+b") as made:
+        made.write(os.urandom(MIB))
+        os.fsync(made.fileno())
+        os.posix_fadvise(made.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with mmap.mmap(made.fileno(), MIB) as pages:
+            resident = (ctypes.c_ubyte * (MIB // mmap.PAGESIZE))()
+            address = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+            libc = ctypes.CDLL(None, use_errno=True)
+            asked = libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(MIB), resident)
+            assert asked == 0, os.strerror(ctypes.get_errno())
+    return not any(flag & 1 for flag in resident)
+
+
+@pytest.fixture
 def scarce(pressed: Path) -> Iterator[list[str]]:
     """Lines of a component that limit the memory of its worker."""
     if "memory" in (pressed / "cgroup.controllers").read_text().split():
@@ -117,12 +155,12 @@ def test_pressure_is_logged_once_and_always_counted(pressed: Path, tmp_path: Pat
 
 
 def test_the_memory_guard_limits_a_worker_under_pressure(
-    pressed: Path, scarce: list[str], tmp_path: Path
+    pressed: Path, scarce: list[str], on_disk: Path, tmp_path: Path
 ) -> None:
     enter = 'if into := os.environ.get("ENTER"): open(into, "w").write(str(os.getpid()))'
     wanted = config(
         tmp_path,
-        f"{enter}\n{THRASHING}",
+        enter + THRASHING.replace("{file!r}", repr(str(on_disk))),
         "pressure = { memory = 0.01 }",
         'memory_guard = { high = "1G", seconds = 1, keep_accepting = 0 }',
         f'cwd = "{tmp_path}"',

@@ -65,7 +65,7 @@ def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str
 def test_a_program_on_the_command_line(tmp_path: Path) -> None:
     port = free_port()
     arguments = ["--listen", f"tcp://127.0.0.1:{port}", "--workers", "3", "--name", "shop", "--"]
-    arguments += [sys.executable, "-S", str(SERVER), "one", "mute"]
+    arguments += [sys.executable, "-S", str(SERVER), "one", "silent"]
     with Supervised(tmp_path, arguments=arguments) as service:
         service.until("^ready: shop 3/3")
         assert ask(("127.0.0.1", port)).startswith("one ")
@@ -344,18 +344,18 @@ def test_notifications_to_the_manager(tmp_path: Path) -> None:
     port = free_port()
     env = {"WATCHDOG_USEC": "100000"}
     with Supervised(tmp_path, toml(port), env=env) as service:
-        ready = service.told(lambda message: message.get("READY"))
+        ready = service.notified(lambda message: message.get("READY"))
         assert ready["MAINPID"] == str(service.process.pid)
         for _ in range(5):
-            service.told(lambda message: message.get("WATCHDOG") == "1")
-        service.manager.said.clear()
+            service.notified(lambda message: message.get("WATCHDOG") == "1")
+        service.manager.messages.clear()
         service.process.send_signal(signal.SIGHUP)
-        reloading = service.told(lambda message: message.get("RELOADING"))
+        reloading = service.notified(lambda message: message.get("RELOADING"))
         assert int(reloading["MONOTONIC_USEC"]) > 0
-        service.told(lambda message: message.get("READY"))
-        assert not [one for one in service.manager.said[:-1] if one.get("READY")]
+        service.notified(lambda message: message.get("READY"))
+        assert not [m for m in service.manager.messages[:-1] if m.get("READY")]
         service.process.terminate()
-        service.told(lambda message: message.get("STOPPING"))
+        service.notified(lambda message: message.get("STOPPING"))
         assert service.wait() == 0
 
 
@@ -364,9 +364,9 @@ def test_a_watchdog_of_another_process_is_not_fed(tmp_path: Path) -> None:
     with Supervised(tmp_path, toml(free_port()), env=env) as service:
         service.until("^ready: web 2/2")
         service.process.terminate()
-        service.told(lambda message: message.get("STOPPING"))
+        service.notified(lambda message: message.get("STOPPING"))
         assert service.wait() == 0
-        assert not [one for one in service.manager.said if "WATCHDOG" in one]
+        assert not [m for m in service.manager.messages if "WATCHDOG" in m]
 
 
 def test_listeners_of_the_manager(tmp_path: Path) -> None:

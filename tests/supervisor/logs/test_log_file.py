@@ -12,7 +12,7 @@ import pytest
 from places import HELPERS
 
 import pyforkfd as ff
-from pyforkfd.supervisor.logs._log_file import LogFile
+from pyforkfd.supervisor.logs._log_file import LogFile, Switch
 from pyforkfd.supervisor.logs._log_reader import Reader
 from pyforkfd.supervisor.worker._messages import SwitchLog
 from pyforkfd.supervisor.worker._protocol import encode_order
@@ -31,6 +31,12 @@ def log(tmp_path: Path) -> Iterator[LogFile]:
 def write(fd: int, *lines: str) -> None:
     for line in lines:
         os.writev(fd, [line.encode() + b"\n"])
+
+
+def order(log: LogFile, now: float) -> Switch:
+    switch = log.next_switch(now)
+    assert switch is not None
+    return switch
 
 
 def files(log: LogFile) -> dict[str, str]:
@@ -63,10 +69,11 @@ def test_no_record_is_lost_torn_or_out_of_order_over_rotations(tmp_path: Path) -
         by_fd = {channel.fileno(): worker for worker, channel in channels.items()}
         while len(wrote) < count:
             if log.turn < rotations and log.settled(now) and os.fstat(log.fileno()).st_size:
-                switch = log.rotate(now)
+                log.rotate(now)
+                switch = order(log, now)
                 for worker in switch.workers:
-                    order = encode_order(SwitchLog(switch.turn), ["log"])
-                    channels[worker].send(order, [switch.fd])
+                    text = encode_order(SwitchLog(switch.turn), ["log"])
+                    channels[worker].send(text, [switch.fd])
             for fd, _ in poll.poll(0.01):
                 with channels[by_fd[fd]].recv() as received:
                     message = json.loads(received.data or b'{"wrote": -1}')
@@ -101,16 +108,17 @@ def test_no_record_is_lost_torn_or_out_of_order_over_rotations(tmp_path: Path) -
         assert sequences == {w: list(range(n)) for w, n in wrote.items()}
 
 
-def test_rotation_waits_until_the_last_worker_has_changed_over(log: LogFile) -> None:
+def test_the_old_file_is_read_until_the_last_worker_has_changed_over(log: LogFile) -> None:
     worker_fd = os.dup(log.give(1))  # as the worker has it
     try:
         write(worker_fd, "old")
-        switch = log.rotate(0)
+        assert not log.due()
+        log.rotate(0)
+        switch = order(log, 0)
         assert (switch.turn, switch.workers) == (1, (1,))
+        assert log.next_switch(1) is None, "one order at a time"
         write(log.fileno(), "new 0123456789")
-        assert log.behind() == (1,) and not log.due(1)
-        with pytest.raises(BlockingIOError, match=r"rotate .*app\.log: .*\(1,\)"):
-            log.rotate(1)
+        assert log.behind() == (1,)
         write(worker_fd, "late")
         os.dup2(switch.fd, worker_fd)
         for nonsense in (7, -1, "1", None, [1]):
@@ -119,7 +127,7 @@ def test_rotation_waits_until_the_last_worker_has_changed_over(log: LogFile) -> 
         log.confirm(1, 1)
         assert log.behind() == () and not log.settled(1), "the worker's records are not read yet"
         assert log.read(BUDGET, 1) == [b"old", b"late", b"new 0123456789"]
-        assert log.due(1)
+        assert log.due()
         log.rotate(1)
     finally:
         os.close(worker_fd)
@@ -128,6 +136,35 @@ def test_rotation_waits_until_the_last_worker_has_changed_over(log: LogFile) -> 
         "app.log.1": "new 0123456789\n",
         "app.log.2": "old\nlate\n",
     }
+
+
+def test_a_rotation_waits_for_no_worker_and_late_records_are_written_again(log: LogFile) -> None:
+    slow, dead = os.dup(log.give(1)), os.dup(log.give(2))
+    got = []
+    try:
+        for number in range(5):
+            write(slow, f"late {number}")
+            write(log.fileno(), f"turn {number}")
+            log.rotate(number)
+            if number == 0:
+                assert order(log, 0).workers == (1, 2)
+            assert log.next_switch(number) is None, "neither has confirmed"
+            got.append(b" ".join(log.read(BUDGET, number)))
+        # With keep=3 the file of the first turn has lost its name in the fourth.
+        assert got[:3] == [b"late 0 turn 0", b"late 1 turn 1", b"late 2 turn 2"]
+        assert got[3:] == [b"turn 3", b"late 3 turn 4"]
+        write(slow, "late 5")
+        assert log.read(BUDGET, 6) + log.read(BUDGET, 6) == [b"late 4", b"late 5"]
+        assert files(log)["app.log"] == "late 4\nlate 5\n"
+        os.dup2(log.fileno(), slow)
+        log.confirm(1, log.turn)
+        assert [old.turn for old in log._olds] == [0, 1], "worker 2 may have confirmed the first"
+        log.read(BUDGET, 31)
+        assert log._olds == [], "the time of worker 2 is over"
+        assert log.unread == 0
+    finally:
+        os.close(slow)
+        os.close(dead)
 
 
 def test_a_worker_that_changes_over_while_we_read_is_read_in_its_order(
@@ -160,18 +197,20 @@ def test_a_worker_that_has_ended_or_never_confirms_delays_nothing(log: LogFile) 
     log.give(1), log.give(2)
     log.rotate(0)
     log.forget(1)
-    assert log.behind() == (2,)
+    assert log.behind() == order(log, 0).workers == (2,)
     assert log.read(BUDGET, 29.9) == [] and not log.settled(29.9)
     assert log.settled(30)
-    assert log.rotate(30).workers == (2,)  # the order is sent again
-    assert log.pending_switch().turn == 2
+    log.rotate(30)
+    again = order(log, 30)  # the order is sent again
+    assert (again.workers, again.turn) == ((2,), 2)
 
 
 def test_an_adopted_worker_may_have_any_description(log: LogFile) -> None:
     log.adopt(7, 0)
-    assert log.behind() == log.pending_switch().workers == (7,)
+    switch = order(log, 0)
+    assert log.behind() == switch.workers == (7,)
     assert not log.settled(1) and log.settled(30)
-    log.confirm(7, log.pending_switch().turn)
+    log.confirm(7, switch.turn)
     assert log.behind() == () and log.settled(1)
 
 
@@ -180,7 +219,8 @@ def test_a_description_is_in_use_from_the_spawn_on(log: LogFile) -> None:
     log.read(BUDGET, 0)
     log.give(5)
     assert log.behind() == ()
-    assert log.rotate(0).workers == (5,)
+    log.rotate(0)
+    assert order(log, 0).workers == (5,)
 
 
 def test_the_wanted_number_of_old_files_is_retained(log: LogFile) -> None:
@@ -193,12 +233,11 @@ def test_the_wanted_number_of_old_files_is_retained(log: LogFile) -> None:
 
 
 def test_external_rotation(log: LogFile) -> None:
-    assert log.reopen(0) is None
+    assert not log.reopen(0)
     write(log.fileno(), "before")
     log.path.rename(log.path.with_suffix(".moved"))
     write(log.fileno(), "between")
-    switch = log.reopen(0)
-    assert switch is not None and switch.turn == 1
+    assert log.reopen(0) and log.turn == 1
     write(log.fileno(), "after")
     assert log.read(BUDGET, 0) == [b"before", b"between", b"after"]
     assert files(log) == {"app.log": "after\n", "app.moved": "before\nbetween\n"}

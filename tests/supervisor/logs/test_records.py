@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyforkfd.supervisor.logs._records import Origin, captured, decode, encode, time_ns, time_text
+from pyforkfd.supervisor.logs._records import (
+    Origin,
+    captured,
+    decode,
+    encode,
+    is_published,
+    time_ns,
+    time_text,
+)
 
 WEB = Origin(component="web", worker=12, generation=4)
 NOW = 1_700_000_000_123_456_789
@@ -113,3 +121,16 @@ def test_a_captured_line_is_an_entry_whatever_its_bytes(text: bytes) -> None:
     entry = captured(WEB, "stderr", NOW, text)
     assert decode(entry.line) == entry
     assert json.loads(entry.line)["message"] == text.decode("utf-8", "backslashreplace")
+
+
+@given(st.text(), st.text(), st.sampled_from(["stdout", "stderr", "log"]))
+def test_a_published_line_is_recognized_and_no_other(name: str, text: str, stream: str) -> None:
+    origin = Origin(component=name, worker=1, generation=2)
+    line = captured(origin, stream, NOW, text.encode("utf-8", "backslashreplace")).line
+    if is_published(line):
+        entry = decode(line)
+        assert entry is not None and entry.stream == stream != "log"
+    else:
+        assert stream == "log" or json.dumps(name, ensure_ascii=False) != f'"{name}"'
+    nested = encode({**head(), "component": name}, text, extra={"x": {"stream": "stdout"}})
+    assert not is_published(nested)

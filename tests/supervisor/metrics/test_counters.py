@@ -19,7 +19,8 @@ from hypothesis.stateful import (
 )
 
 import pyforkfd as ff
-from pyforkfd.supervisor.metrics._counters import CAUSES, FAMILIES, Histogram, Metrics, Value
+from pyforkfd.supervisor.metrics._counters import CAUSES, Histogram, Metrics, Value
+from pyforkfd.supervisor.metrics._families import FAMILIES
 
 SLOTS = 3
 
@@ -167,8 +168,19 @@ def test_a_successor_continues_the_totals(page: ff.SharedPage) -> None:
         new.ended(3, cause="exit", expected=False)
 
 
+def test_lost_log_records_are_counted_over_an_upgrade(page: ff.SharedPage) -> None:
+    old = Metrics(page, log_lost=lambda: {"file": 3, "stdout": 0})
+    name = "forkfd_log_lost_total"
+    assert values(old, name) == {("file",): 3, ("stdout",): 0}
+    new = Metrics(page, log_lost=lambda: {"file": 2, "loki": 5})
+    new.restore(json.loads(json.dumps(old.state())))
+    assert values(new, name) == {("file",): 5, ("stdout",): 0, ("loki",): 5}
+    new.restore(json.loads(json.dumps(new.state())))
+    assert values(new, name)["file",] == 7, "each process counts its own"
+
+
 def test_every_family_is_collected_in_order(page: ff.SharedPage) -> None:
-    metrics = Metrics(page, memory=lambda worker: worker)
+    metrics = Metrics(page, memory=lambda worker: worker, log_lost=lambda: {"file": 1})
     slot = metrics.started(component="web", worker_id=1, generation=1)
     assert slot is not None
     page.slot(slot).beat()

@@ -20,7 +20,8 @@ from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
 import pyforkfd as ff
-from pyforkfd.supervisor.metrics._counters import FAMILIES, Metrics
+from pyforkfd.supervisor.metrics._counters import Metrics
+from pyforkfd.supervisor.metrics._families import FAMILIES
 from pyforkfd.supervisor.metrics._prometheus import Exposition, write_textfile
 
 PAGE = ROOT / "docs/supervisor-metrics.md"

@@ -1,4 +1,4 @@
-"""What joins the rooms: counters, logs, hooks and memory of a service that runs."""
+"""The resources together: counters, logs, hooks and memory of a service that runs."""
 
 from __future__ import annotations
 

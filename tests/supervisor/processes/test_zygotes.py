@@ -18,9 +18,8 @@ from pyforkfd.zygote import Zygote, ZygoteError
 
 @pytest.fixture
 def zygotes() -> Iterator[Zygotes]:
-    room = Zygotes()
-    yield room
-    room.close()
+    with Zygotes() as found:
+        yield found
 
 
 def started(zygotes: Zygotes, spec: ZygoteSpec) -> Zygote:

@@ -184,9 +184,8 @@ def test_a_worker_of_a_zygote_has_the_same() -> None:
     options = spawn_options(component(command=None, function="os:system"))
     read, write = os.pipe2(os.O_CLOEXEC)
     with Zygote() as zygote:
-        child = zygote.spawn(
-            "os:system", args=("/bin/cat /proc/self/status",), fds={1: write}, **options
-        )
+        options["fds"] = {1: write}
+        child = zygote.spawn("os:system", args=("/bin/cat /proc/self/status",), **options)
         os.close(write)
         with open(read, encoding="utf-8") as output:
             found = parsed(output.read())

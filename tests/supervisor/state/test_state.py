@@ -1,4 +1,4 @@
-"""The supervisor's heart as pure code: every interleaving keeps what is promised."""
+"""The state machine as pure code: every interleaving keeps what is promised."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pyforkfd.supervisor.spec._spec import Component, Listener, Recycle, Restart, Service
+from pyforkfd.supervisor.state._draft import Draft
 from pyforkfd.supervisor.state._events import (
     Action,
     Announce,
@@ -29,13 +30,13 @@ from pyforkfd.supervisor.state._events import (
     Retire,
     RollBack,
     Scale,
+    SendOrder,
     Signal,
     Spawn,
     Spawned,
     SpawnFailed,
     Stop,
     TakeBack,
-    Tell,
     Tick,
     WentStale,
 )
@@ -67,12 +68,12 @@ class Driver:
         self.actions += actions
         return actions
 
-    def ready(self, number: int, *, speaks: bool = True) -> list[Action]:
-        self.feed(Spawned(number, 100 + number))
-        return self.feed(BecameReady(number, speaks))
+    def ready(self, worker_id: int, *, speaks: bool = True) -> list[Action]:
+        self.feed(Spawned(worker_id, 100 + worker_id))
+        return self.feed(BecameReady(worker_id, speaks))
 
     def settle(self) -> None:
-        """All that boot become ready; all that are told to leave do."""
+        """Let all that boot become ready, and all that are dismissed end."""
         while True:
             booting = [w.id for w in self.state.workers.values() if w.phase is Phase.BOOTING]
             leaving = [
@@ -82,13 +83,13 @@ class Driver:
             ]
             if not booting and not leaving:
                 return
-            for number in booting:
-                self.ready(number)
-            for number in leaving:
-                self.feed(Ended(number, "done", "exit code 0"))
+            for worker_id in booting:
+                self.ready(worker_id)
+            for worker_id in leaving:
+                self.feed(Ended(worker_id, "done", "exit code 0"))
 
     def phases(self) -> dict[int, str]:
-        return {number: worker.phase.value for number, worker in self.state.workers.items()}
+        return {worker_id: worker.phase.value for worker_id, worker in self.state.workers.items()}
 
 
 def started(of: Service) -> Driver:
@@ -115,9 +116,9 @@ def test_the_service_manager_hears_of_it_when_the_last_is_ready() -> None:
 def test_a_new_generation_is_ready_before_any_old_worker_is_told_to_leave() -> None:
     driver = started(service(component(workers=2)))
     assert only(driver.feed(Reload()), Spawn) == [Spawn(3), Spawn(4)]
-    assert only(driver.ready(3), Tell) == []
+    assert only(driver.ready(3), SendOrder) == []
     actions = driver.ready(4)
-    assert only(actions, Tell) == [Tell(1, "drain"), Tell(2, "drain")]
+    assert only(actions, SendOrder) == [SendOrder(1, "drain"), SendOrder(2, "drain")]
     assert Reloaded(2) in actions
 
 
@@ -128,7 +129,7 @@ def test_a_failing_generation_changes_nothing() -> None:
     actions = driver.feed(Ended(4, "exit", "exit code 3"))
     (outcome,) = only(actions, Reloaded)
     assert outcome == Reloaded(2, "web: worker 4: exit: exit code 3 before it was ready")
-    assert Tell(3, "drain") in actions  # it may have accepted a connection already
+    assert SendOrder(3, "drain") in actions  # it may have accepted a connection already
     driver.settle()
     assert driver.phases() == {1: "ready", 2: "ready"}
     assert driver.state.crews["web"].generation == 1
@@ -152,15 +153,15 @@ def test_a_crash_is_replaced_at_once_and_the_next_ones_later_and_later() -> None
     restart = Restart(backoff=0.5, backoff_cap=3.0, max_restarts=100)
     driver = started(service(component(restart=restart)))
     pauses = []
-    for number in range(1, 8):
-        actions = driver.feed(Ended(number, "signal", "killed by SIGSEGV"), after=0.01)
+    for worker_id in range(1, 8):
+        actions = driver.feed(Ended(worker_id, "signal", "killed by SIGSEGV"), after=0.01)
         begun = driver.now
         while not only(actions, Spawn):
             when = due(driver.state)
             assert when is not None
             actions = driver.feed(Tick(), after=when - driver.now)
         pauses.append(round(driver.now - begun, 3))
-        driver.ready(number + 1)
+        driver.ready(worker_id + 1)
     assert pauses == [0.0, 0.5, 1.0, 2.0, 3.0, 3.0, 3.0]
 
 
@@ -209,9 +210,9 @@ def test_recycling_is_rolling_and_replaces_before_it_dismisses() -> None:
     driver = started(service(component(workers=3, recycle=Recycle(age=10.0, jitter=0.0))))
     actions = driver.feed(Tick(), after=10.0)
     assert only(actions, Spawn) == [Spawn(4)]  # one after the other
-    assert only(actions, Tell) == []
+    assert only(actions, SendOrder) == []
     actions = driver.ready(4)
-    assert only(actions, Tell) == [Tell(1, "drain")]
+    assert only(actions, SendOrder) == [SendOrder(1, "drain")]
     assert only(actions, Spawn) == [Spawn(5)]
 
 
@@ -229,7 +230,7 @@ def test_one_that_leaves_by_itself_is_not_ready_and_is_replaced_at_once() -> Non
     driver = started(service(component(workers=2, drain_timeout=5.0)))
     actions = driver.feed(Leaving(1), after=2.0)
     assert only(actions, Spawn) == [Spawn(3)]
-    assert only(actions, Tell) == [], "it knows"
+    assert only(actions, SendOrder) == [], "it knows"
     assert missing(driver.state) == {"web": 1}
     assert driver.feed(Leaving(1)) == []  # over both ways
     actions = driver.feed(Ended(1, "done", "exit code 0"), after=1.0)
@@ -332,7 +333,7 @@ def test_a_back_off_that_has_passed_is_not_due_for_ever() -> None:
 
 def test_draining_has_an_end() -> None:
     driver = started(service(component(drain_timeout=5.0, stop_timeout=2.0)))
-    assert driver.feed(Stop()) == [Announce("stopping"), Tell(1, "drain")]
+    assert driver.feed(Stop()) == [Announce("stopping"), SendOrder(1, "drain")]
     assert Signal(1, 15) in driver.feed(Tick(), after=5.0)
     assert Kill(1) in driver.feed(Tick(), after=2.0)
     assert driver.feed(Ended(1, "signal", "killed by SIGKILL"))[-1] == Exit(0)
@@ -366,9 +367,9 @@ def test_a_stale_worker_shows_its_stack_and_is_replaced() -> None:
 def test_the_old_generation_waits_for_a_roll_back() -> None:
     driver = started(service(component(workers=1), rollback=30.0))
     driver.feed(Reload())
-    assert only(driver.ready(2), Tell) == [Tell(1, "pause")]
+    assert only(driver.ready(2), SendOrder) == [SendOrder(1, "pause")]
     actions = driver.feed(RollBack(), after=10.0)
-    assert only(actions, Tell) == [Tell(1, "resume"), Tell(2, "drain")]
+    assert only(actions, SendOrder) == [SendOrder(1, "resume"), SendOrder(2, "drain")]
     assert only(actions, Spawn) == []
     driver.settle()
     assert driver.phases() == {1: "ready"}
@@ -378,7 +379,7 @@ def test_and_leaves_when_none_comes() -> None:
     driver = started(service(component(workers=1), rollback=30.0))
     driver.feed(Reload())
     driver.ready(2)
-    assert only(driver.feed(Tick(), after=30.0), Tell) == [Tell(1, "drain")]
+    assert only(driver.feed(Tick(), after=30.0), SendOrder) == [SendOrder(1, "drain")]
     assert only(driver.feed(RollBack()), Reloaded)[0].why
 
 
@@ -430,7 +431,7 @@ def test_what_a_reload_says_of_generations_goes_from_its_own_switch_on() -> None
     driver.feed(Ended(2, "exit", "exit code 1"))  # it is given up: nothing has changed
     assert (driver.state.rollback, driver.state.max_generations) == (0.0, 3)
     driver.feed(Reload(rollback=30.0, max_generations=5))
-    assert only(driver.ready(3), Tell) == [Tell(1, "pause")]
+    assert only(driver.ready(3), SendOrder) == [SendOrder(1, "pause")]
     assert (driver.state.rollback, driver.state.max_generations) == (30.0, 5)
 
 
@@ -448,7 +449,7 @@ def ready_workers(state: State, component: str) -> set[int]:
 
 
 class Supervision(RuleBasedStateMachine):
-    """Events in any order.  The model is told only by actions, as the rooms are."""
+    """Events in any order.  The model learns from actions alone, as the resources do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -496,30 +497,30 @@ class Supervision(RuleBasedStateMachine):
     def check(self, action: Action) -> None:
         assert not self.exited, f"{action} after the exit"
         match action:
-            case Spawn(number):
-                assert number not in self.alive
-                assert not self.forgotten[number], "no id is used twice"
-                self.alive.add(number)
-            case Forget(number):
-                self.forgotten[number] += 1
-                assert self.forgotten[number] == 1, "every child is reaped once"
-                self.alive.remove(number)
-                self.processes.discard(number)
-            case Tell(number, _):
-                assert number in self.processes
-                assert self.driver.state.workers[number].speaks
-            case Signal(number, _) | Kill(number):
-                assert number in self.alive
-                if number not in self.processes:
-                    self.owed.append(number)
-            case Lend(number, position):
-                key = (self.driver.state.workers[number].component, position)
+            case Spawn(worker_id):
+                assert worker_id not in self.alive
+                assert not self.forgotten[worker_id], "no id is used twice"
+                self.alive.add(worker_id)
+            case Forget(worker_id):
+                self.forgotten[worker_id] += 1
+                assert self.forgotten[worker_id] == 1, "every child is reaped once"
+                self.alive.remove(worker_id)
+                self.processes.discard(worker_id)
+            case SendOrder(worker_id, _):
+                assert worker_id in self.processes
+                assert self.driver.state.workers[worker_id].speaks
+            case Signal(worker_id, _) | Kill(worker_id):
+                assert worker_id in self.alive
+                if worker_id not in self.processes:
+                    self.owed.append(worker_id)
+            case Lend(worker_id, position):
+                key = (self.driver.state.workers[worker_id].component, position)
                 assert key not in self.owners, "never two owners of a shard"
-                assert self.driver.state.workers[number].phase is Phase.READY
-                self.owners[key] = number
-            case TakeBack(number, position):
-                key = (self.driver.state.workers[number].component, position)
-                assert self.owners.pop(key) == number
+                assert self.driver.state.workers[worker_id].phase is Phase.READY
+                self.owners[key] = worker_id
+            case TakeBack(worker_id, position):
+                key = (self.driver.state.workers[worker_id].component, position)
+                assert self.owners.pop(key) == worker_id
             case Reloaded():
                 self.outcomes += 1
             case Exit():
@@ -527,7 +528,7 @@ class Supervision(RuleBasedStateMachine):
                 self.exited = True
 
     def nobody_leaves_too_early(self, before: State, event: Event) -> None:
-        """Whatever we decide, no fewer are ready than promised, or than there were."""
+        """No decision leaves fewer ready workers than promised, or than there were."""
         after = self.driver.state
         if after.stopping:
             return
@@ -545,34 +546,34 @@ class Supervision(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def a_process_is_there(self, data: st.DataObject) -> None:
-        number = self.pick(data, sorted(self.alive - self.processes))
-        if number is not None:
-            self.processes.add(number)
-            self.take(Spawned(number, number))
+        worker_id = self.pick(data, sorted(self.alive - self.processes))
+        if worker_id is not None:
+            self.processes.add(worker_id)
+            self.take(Spawned(worker_id, worker_id))
 
     @rule(data=st.data())
     def a_process_is_not_to_be_had(self, data: st.DataObject) -> None:
-        number = self.pick(data, sorted(self.alive - self.processes))
-        if number is not None:
-            self.take(SpawnFailed(number, "no"))
+        worker_id = self.pick(data, sorted(self.alive - self.processes))
+        if worker_id is not None:
+            self.take(SpawnFailed(worker_id, "no"))
 
     @rule(data=st.data(), speaks=st.booleans())
     def a_worker_is_ready(self, data: st.DataObject, speaks: bool) -> None:
-        number = self.pick(data, [n for n in self.workers(*Phase) if n in self.processes])
-        if number is not None:
-            self.take(BecameReady(number, speaks))
+        worker_id = self.pick(data, [n for n in self.workers(*Phase) if n in self.processes])
+        if worker_id is not None:
+            self.take(BecameReady(worker_id, speaks))
 
     @rule(data=st.data(), cause=st.sampled_from(["exit", "done", "signal", "oom"]))
     def a_worker_ends(self, data: st.DataObject, cause: str) -> None:
-        number = self.pick(data, sorted(self.processes))
-        if number is not None:
-            self.take(Ended(number, cause, "..."))  # type: ignore[arg-type]
+        worker_id = self.pick(data, sorted(self.processes))
+        if worker_id is not None:
+            self.take(Ended(worker_id, cause, "..."))  # type: ignore[arg-type]
 
     @rule(data=st.data())
     def a_worker_goes_stale(self, data: st.DataObject) -> None:
-        number = self.pick(data, sorted(self.processes))
-        if number is not None:
-            self.take(WentStale(number, "..."))
+        worker_id = self.pick(data, sorted(self.processes))
+        if worker_id is not None:
+            self.take(WentStale(worker_id, "..."))
 
     @rule(data=st.data())
     def a_worker_leaves_by_itself(self, data: st.DataObject) -> None:
@@ -583,9 +584,9 @@ class Supervision(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def a_worker_is_to_be_replaced(self, data: st.DataObject) -> None:
-        number = self.pick(data, sorted(self.processes))
-        if number is not None:
-            self.take(Retire(number, "..."))
+        worker_id = self.pick(data, sorted(self.processes))
+        if worker_id is not None:
+            self.take(Retire(worker_id, "..."))
 
     @rule(names=st.sets(st.sampled_from(NAMES)), only=st.booleans())
     def the_service_is_reloaded(self, names: set[str], only: bool) -> None:
@@ -614,9 +615,9 @@ class Supervision(RuleBasedStateMachine):
     @precondition(lambda self: bool(self.owed))
     @rule()
     def the_loop_answers_for_one_that_was_given_up(self) -> None:
-        number = self.owed.pop()
-        if number in self.alive and number not in self.processes:
-            self.take(SpawnFailed(number, "given up"))
+        worker_id = self.owed.pop()
+        if worker_id in self.alive and worker_id not in self.processes:
+            self.take(SpawnFailed(worker_id, "given up"))
 
     @rule(now=st.booleans(), really=st.integers(0, 9))
     def it_is_stopped(self, now: bool, really: int) -> None:
@@ -651,7 +652,7 @@ class Supervision(RuleBasedStateMachine):
 
     @invariant()
     def there_is_always_a_next_step(self) -> None:
-        """Whoever neither serves nor was killed has a deadline."""
+        """A worker that neither serves nor was killed has a deadline."""
         if not hasattr(self, "driver"):
             return
         for worker in self.driver.state.workers.values():
@@ -671,9 +672,9 @@ class Supervision(RuleBasedStateMachine):
         self.take(Stop())
         for _ in range(10):
             self.take(Tick(), after=10.0)
-        for number in sorted(self.alive):
-            assert self.driver.state.workers[number].phase is Phase.KILLED
-            self.take(Ended(number, "signal", "killed"))
+        for worker_id in sorted(self.alive):
+            assert self.driver.state.workers[worker_id].phase is Phase.KILLED
+            self.take(Ended(worker_id, "signal", "killed"))
         assert self.exited
         assert self.outcomes == self.reloads, "every reload has an outcome"
 
@@ -689,3 +690,40 @@ def test_a_state_is_never_changed_in_place() -> None:
     driver.feed(Reload())
     driver.settle()
     assert (dict(kept.crews), dict(kept.workers)) == (crews, workers)
+
+
+def test_a_step_keeps_the_mappings_of_which_it_changes_nothing() -> None:
+    driver = started(service(component(workers=2)))
+    before = driver.state
+    driver.feed(Tick())
+    assert driver.state == before
+    assert driver.state.crews is before.crews and driver.state.workers is before.workers
+    driver.feed(Retire(1, "old"))
+    assert driver.state.crews is before.crews and driver.state.workers is not before.workers
+    before = driver.state
+    driver.feed(Scale("web", 3))
+    assert driver.state.crews is not before.crews
+
+
+@pytest.mark.parametrize("method", ["put", "enter", "remove", "put_crew", "remove_crew"])
+def test_a_draft_knows_what_was_touched(method: str) -> None:
+    draft = Draft.of(started(service(component(workers=2))).state, 2000.0)
+    worker, crew = draft.workers[1], draft.crews["web"]
+    match method:
+        case "put":
+            draft.put(replace(worker, pid=3))
+        case "enter":
+            draft.enter(worker, Phase.PAUSED, None)
+        case "remove":
+            assert draft.remove(1) is worker and draft.remove(3) is None
+        case "put_crew":
+            draft.put_crew("web", replace(crew, count=3))
+        case "remove_crew":
+            draft.remove_crew("web")
+    crews, workers = (set(), {1}) if "crew" not in method else ({"web"}, set())
+    assert (draft.touched_crews, draft.touched_workers) == (crews, workers)
+    result = draft.result()
+    assert (result.crews != draft.before.crews, result.workers != draft.before.workers) == (
+        bool(crews),
+        bool(workers),
+    )

@@ -31,10 +31,10 @@ from pyforkfd.supervisor.state._events import (
     Retire,
     RollBack,
     Scale,
+    SendOrder,
     Spawn,
     Spawned,
     Stop,
-    Tell,
     Tick,
     WentStale,
 )
@@ -108,7 +108,7 @@ def handover(state: State, todo: list[Action], **options: Any) -> Handover:
         todo=tuple(todo),
         sockets={"s0": ("tcp://:8000", True, 0)},
         directory="/tmp/x",
-        rooms={"page": {12: 3}},
+        resources={"page": {12: 3}},
         **options,
     )
 
@@ -163,11 +163,11 @@ def test_a_value_that_cannot_be_pickled_is_named() -> None:
 def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = dump(handover(initial(service()), []))
     monkeypatch.setattr(_handover, "VERSION", _handover.VERSION + 1)
-    with pytest.raises(HandoverError, match="version 1, this is 2"):
+    with pytest.raises(HandoverError, match="version 2, this program reads version 3 only: stop"):
         load(data)
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b"[]", b'{"version": 1}', b"\xff", b"null"])
+@pytest.mark.parametrize("data", [b"", b"{}", b"[]", b'{"version": 2}', b"\xff", b"null"])
 def test_a_damaged_record_is_refused(data: bytes) -> None:
     with pytest.raises(HandoverError):
         load(data)
@@ -177,10 +177,16 @@ def test_no_action_is_performed_twice_and_none_is_lost() -> None:
     state, todo = step(initial(service()), Tick(), 1000.0)
     assert todo == [Spawn(1), Spawn(2), Spawn(3)]
     state, _ = step(state, Spawned(1, 10), 1000.0)
-    later: list[Action] = [Spawn(1), Tell(1, "drain"), Reloaded(2), Reloaded(3)]
+    later: list[Action] = [Spawn(1), SendOrder(1, "drain"), Reloaded(2), Reloaded(3)]
     past = handover(state, later)
     # Workers two and three were to be started and have no pid; one has.
-    assert past.remaining(0) == [Tell(1, "drain"), Reloaded(2), Reloaded(3), Spawn(2), Spawn(3)]
+    assert past.remaining(0) == [
+        SendOrder(1, "drain"),
+        Reloaded(2),
+        Reloaded(3),
+        Spawn(2),
+        Spawn(3),
+    ]
     assert past.remaining(3) == [Reloaded(3), Spawn(2), Spawn(3)]
     assert past.promised(0) == 2
     assert past.promised(3) == 1

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kept import Kept, config, write
+from clients import Load
 from leaks import gone
-from pid_clients import Load
+from logged_service import LoggedService, config, write
 from places import HELPERS
 from processes import alive, children, descendants, descriptors
 from services import free_port
@@ -53,15 +53,15 @@ def next_supervisor(keeper: int, last: int) -> int:
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Iterator[tuple[Kept, int]]:
+def with_keeper(tmp_path: Path) -> Iterator[tuple[LoggedService, int]]:
     port = config(tmp_path / "s.toml", keeper=True)
-    with Kept(tmp_path / "s.toml") as service:
+    with LoggedService(tmp_path / "s.toml") as service:
         service.ready(2)
         yield service, port
 
 
-def test_twenty_kills_under_load(kept: tuple[Kept, int]) -> None:
-    service, port = kept
+def test_twenty_kills_under_load(with_keeper: tuple[LoggedService, int]) -> None:
+    service, port = with_keeper
     keeper = service.process.pid
     workers, held = workers_of(keeper), kinds(keeper)
     ours = kinds(service.supervisor)
@@ -81,7 +81,7 @@ def test_twenty_kills_under_load(kept: tuple[Kept, int]) -> None:
         service.wait_for(f"^{last} took over 2 workers")
         load.wait_for(50)
     assert load.failures == []
-    assert set(load.answers) <= workers
+    assert load.pids() <= workers
     assert workers_of(keeper) == workers
     assert gone(lambda: kinds(keeper) == held)
     assert kinds(last) == ours
@@ -101,8 +101,8 @@ def still_alive(pids: set[int]) -> set[int]:
     return set(filter(alive, pids))
 
 
-def test_kills_in_the_middle_of_reloads(kept: tuple[Kept, int]) -> None:
-    service, port = kept
+def test_kills_in_the_middle_of_reloads(with_keeper: tuple[LoggedService, int]) -> None:
+    service, port = with_keeper
     keeper = service.process.pid
     chance = random.Random(11)
     with Load(port) as load:
@@ -122,9 +122,9 @@ def test_kills_in_the_middle_of_reloads(kept: tuple[Kept, int]) -> None:
 
 
 def test_an_end_without_a_supervisor_is_known_and_the_worker_replaced(
-    kept: tuple[Kept, int],
+    with_keeper: tuple[LoggedService, int],
 ) -> None:
-    service, _ = kept
+    service, _ = with_keeper
     keeper = service.process.pid
     one, other = sorted(workers_of(keeper))
     os.kill(keeper, signal.SIGSTOP)  # so that no supervisor is there when they end
@@ -139,8 +139,10 @@ def test_an_end_without_a_supervisor_is_known_and_the_worker_replaced(
     assert len(workers_of(keeper)) == 2
 
 
-def test_an_end_after_the_takeover_is_known_by_the_keeper(kept: tuple[Kept, int]) -> None:
-    service, _ = kept
+def test_an_end_after_the_takeover_is_known_by_the_keeper(
+    with_keeper: tuple[LoggedService, int],
+) -> None:
+    service, _ = with_keeper
     keeper = service.process.pid
     service.kill()
     service.wait_for("took over")
@@ -149,8 +151,10 @@ def test_an_end_after_the_takeover_is_known_by_the_keeper(kept: tuple[Kept, int]
     service.ready(1)
 
 
-def test_an_upgrade_after_a_kill_and_a_kill_after_an_upgrade(kept: tuple[Kept, int]) -> None:
-    service, port = kept
+def test_an_upgrade_after_a_kill_and_a_kill_after_an_upgrade(
+    with_keeper: tuple[LoggedService, int],
+) -> None:
+    service, port = with_keeper
     keeper = service.process.pid
     workers = workers_of(keeper)
     with Load(port) as load:
@@ -165,9 +169,9 @@ def test_an_upgrade_after_a_kill_and_a_kill_after_an_upgrade(kept: tuple[Kept, i
 
 
 def test_the_file_may_be_broken_when_the_supervisor_is_killed(
-    kept: tuple[Kept, int], tmp_path: Path
+    with_keeper: tuple[LoggedService, int], tmp_path: Path
 ) -> None:
-    service, port = kept
+    service, port = with_keeper
     workers = workers_of(service.process.pid)
     (tmp_path / "s.toml").write_text("name = 3")
     service.kill()
@@ -183,7 +187,7 @@ def test_the_file_may_be_broken_when_the_supervisor_is_killed(
 def test_workers_of_a_zygote_live_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.fspath(HELPERS))
     port = config(tmp_path / "s.toml", keeper=True, start='function = "pid_server:main"')
-    with Kept(tmp_path / "s.toml") as service:
+    with LoggedService(tmp_path / "s.toml") as service:
         service.ready(2)
         with Load(port) as load:
             load.wait_for(50)
@@ -192,8 +196,8 @@ def test_workers_of_a_zygote_live_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
                 service.wait_for("took over 2 workers")
                 load.wait_for(50)
         assert load.failures == []
-        assert set(load.answers) <= children(service.process.pid)
-        os.kill(next(iter(load.answers)), signal.SIGKILL)
+        assert load.pids() <= children(service.process.pid)
+        os.kill(next(iter(load.pids())), signal.SIGKILL)
         service.wait_for("died .*SIGKILL")
         service.ready(1)
 
@@ -206,7 +210,7 @@ def test_a_supervisor_that_fails_is_started_again(tmp_path: Path) -> None:
         .read_text()
         .replace("logging.basicConfig", "Supervisor.reload = lambda _: 1 / 0\nlogging.basicConfig")
     )
-    with Kept(tmp_path / "s.toml", [sys.executable, str(serve)]) as service:
+    with LoggedService(tmp_path / "s.toml", [sys.executable, str(serve)]) as service:
         service.ready(2)
         workers = workers_of(service.process.pid)
         with Load(port) as load:
@@ -219,8 +223,10 @@ def test_a_supervisor_that_fails_is_started_again(tmp_path: Path) -> None:
         assert workers_of(service.process.pid) == workers
 
 
-def test_without_its_keeper_the_supervisor_stops_in_order(kept: tuple[Kept, int]) -> None:
-    service, port = kept
+def test_without_its_keeper_the_supervisor_stops_in_order(
+    with_keeper: tuple[LoggedService, int],
+) -> None:
+    service, port = with_keeper
     workers = workers_of(service.process.pid)
     with Load(port) as load:
         load.wait_for(20)
@@ -238,7 +244,7 @@ def test_an_orphan_is_killed(tmp_path: Path) -> None:
     script = f'({sys.executable} -S -c "$0" &); exec {sys.executable} -S {server}'
     start = f"""command = ["sh", "-c", '{script}', "{stray}"]"""
     config(tmp_path / "s.toml", keeper=True, workers=1, start=start)
-    with Kept(tmp_path / "s.toml") as service:
+    with LoggedService(tmp_path / "s.toml") as service:
         service.ready(1)
         keeper = service.process.pid
         (worker,) = children(service.supervisor)
@@ -348,13 +354,13 @@ print("dies", flush=True)
 killed()
 """
     command = [os.fspath(keeper_program()), sys.executable, "-S", "-c", GIVEN + code]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as kept:
-        assert kept.stdout is not None
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as running:
+        assert running.stdout is not None
         for _ in range(4):  # from the second on it waits longer and longer
-            assert kept.stdout.readline() == b"dies\n"
-        kept.terminate()
-        assert kept.stdout.read().removeprefix(b"dies\n") == b"SIGTERM\n"
-    assert kept.returncode == 0
+            assert running.stdout.readline() == b"dies\n"
+        running.terminate()
+        assert running.stdout.read().removeprefix(b"dies\n") == b"SIGTERM\n"
+    assert running.returncode == 0
 
 
 def test_it_reports_the_ends_of_orphans() -> None:
@@ -388,7 +394,7 @@ raise SystemExit(5)
 """
     )
     assert done.returncode == 5
-    assert ("makes no sense" in done.stderr) == (message != b"")
+    assert ("unknown or malformed" in done.stderr) == (message != b"")
 
 
 @pytest.mark.parametrize("arguments", [[], ["-t", "0", "true"], ["-t"], ["-x", "true"]])
@@ -467,7 +473,7 @@ def test_the_counters_go_on(tmp_path: Path) -> None:
     config(path, keeper=True)
     with path.open("a") as file:
         file.write(f'\n[metrics]\naddress = "tcp://127.0.0.1:{port}"\n')
-    with Kept(path) as running:
+    with LoggedService(path) as running:
         running.ready(2)
         os.kill(min(workers_of(running.process.pid)), signal.SIGKILL)
         running.wait_for(r"died \(signal\)")

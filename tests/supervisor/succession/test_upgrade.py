@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from kept import Kept, config, write
+from clients import Load
 from leaks import gone
-from pid_clients import Load
+from logged_service import LoggedService, config, write
 from places import HELPERS
 from processes import alive, children, descendants, descriptors
 
@@ -21,14 +21,14 @@ from pyforkfd.supervisor.succession import _preflight
 TIMES = 20
 
 
-def upgrade(service: Kept) -> None:
+def upgrade(service: LoggedService) -> None:
     os.kill(service.supervisor, signal.SIGUSR2)
     service.wait_for("took over 2 workers")
 
 
 def test_twenty_upgrades_under_load(tmp_path: Path) -> None:
     port = config(tmp_path / "s.toml")
-    with Kept(tmp_path / "s.toml") as service:
+    with LoggedService(tmp_path / "s.toml") as service:
         service.ready(2)
         workers, held = children(service.process.pid), descriptors(service.process.pid)
         assert len(workers) == 2
@@ -38,7 +38,7 @@ def test_twenty_upgrades_under_load(tmp_path: Path) -> None:
                 upgrade(service)
                 load.wait_for(50)
         assert load.failures == []
-        assert set(load.answers) <= workers
+        assert load.pids() <= workers
         assert children(service.process.pid) == workers
         assert service.supervisor == service.process.pid
         same(held, descriptors(service.process.pid))
@@ -52,7 +52,7 @@ def same(before: dict[int, str], after: dict[int, str]) -> None:
 
 def test_the_new_program_notices_an_end_and_starts_another(tmp_path: Path) -> None:
     config(tmp_path / "s.toml")
-    with Kept(tmp_path / "s.toml") as service:
+    with LoggedService(tmp_path / "s.toml") as service:
         service.ready(2)
         upgrade(service)
         victim = min(children(service.process.pid))
@@ -64,7 +64,7 @@ def test_the_new_program_notices_an_end_and_starts_another(tmp_path: Path) -> No
 
 def test_a_worker_that_ended_meanwhile_is_replaced(tmp_path: Path) -> None:
     config(tmp_path / "s.toml")
-    with Kept(tmp_path / "s.toml") as service:
+    with LoggedService(tmp_path / "s.toml") as service:
         service.ready(2)
         victim = min(children(service.process.pid))
         os.kill(service.process.pid, signal.SIGSTOP)  # both signals find the loop at the same time
@@ -78,7 +78,7 @@ def test_a_worker_that_ended_meanwhile_is_replaced(tmp_path: Path) -> None:
 
 def test_a_generation_that_boots_goes_on(tmp_path: Path) -> None:
     port = config(tmp_path / "s.toml")
-    with Kept(tmp_path / "s.toml") as service:
+    with LoggedService(tmp_path / "s.toml") as service:
         service.ready(2)
         old = children(service.process.pid)
         with Load(port) as load:
@@ -96,7 +96,7 @@ def test_a_generation_that_boots_goes_on(tmp_path: Path) -> None:
 def test_workers_of_a_zygote_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.fspath(HELPERS))
     port = config(tmp_path / "s.toml", start='function = "pid_server:main"')
-    with Kept(tmp_path / "s.toml") as service:
+    with LoggedService(tmp_path / "s.toml") as service:
         service.ready(2)
         with Load(port) as load:
             load.wait_for(50)
@@ -104,9 +104,9 @@ def test_workers_of_a_zygote_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
                 upgrade(service)
                 load.wait_for(50)
         assert load.failures == []
-        assert set(load.answers) <= children(service.process.pid)
+        assert load.pids() <= children(service.process.pid)
         # A fresh zygote makes another, also a child that the kernel ends with us.
-        os.kill(next(iter(load.answers)), signal.SIGKILL)
+        os.kill(next(iter(load.pids())), signal.SIGKILL)
         service.wait_for("died .*SIGKILL")
         service.ready(1)
         left = descendants(service.process.pid)
@@ -117,7 +117,7 @@ def test_workers_of_a_zygote_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_without_a_keeper_no_worker_is_left(tmp_path: Path) -> None:
     config(tmp_path / "s.toml", workers=4)
-    with Kept(tmp_path / "s.toml") as service:
+    with LoggedService(tmp_path / "s.toml") as service:
         service.ready(4)
         workers = children(service.process.pid)
         assert len(workers) == 4
@@ -159,7 +159,7 @@ class Broken:
         (Broken.config, "name: 3 is not a string"),
         (Broken.imports, "nosuchmodule"),
         (Broken.another, "hello"),
-        (Broken.version, "version 1, this is 2"),
+        (Broken.version, "version 2, this program reads version 3"),
     ],
 )
 def test_a_program_that_cannot_take_over_does_not(
@@ -169,7 +169,7 @@ def test_a_program_that_cannot_take_over_does_not(
     serve, good = tmp_path / "serve.py", (tmp_path / "s.toml").read_text()
     program = (HELPERS / "serve.py").read_text()
     serve.write_text(program)
-    with Kept(tmp_path / "s.toml", [sys.executable, str(serve)]) as service:
+    with LoggedService(tmp_path / "s.toml", [sys.executable, str(serve)]) as service:
         service.ready(2)
         workers, held = children(service.process.pid), descriptors(service.process.pid)
         with Load(port) as load:
@@ -200,7 +200,7 @@ def test_a_program_that_is_removed_after_its_trial(tmp_path: Path) -> None:
         f"if 'preflight' in os.environ.get('FORKFD_HANDOVER', ''): os.unlink({str(python)!r})\n"
         + (HELPERS / "serve.py").read_text().replace("from __future__ import annotations", "")
     )
-    with Kept(tmp_path / "s.toml", [str(python), str(serve)]) as service:
+    with LoggedService(tmp_path / "s.toml", [str(python), str(serve)]) as service:
         service.ready(2)
         workers, held = children(service.process.pid), descriptors(service.process.pid)
         with Load(port) as load:
@@ -220,7 +220,7 @@ def test_a_program_that_is_removed_after_its_trial(tmp_path: Path) -> None:
 
 def test_a_reload_after_an_upgrade_reads_the_file(tmp_path: Path) -> None:
     port = config(tmp_path / "s.toml")
-    with Kept(tmp_path / "s.toml") as service:
+    with LoggedService(tmp_path / "s.toml") as service:
         service.ready(2)
         upgrade(service)
         write(tmp_path / "s.toml", port, keeper=False, workers=3)

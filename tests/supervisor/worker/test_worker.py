@@ -14,7 +14,10 @@ import pytest
 from places import HELPERS
 from services import Running, raw, service
 
+import pyforkfd as ff
 from pyforkfd.supervisor.control._client import ControlClient
+from pyforkfd.supervisor.worker._messages import Ready, Status
+from pyforkfd.supervisor.worker._protocol import decode_event
 
 ENV = {"PYTHONPATH": str(HELPERS)}
 WAYS = ("poll", "thread", "loop")
@@ -107,6 +110,9 @@ if me.number == 1:
     time.sleep(1.2)  # or it would count as one that does not live long
     if sys.argv[1] == "worker":
         me.stopping()
+    elif sys.argv[1] == "channel":
+        with socket.socket(fileno=os.dup(me.fileno())) as channel:
+            channel.send(b'{"event": "stopping"}')
     else:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
             manager.sendto(b"STOPPING=1\\n", os.environ["NOTIFY_SOCKET"])
@@ -118,8 +124,9 @@ while not me.draining:
 """
 
 
-@pytest.mark.parametrize("how", ["worker", "notify"])
-@pytest.mark.parametrize("code", [0, 3])
+@pytest.mark.parametrize(
+    ("how", "code"), [("worker", 0), ("worker", 3), ("channel", 0), ("notify", 0)]
+)
 def test_one_that_leaves_by_itself_is_replaced_before_its_end(
     how: str, code: int, tmp_path: Path
 ) -> None:
@@ -180,6 +187,27 @@ stderr = "inherit"
         running.log.wait_for('message .*"status: 4001 bytes')
         (web,) = client.request("status")["status"]["components"]
         assert web["workers"][0]["status"] == "serves, all \u00fc are in memory"
+
+
+def test_a_status_with_readiness_goes_one_way_only(tmp_path: Path) -> None:
+    """Of two ways one could bring it after a newer one."""
+    path = f"{tmp_path}/notify"
+    ours, theirs = ff.FdChannel.pair()
+    with ours, theirs, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(path)
+        code = "from pyforkfd.supervisor import worker; worker.current().ready('serves')"
+        who = "component=web worker=1 position=0 generation=1 channel=9"
+        with ff.spawn(
+            [sys.executable, "-P", "-c", code],
+            env={**os.environ, "NOTIFY_SOCKET": path, "FORKFD_WORKER": who},
+            fds={9: theirs},
+        ) as child:
+            assert child.wait().code == 0
+        for wanted in (Status("serves"), Ready()):
+            with ours.recv(timeout=0) as received:
+                assert decode_event(received) == wanted
+        assert manager.recv(100) == b"WATCHDOG=1"
+        assert manager.recv(100) == b"READY=1"
 
 
 def test_without_a_channel_status_and_stopping_go_to_the_notify_socket(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A supervisor, and perhaps its keeper, known by what it logs."""
+"""Services of pid_server.py: a supervisor, and perhaps its keeper, followed by its log."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ import pyforkfd as ff
 HERE = Path(__file__).parent
 
 
-class Kept(Service):
+class LoggedService(Service):
     """A service of :file:`serve.py`; ``process`` is the supervisor, or its keeper.
 
     Attributes:
-        supervisor: the pid of whoever logged last.
+        supervisor: the pid of the process that logged last.
     """
 
     def __init__(self, config: Path, program: Sequence[str] | None = None) -> None:
         command = [sys.executable, HERE / "serve.py"] if program is None else program
-        # Its loggers write to standard error, with their pid.
+        # Supervisors log to standard error, with their pid.
         super().__init__([*command, config], config.parent, fds={2: ff.PIPE})
         self.supervisor = self.process.pid
 
     def wait_for(self, pattern: str) -> re.Match[str]:
-        """The next line in which it is found, after the last that was found."""
+        """Wait for the next line with this pattern, after the line that was found last."""
         match = self.log.next(pattern)
         if found := re.match("([0-9]+) ", match.string):
             self.supervisor = int(found[1])
         return match
 
     def ready(self, count: int) -> None:
-        """Wait until so many more workers are."""
+        """Wait until so many more workers are ready."""
         for _ in range(count):
             self.wait_for("ready after")
 
     def kill(self) -> None:
-        """SIGKILL to the supervisor."""
+        """Send SIGKILL to the supervisor."""
         os.kill(self.supervisor, signal.SIGKILL)
 
 
@@ -50,7 +50,7 @@ START = f'command = ["{sys.executable}", "-S", "{HERE / "pid_server.py"}"]'
 
 
 def config(path: Path, *, keeper: bool = False, workers: int = 2, start: str = START) -> int:
-    """A service of pid_server.py; returns its port."""
+    """Write the configuration of a service of pid_server.py, and return its port."""
     port = free_port()
     write(path, port, keeper=keeper, workers=workers, start=start)
     return port

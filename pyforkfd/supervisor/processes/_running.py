@@ -1,0 +1,65 @@
+"""The processes of workers, by worker id."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+import pyforkfd as ff
+from pyforkfd.supervisor.cgroups._file import CgroupError
+from pyforkfd.supervisor.cgroups._leaf import Leaf
+from pyforkfd.supervisor.health._resident_memory import resident_memory
+from pyforkfd.supervisor.state._model import Worker
+from pyforkfd.supervisor.worker._receiving import Refusals
+
+log = logging.getLogger("pyforkfd.supervisor")
+
+
+@dataclass(slots=True)
+class Running:
+    """A worker's process and what belongs to it.
+
+    Attributes:
+        worker: as the state had it when the process was started.
+        process: owned.
+        channel: our end; owned.
+        listeners: inodes of its listening sockets.
+        leaf: its cgroup; owned.
+        status: the last status line that it reported.
+        refusals: messages of its channel that were refused, counted and logged.
+    """
+
+    worker: Worker
+    process: ff.Process
+    channel: ff.FdChannel
+    listeners: frozenset[int]
+    leaf: Leaf | None = None
+    status: str = ""
+    refusals: Refusals = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.refusals = Refusals(self._report_refusal)
+
+    def _report_refusal(self, text: str) -> None:
+        component, worker_id = self.worker.component, self.worker.id
+        log.warning("%s: worker %d: message refused: %s", component, worker_id, text)
+
+
+class RunningWorkers(dict[int, Running]):
+    """All workers that have a process: id -> process."""
+
+    def memory(self, worker_id: int) -> int | None:
+        """Measure the memory of a worker.
+
+        Returns:
+            Bytes: of its cgroup, else of its main process.  None: it has no process.
+        """
+        running = self.get(worker_id)
+        if running is None:
+            return None
+        if running.leaf is not None:
+            try:
+                return running.leaf.working_set()
+            except CgroupError:
+                pass  # without the memory controller
+        return resident_memory(running.process.pid)
