@@ -174,8 +174,9 @@ def _settle(*, freeze: bool) -> None:
         gc.freeze()
     gc.disable()  # each worker enables it again
     _core.trim_memory()
-    # Ctrl-C is for the application and its workers, which have masks of their own.
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    # The terminal's Ctrl-C and its end are for the application and its workers, which have masks
+    # of their own.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGHUP])
 
 
 def _serve(place: Birthplace) -> None:

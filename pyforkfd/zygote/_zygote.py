@@ -53,6 +53,8 @@ class Zygote:
         env: Mapping[str, str] | None = None,
         warm: int = 0,
         parent_death_scope: Scope = "process",
+        signal_mask: Iterable[int] | None = None,
+        default_signals: Iterable[int] = (),
     ) -> None:
         """Describe a zygote; nothing is started yet.
 
@@ -72,6 +74,10 @@ class Zygote:
                 workers with a parent_death_signal: "process" starts it from one long-lived
                 thread; "thread" from the calling one, which is right for the main thread of a
                 program that executes another in its place, where all other threads end.
+            signal_mask: exactly these are blocked in the zygote while it imports; None: as in
+                the thread that starts it.  Its workers have masks of their own.
+            default_signals: reset to default in the zygote before it imports, such as those
+                that we ignore; its workers begin with the handlers of the zygote.
 
         Raises:
             TypeError, ValueError: an argument makes no sense; the message begins with it.
@@ -90,6 +96,8 @@ class Zygote:
             env=None if env is None else tuple(sorted(_checked_environment(env).items())),
             warm=integer(warm, "warm", 0, MAX_INT, "a number of workers"),
             scope=parent_death_scope,
+            signal_mask=None if signal_mask is None else tuple(signal_mask),
+            default_signals=tuple(default_signals),
         )
         self.generation = 0
         self._forget()

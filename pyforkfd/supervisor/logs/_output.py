@@ -137,6 +137,17 @@ class Output(Closing):
         for capture in self._captures.get(worker_id, ()):
             capture.worker_gone(now)
 
+    def last_lines(self, component: str, worker_id: int) -> list[bytes]:
+        """Read what a worker's pipes hold, and return what is retained of its output.
+
+        Returns:
+            Entries in JSON, the last at the end.
+        """
+        for capture in self._captures.get(worker_id, ()):
+            capture.handle()
+        entries = self.tail.tail(components=[component])
+        return [entry.line for entry in entries if entry.origin.worker == worker_id]
+
     def poll(self, now: float) -> Switch | None:
         """Do what is due every 200 ms: end streams, restart the sender, publish, rotate.
 

@@ -137,6 +137,8 @@ def prepare(
             "process_group": 0,
             "signal_mask": (),
         }
+        if spec.command is not None:  # the zygote of a function was started so itself
+            options["default_signals"] = range(1, signal.NSIG)
         if spec.give == "listen_fds" and listeners:
             options["listen"] = listeners
         if leaf is not None:

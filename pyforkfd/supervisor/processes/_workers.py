@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,6 +15,7 @@ from pyforkfd.supervisor.cgroups._file import CgroupError
 from pyforkfd.supervisor.cgroups._leaf import Leaf
 from pyforkfd.supervisor.control._status import WorkerDetails
 from pyforkfd.supervisor.logs._log_file import Switch
+from pyforkfd.supervisor.spec._root_workers import powerless_root
 from pyforkfd.supervisor.spec._spec import Service
 from pyforkfd.supervisor.state._events import (
     BecameReady,
@@ -51,6 +53,8 @@ from ._zygotes import zygote_for
 
 log = logging.getLogger("pyforkfd.supervisor")
 
+_EARLY = 10.0  # seconds in which a program that cannot change its user has ended
+_DENIED = re.compile(rb"not permitted|EPERM|[Pp]ermission ?(denied|Error)")
 _FAREWELL = 2.0  # seconds for killed processes to end when the supervisor does
 
 
@@ -81,6 +85,7 @@ class Workers:
         self.waiting: set[int] = set()
         self._running = resources.running
         self._emptying = resources.emptying
+        self._powerless: set[tuple[str, int]] = set()  # components that were reported
 
     def __contains__(self, worker_id: int) -> bool:
         return worker_id in self._running
@@ -111,6 +116,21 @@ class Workers:
         self.resources.succession.put_worker(worker.id, process, channel)
         self.adopt(worker, service, process, channel, launch.leaf)
         self.post(Spawned(worker.id, process.pid))
+        self._report_powerless(worker)
+
+    def _report_powerless(self, worker: Worker) -> None:
+        """Report, once for a component and generation, that its workers are a weak root."""
+        key = (worker.component, worker.generation)
+        if worker.spec.privileges.capabilities is not None or key in self._powerless:
+            return
+        self._powerless.add(key)
+        if (remedy := powerless_root(worker.spec)) is not None:
+            log.info(
+                "%s: runs as root without capabilities: setuid, setgid and chown fail with "
+                "EPERM; if it changes its user itself, %s",
+                worker.component,
+                remedy,
+            )
 
     def _zygote(self, worker: Worker, service: Service) -> Zygote | None:
         spec = zygote_for(service, worker.spec)
@@ -278,7 +298,16 @@ class Workers:
         if status is None:
             return
         kills = running.leaf.oom_kills() if running.leaf is not None else None
-        self.post(Ended(worker_id, *cause(status, oom_kills=kills or 0)))
+        remedy = None if status.success else self._remedy(running.worker)
+        self.post(Ended(worker_id, *cause(status, oom_kills=kills or 0, remedy=remedy)))
+
+    def _remedy(self, worker: Worker) -> str | None:
+        """Return what to write, if a worker seems to have failed for want of a capability."""
+        spec = worker.spec
+        if time.monotonic() - worker.born > _EARLY or (remedy := powerless_root(spec)) is None:
+            return None
+        lines = self.resources.output.last_lines(spec.name, worker.id)
+        return remedy if spec.stderr != "capture" or any(map(_DENIED.search, lines)) else None
 
     def forget(self, worker_id: int) -> None:
         """Free what belonged to a worker that was reaped or not started."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -62,7 +63,12 @@ class Zygotes(Closing):
         self.keep(self._zygotes.keys() - {key})  # one that has died since
         env = None if spec.env is None else {**os.environ, **spec.env}
         zygote = Zygote(
-            preload=spec.preload, setup=spec.setup, env=env, parent_death_scope="thread"
+            preload=spec.preload,
+            setup=spec.setup,
+            env=env,
+            parent_death_scope="thread",
+            signal_mask=(),
+            default_signals=range(1, signal.NSIG),
         )
         self._starting[key] = zygote.begin()
         self._zygotes[key] = zygote
