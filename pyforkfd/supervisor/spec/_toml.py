@@ -116,9 +116,9 @@ def _document(text: str, name: str) -> dict[str, Any]:
         too_deep = True
     except ValueError as error:  # of int(), for one of more than 4,300 digits
         match = _MANY_DIGITS.search(text)
-        line = None if match is None else text.count("\n", 0, match.start()) + 1
+        at = None if match is None else text.count("\n", 0, match.start()) + 1
         why = f"a number cannot be read: {error}; write one of at most 64 bits"
-        raise SpecError((Problem(place=(), text=why, line=line),), name) from None
+        raise SpecError((Problem(place=(), text=why, line=at),), name) from None
     if too_deep:
         why = f"arrays and tables are nested too deeply; write at most {DEEPEST} levels"
         raise SpecError((Problem(place=(), text=why, line=_deep_line(text)),), name)
