@@ -200,6 +200,11 @@ class Engine:
             for worker_id, running in self.resources.running.items()
         }
 
+    def addresses(self) -> list[str]:
+        """Return the addresses that are bound, as the specification writes them."""
+        listeners = {address for address, _, _ in self.resources.sockets.all()}
+        return sorted(listeners.union(self._endpoint.addresses))
+
     def upgrade(self) -> None:
         """Execute this program anew in our place, once a trial has shown that it can take over."""
         self._save(())  # sockets may have changed since

@@ -316,6 +316,7 @@ class Supervisor:
     def status(self) -> dict[str, Any]:
         """Return the state of the service and its workers, see :func:`describe`.
 
+        ``addresses`` are those that the service has bound, of listeners and metrics.
         Before and after :meth:`run` the condition is ``"stopped"``, and there is no worker.
         """
         now = time.monotonic()
@@ -323,8 +324,9 @@ class Supervisor:
         if engine is None:
             service, pid = self._service, os.getpid()
             found = describe(initial(service), now, service=service.name, pid=pid, started=now)
-            return {**found, "condition": "stopped", "reasons": ["the service does not run"]}
-        return describe(
+            reasons = ["the service does not run"]
+            return {**found, "condition": "stopped", "reasons": reasons, "addresses": []}
+        found = describe(
             engine.state,
             now,
             service=engine.generations.serving.name,
@@ -333,6 +335,7 @@ class Supervisor:
             details=engine.measure(now),
             deaths=engine.deaths,
         )
+        return {**found, "addresses": engine.addresses()}
 
     def upgrade(self) -> None:
         """Execute this program anew in our place, once a trial has shown that it can take over.

@@ -301,7 +301,7 @@ class Loki:
         batch_seconds (seconds, above 0; default 1): age of its first line at which a batch is sent.
         timeout (seconds, above 0; default 10): time for connecting, and for each wait for the
             endpoint.
-        retries (integer, from 0 to 1000; default 10): tries after a batch's first, before it is lost.
+        retries (integer, from 0 to 1000; default 10): tries after a batch's first; then it is lost.
         backoff (seconds, 0 or more; default 0.5): pause before the second try; each further one
             doubles it.
         backoff_cap (seconds, 0 or more; default 30): longest pause between two tries, unless

@@ -80,11 +80,9 @@ def loads(text: str, name: str, *, examine: Examine | None = None) -> Service:
             if not _is_consequence(problem, wrong)
         ]
         if examine is not None:
-            problems += [
-                problem
-                for problem in examine(cast(Service, service))
-                if not _is_consequence(problem, {problem.place for problem in problems})
-            ]
+            wrong = {problem.place for problem in problems}
+            found = examine(cast(Service, service))
+            problems += [problem for problem in found if not _is_consequence(problem, wrong)]
     if problems:
         lines = locate(text)
         located = [
