@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ._failures import report
 from ._service_manager import Manager
 from ._signals import SignalQueue
 from .control._requests import Supervised
@@ -188,6 +189,11 @@ class Engine:
         self._replies.append(reply)
         self.feed(event)
 
+    def addresses(self) -> list[str]:
+        """Return the addresses that are bound, as the specification writes them."""
+        listeners = {address for address, _, _ in self.resources.sockets.all()}
+        return sorted(listeners.union(self._endpoint.addresses))
+
     def upgrade(self) -> None:
         """Execute this program anew in our place, once a trial has shown that it can take over."""
         self._save(())  # sockets may have changed since
@@ -222,7 +228,13 @@ class Engine:
             while self._events:
                 event = self._events.popleft()
                 before = self.state
-                state, actions = step(before, event, time.monotonic())
+                try:
+                    state, actions = step(before, event, time.monotonic())
+                except Exception as error:
+                    if not isinstance(event, Reload | RollBack):
+                        raise
+                    why = report("reload", error, ())
+                    state, actions = before, [Reloaded(before.generation, why)]
                 self._go_to(state, actions)
                 if isinstance(event, (Ended, SpawnFailed)) and event.worker_id in before.workers:
                     self._count_end(event, actions)
@@ -314,8 +326,12 @@ class Engine:
 
     def _on_signals(self, events: int) -> None:
         for signum, _ in self._signals.read():
-            log.info("got %s", signal.Signals(signum).name)
-            self._on_signal(signum)
+            name = signal.Signals(signum).name
+            log.info("got %s", name)
+            try:
+                self._on_signal(signum)
+            except Exception as error:  # a request like any other: the service goes on
+                report(name, error, (OSError, ValueError))
 
     def _on_keeper(self, keeper: Keeper) -> None:
         keeper.read()

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from pyforkfd.supervisor._supervisor import Supervisor
 from pyforkfd.supervisor.control._path import default_path
+from pyforkfd.supervisor.metrics._prometheus import MetricsUnavailableError
 from pyforkfd.supervisor.spec._spec import (
     Component,
     Listener,
@@ -108,14 +109,15 @@ def main(args: argparse.Namespace) -> int:
     except SpecError as error:
         print(error, file=sys.stderr)
         return 2
+    except MetricsUnavailableError as error:
+        print(f"pyforkfd serve: {error}", file=sys.stderr)
+        return 2
 
 
 def _main(args: argparse.Namespace) -> int:
     _check_usage(args)
     if args.check:
-        service = load(args.config)
-        print(f"{args.config}: service {service.name} has no problem")
-        return 0
+        return _check(args.config, args.control)
     if args.config is None:
         service, read_again = from_arguments(args), None
     else:
@@ -126,6 +128,24 @@ def _main(args: argparse.Namespace) -> int:
     if not service.log.stdout:
         _log_to_stderr()
     return Supervisor(_with_control(service, args.control), read_again=read_again).run()
+
+
+def _check(path: str, control: str | None) -> int:
+    """Print every problem of a file, and of the machine for its service; start nothing.
+
+    Raises:
+        SpecError: there are problems.
+    """
+    from ._check import Check  # whoever serves does not load it
+
+    check = Check(control)
+    try:
+        service = load(path, examine=check)
+    finally:
+        for warning in check.warnings:
+            print(f"{path}: warning: {warning}", file=sys.stderr)
+    print(f"{path}: service {service.name} has no problem")
+    return 0
 
 
 def _check_usage(args: argparse.Namespace) -> None:

@@ -87,6 +87,8 @@ class Watch(Closing):
             before: the state before the step.
             after: the state after it.
         """
+        if self.page.generation != after.generation:
+            self.page.generation = after.generation
         for worker_id, worker in after.workers.items():
             old = before.workers.get(worker_id)
             was_ready = old is not None and old.phase is Phase.READY

@@ -109,9 +109,11 @@ class Workers:
                     return
             launch = prepare(worker, service, self.resources, zygote)
             process, channel = launch.start()
-        except (OSError, ValueError, LookupError, ZygoteError) as error:
+        except Exception as error:  # whatever it is: no other worker is to pay for this one
+            if not isinstance(error, OSError | ValueError | LookupError | ZygoteError):
+                log.exception("%s: worker %d: not started", worker.component, worker.id)
             self.sweep()
-            self.post(SpawnFailed(worker.id, str(error)))
+            self.post(SpawnFailed(worker.id, str(error) or type(error).__name__))
             return
         self.resources.succession.put_worker(worker.id, process, channel)
         self.adopt(worker, service, process, channel, launch.leaf)

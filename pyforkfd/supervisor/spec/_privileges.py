@@ -14,6 +14,7 @@ from pyforkfd import _core
 from pyforkfd._options import WorkerOptions
 from pyforkfd._types import Capabilities
 
+from ._files import read_file
 from ._spec import Component, Privileges
 from ._units import rlimit_number
 
@@ -198,9 +199,8 @@ def read_filter(path: str) -> bytes:
         OSError: the file cannot be read.
         ValueError: the file is not an array of struct sock_filter.
     """
-    with open(path, "rb") as file:
-        program = file.read(_LARGEST_FILTER + 1)
-    if not program or len(program) % 8 or len(program) > _LARGEST_FILTER:
+    program = read_file(path, _LARGEST_FILTER)
+    if not program or len(program) % 8:
         raise ValueError(
             f"{path}: not 1 to 4096 instructions of 8 bytes (struct sock_filter, seccomp(2))"
         )

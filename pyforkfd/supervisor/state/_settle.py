@@ -40,8 +40,9 @@ def settle(draft: Draft) -> None:
         if draft.pending is not None:
             for crew in draft.pending.crews.values():
                 _fill(draft, crew)
+    complete: dict[tuple[str, int], bool] = {}  # of the crews, computed once
     for worker in list(draft.workers.values()):
-        if worker.phase in STAYING and not _belongs(draft, worker):
+        if worker.phase in STAYING and not _belongs(draft, worker, complete):
             dismiss(draft, worker)
     _limit_generations(draft)
     _lend(draft)
@@ -122,8 +123,11 @@ def _fill(draft: Draft, crew: Crew) -> Crew:
     replacing = False
     # A back-off that has passed is as good as absent, and would be due for ever.
     not_before = {p: when for p, when in crew.not_before.items() if when > draft.now}
+    at: dict[int, list[Worker]] = {}
+    for worker in serving:
+        at.setdefault(worker.position, []).append(worker)
     for position in range(crew.count):
-        here = [worker for worker in serving if worker.position == position]
+        here = at.get(position, [])
         fresh = [worker for worker in here if not worker.retiring]
         if any(worker.phase is Phase.READY for worker in fresh):
             for worker in here:
@@ -165,8 +169,14 @@ def _spawn(draft: Draft, crew: Crew, position: int) -> None:
     draft.actions.append(Spawn(worker.id))
 
 
-def _belongs(draft: Draft, worker: Worker) -> bool:
-    """Return whether a crew that is wanted, or paused, has a worker."""
+def _belongs(draft: Draft, worker: Worker, complete: dict[tuple[str, int], bool]) -> bool:
+    """Return whether a crew that is wanted, or paused, has a worker.
+
+    Args:
+        draft: borrowed.
+        worker: one that stays.
+        complete: component and generation of crews -> whether they are complete; is added to.
+    """
     if draft.stopping:
         return False
     if worker.phase is Phase.PAUSED:
@@ -174,15 +184,21 @@ def _belongs(draft: Draft, worker: Worker) -> bool:
     else:
         groups = [draft.crews] if draft.pending is None else [draft.crews, draft.pending.crews]
     crews = [crew for group in groups if (crew := group.get(worker.component))]
-    return any(_is_member(draft, worker, crew) for crew in crews)
+    return any(_is_member(draft, worker, crew, complete) for crew in crews)
 
 
-def _is_member(draft: Draft, worker: Worker, crew: Crew) -> bool:
+def _is_member(
+    draft: Draft, worker: Worker, crew: Crew, complete: dict[tuple[str, int], bool]
+) -> bool:
     if worker.generation != crew.generation:
         return False
+    if worker.position < crew.count:
+        return True
     # Scaled down: it leaves when those that stay are ready.
-    surplus = worker.phase is Phase.READY and not _is_complete(draft, crew)
-    return worker.position < crew.count or surplus
+    key = crew.spec.name, crew.generation
+    if key not in complete:
+        complete[key] = _is_complete(draft, crew)
+    return worker.phase is Phase.READY and not complete[key]
 
 
 def _limit_generations(draft: Draft) -> None:

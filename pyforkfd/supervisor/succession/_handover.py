@@ -75,6 +75,16 @@ def dump(handover: Handover) -> bytes:
     return json.dumps({"version": VERSION, **body}, separators=(",", ":")).encode()
 
 
+def check_savable(service: Service) -> None:
+    """Check that a record can have a specification.
+
+    Raises:
+        CodecError: a value of it cannot be pickled.
+        ValueError: a value of it is no JSON.
+    """
+    json.dumps(encode(service))
+
+
 def load(data: bytes) -> Handover:
     """Decode a handover that :func:`dump` has encoded.
 

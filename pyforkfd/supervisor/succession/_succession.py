@@ -7,6 +7,7 @@ predecessor in its own place.  Either way it inherits descriptors, and FORKFD_HA
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -34,6 +35,7 @@ log = logging.getLogger("pyforkfd.supervisor")
 
 VARIABLE = "FORKFD_HANDOVER"
 _RECORD, _KEEPER, _PREFLIGHT, _NOTIFY = "record", "keeper", "preflight", "notify"
+_LONGEST_DIRECTORY = 107 - len("/pyforkfd-12345678/notify")  # sun_path, unix(7)
 _CRASHED = 70  # EX_SOFTWARE, sysexits.h
 Key = tuple[str, bool, int]
 
@@ -84,6 +86,7 @@ class Succession(Closing):
     def directory(self) -> str:
         """Path of a directory for sockets; removed at the end, but not by a crash."""
         if self._directory is None:
+            demand_short_directory()
             self._directory = tempfile.mkdtemp(prefix="pyforkfd-")
             os.chmod(self._directory, 0o711)  # nobody can list it, any worker use its names
         return self._directory
@@ -321,6 +324,19 @@ class Succession(Closing):
         if self.keeper is not None:
             self.keeper.close()
         self._record.close()
+
+
+def demand_short_directory() -> None:
+    """Demand that the directory for temporary files leaves space for a socket's name in it.
+
+    Raises:
+        OSError: there is no such directory, or its path is too long.
+    """
+    directory = tempfile.gettempdir()
+    if len(os.fsencode(directory)) > _LONGEST_DIRECTORY:
+        most = f"set TMPDIR to at most {_LONGEST_DIRECTORY} bytes"
+        text = f"is too long for the path of a socket in it; {most}"
+        raise OSError(errno.ENAMETOOLONG, text, directory)
 
 
 def inherited_service() -> Service | None:
