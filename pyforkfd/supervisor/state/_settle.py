@@ -24,7 +24,6 @@ from ._events import (
 from ._model import SERVING, STAYING, Crew, Pending, Phase, Previous, State, Worker, missing, spread
 
 _DUMP_TIME = 1.0  # seconds for a stack dump to be written
-_STARTED = 1.0  # seconds; a program that lives on for so long is taken to have started
 
 Level = Literal["info", "warning", "error"]
 
@@ -86,7 +85,7 @@ class Draft:
     def _overdue(self, worker: Worker) -> None:
         patience = worker.spec
         match worker.phase:
-            case Phase.BOOTING if patience.readiness == "started":
+            case Phase.BOOTING if patience.readiness == "started" and worker.pid is not None:
                 self._ready(worker.id, speaks=False)
             case Phase.BOOTING:
                 why = f"not ready within {patience.boot_timeout:g} s"
@@ -176,7 +175,6 @@ class Draft:
 
     def _spawn(self, crew: Crew, position: int) -> None:
         spec = crew.spec
-        patience = _STARTED if spec.readiness == "started" else spec.boot_timeout
         worker = Worker(
             id=self.next_worker,
             spec=spec,
@@ -185,7 +183,7 @@ class Draft:
             phase=Phase.BOOTING,
             born=self.now,
             since=self.now,
-            deadline=self.now + patience,
+            deadline=self.now + spec.boot_timeout,
         )
         self.next_worker += 1
         self.workers[worker.id] = worker

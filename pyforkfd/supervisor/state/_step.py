@@ -33,6 +33,7 @@ from ._events import (
 from ._model import STAYING, Crew, Pending, Phase, State, Worker
 from ._settle import Draft, age, wanted_count
 
+_STARTED = 1.0  # seconds; a program that lives on for so long is taken to have started
 _SHORT_LIFE = 1.0  # seconds; a worker that is done sooner is not started again at once
 
 
@@ -82,8 +83,14 @@ class _Step(Draft):
                 self._stop(at_once or self.stopping)
 
     def _spawned(self, event: Spawned) -> None:
-        if (worker := self.workers.get(event.worker_id)) is not None:
-            self.workers[worker.id] = replace(worker, pid=event.pid)
+        worker = self.workers.get(event.worker_id)
+        if worker is None:
+            return
+        deadline = worker.deadline
+        waited = worker.pid is None and worker.phase is Phase.BOOTING  # for its zygote, perhaps
+        if waited and worker.spec.readiness == "started":
+            deadline = self.now + _STARTED
+        self.workers[worker.id] = replace(worker, pid=event.pid, deadline=deadline)
 
     def _stale(self, worker_id: int, why: str) -> None:
         worker = self.workers.get(worker_id)
