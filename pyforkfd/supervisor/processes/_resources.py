@@ -26,7 +26,6 @@ from pyforkfd.supervisor.metrics._counters import Metrics
 from pyforkfd.supervisor.spec._limits import RESOURCES, Resource
 from pyforkfd.supervisor.spec._spec import Service
 from pyforkfd.supervisor.state._model import Worker
-from pyforkfd.supervisor.succession._handover import Handover
 from pyforkfd.supervisor.succession._keeper import Keeper
 from pyforkfd.supervisor.succession._succession import Succession
 
@@ -82,7 +81,7 @@ def open_rooms(
     cgroups = _cgroups(service, succession.keeper)
     if cgroups is not None:
         enter(cgroups)
-        _end_leftovers(cgroups, succession.past)
+        _end_leftovers(cgroups, succession)
     watch = enter(_watch(succession, memory))
     notify = enter(NotifySocket(f"{succession.directory}/notify", succession.notify_socket()))
     succession.put_notify(notify)
@@ -146,9 +145,13 @@ def leaf_name(worker: Worker) -> str:
     return f"{worker.component}-{worker.id}.worker"
 
 
-def _end_leftovers(tree: Tree, past: Handover | None) -> None:
-    """What a supervisor that was killed has left, but for workers that we take over."""
-    known = () if past is None else map(leaf_name, past.state.workers.values())
+def _end_leftovers(tree: Tree, succession: Succession) -> None:
+    """What a supervisor that was killed has left, but for workers that we take over.
+
+    One whose process is not known was about to be started, and is started anew in another.
+    """
+    workers = () if succession.past is None else succession.past.state.workers.values()
+    known = [leaf_name(worker) for worker in workers if succession.has_worker(worker.id)]
     ours = (name for name in tree.leftovers() if re.search(r"-\d+\.worker(\.\d+)?$", name))
     for name in set(ours).difference(known):
         with contextlib.suppress(CgroupError):  # it has gone since
