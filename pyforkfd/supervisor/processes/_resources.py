@@ -25,7 +25,6 @@ from pyforkfd.supervisor.metrics._counters import Metrics
 from pyforkfd.supervisor.spec._limits import RESOURCES, Resource
 from pyforkfd.supervisor.spec._spec import Service
 from pyforkfd.supervisor.state._model import Worker
-from pyforkfd.supervisor.succession._handover import Handover
 from pyforkfd.supervisor.succession._keeper import Keeper
 from pyforkfd.supervisor.succession._succession import Succession
 
@@ -95,7 +94,7 @@ def open_resources(
     cgroups = _cgroups(service, succession.keeper)
     if cgroups is not None:
         enter(cgroups)
-        _end_leftovers(cgroups, succession.past)
+        _end_leftovers(cgroups, succession)
     watch = enter(_watch(succession, running, output))
     notify = enter(NotifySocket(f"{succession.directory}/notify", succession.notify_socket()))
     succession.put_notify(notify)
@@ -164,9 +163,13 @@ def leaf_name(worker: Worker) -> str:
     return f"{worker.component}-{worker.id}.worker"
 
 
-def _end_leftovers(tree: Tree, past: Handover | None) -> None:
-    """End the workers of a supervisor that was killed, but for those that are taken over."""
-    known = () if past is None else map(leaf_name, past.state.workers.values())
+def _end_leftovers(tree: Tree, succession: Succession) -> None:
+    """End the workers of a supervisor that was killed, but for those that are taken over.
+
+    A worker whose process is not known was about to be started, and is started in a new cgroup.
+    """
+    workers = () if succession.past is None else succession.past.state.workers.values()
+    known = [leaf_name(worker) for worker in workers if succession.has_worker(worker.id)]
     ours = (name for name in tree.leftovers() if re.search(r"-\d+\.worker(\.\d+)?$", name))
     for name in set(ours).difference(known):
         with contextlib.suppress(CgroupError):  # it was removed since

@@ -20,8 +20,6 @@ from ._draft import Draft
 from ._events import Announce, Exit, Lend, Note, Reloaded, SendOrder, Spawn, TakeBack
 from ._model import SERVING, STAYING, Crew, Pending, Phase, Previous, Worker, missing
 
-_STARTED = 1.0  # seconds; a program that lives on for so long is taken to have started
-
 
 def settle(draft: Draft) -> None:
     """Add every action that the draft's state calls for, and the changes that go with it."""
@@ -54,7 +52,7 @@ def _overdue(draft: Draft, worker: Worker) -> None:
     """End a phase that has lasted too long."""
     spec = worker.spec
     match worker.phase:
-        case Phase.BOOTING if spec.readiness == "started":
+        case Phase.BOOTING if spec.readiness == "started" and worker.pid is not None:
             become_ready(draft, worker.id, speaks=False)
         case Phase.BOOTING:
             why = f"not ready within {spec.boot_timeout:g} s"
@@ -153,7 +151,6 @@ def _fill(draft: Draft, crew: Crew) -> Crew:
 
 def _spawn(draft: Draft, crew: Crew, position: int) -> None:
     spec = crew.spec
-    patience = _STARTED if spec.readiness == "started" else spec.boot_timeout
     worker = Worker(
         id=draft.next_worker,
         spec=spec,
@@ -162,7 +159,7 @@ def _spawn(draft: Draft, crew: Crew, position: int) -> None:
         phase=Phase.BOOTING,
         born=draft.now,
         since=draft.now,
-        deadline=draft.now + patience,
+        deadline=draft.now + spec.boot_timeout,
     )
     draft.next_worker += 1
     draft.put(worker)

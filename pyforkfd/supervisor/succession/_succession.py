@@ -108,6 +108,10 @@ class Succession(Closing):
         """Return the predecessor's notify socket; the caller owns it.  None: there was none."""
         return self.take(_NOTIFY)
 
+    def has_worker(self, worker_id: int) -> bool:
+        """Return whether there is a predecessor's worker for :meth:`worker` to return."""
+        return f"p{worker_id}" in self._unclaimed
+
     def worker(self, worker_id: int, pid: int | None) -> tuple[Process, ff.FdChannel] | None:
         """Return the process and channel of a predecessor's worker; the caller owns them.
 

@@ -259,6 +259,29 @@ def test_an_orphan_is_killed(tmp_path: Path) -> None:
         assert gone(lambda: workers_of(keeper) == {worker})
 
 
+def test_the_cgroup_of_a_worker_that_was_not_started_yet_is_removed(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The supervisor was killed after it had made it, and its successor makes another."""
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{HELPERS}")
+    (tmp_path / "slow.py").write_text("def setup(): open('gate').close()")
+    os.mkfifo(tmp_path / "gate")  # the zygote waits here, and so does its worker
+    config(tmp_path / "s.toml", keeper=True)
+    with (tmp_path / "s.toml").open("a") as file:
+        file.write('[components.fn]\nfunction = "signal:pause"\nzygote = "z"\n')
+        file.write('readiness = "started"\n[zygotes.z]\nsetup = "slow:setup"\n')
+    with LoggedService(tmp_path / "s.toml", cgroup=home) as service:
+        service.ready(2)
+        leaf = home / "fn-3.worker"
+        leaf.mkdir()
+        service.kill()
+        service.wait_for("took over 2 workers")
+        assert not leaf.exists()
+        (tmp_path / "gate").write_text("")
+        service.wait_for("fn: worker 3: ready")
+        assert leaf.exists()
+
+
 # The keeper itself, with supervisors of a few lines
 
 
