@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import stat
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from pyforkfd.supervisor.control._path import default_path
 from pyforkfd.supervisor.metrics._prometheus import MetricsUnavailableError, demand_client
 from pyforkfd.supervisor.spec._address import parse_address
 from pyforkfd.supervisor.spec._problems import Place, Problem
-from pyforkfd.supervisor.spec._spec import Listener, Service
+from pyforkfd.supervisor.spec._spec import Control, Listener, Service
+from pyforkfd.supervisor.spec._validate import check_control
 from pyforkfd.supervisor.succession._keeper import keeper_program
 from pyforkfd.supervisor.succession._succession import demand_short_directory
 
@@ -53,9 +55,8 @@ class Check:
             yield Problem(place=("control", "path"), text=str(error))
         else:
             held = _held_by(path, service.name)
-            why = None if held is not None else taken(path, "listen")
-            if why is not None:
-                yield Problem(place=("control", "path"), text=why)
+            if held is None:
+                yield from _control(path, service.control)
         yield from self._listeners(service, held or frozenset())
         yield from _metrics(service, held or frozenset())
         yield from _log(service)
@@ -87,6 +88,17 @@ class Check:
             elif address.location not in managed:
                 text = "the service manager passed no descriptor of that name"
                 yield Problem(place=place, text=text)
+
+
+def _control(path: str, control: Control) -> Iterator[Problem]:
+    found = [
+        Problem(place=("control", *place), text=text)
+        for place, text in check_control(dataclasses.replace(control, path=path))
+        if path != control.path  # else the specification has reported it
+    ]
+    yield from found
+    if not found and (why := taken(path, "listen")) is not None:
+        yield Problem(place=("control", "path"), text=why)
 
 
 def _held_by(path: str, name: str) -> frozenset[str] | None:

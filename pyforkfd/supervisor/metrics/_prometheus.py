@@ -52,7 +52,7 @@ def demand_client(config: Config) -> None:
         MetricsUnavailableError: prometheus_client is missing or too old.
     """
     if config.address is not None or config.textfile is not None:
-        for module in ("metrics_core", "exposition", "registry"):
+        for module in ("exposition", "registry", "metrics_core"):
             _client(module)
 
 

@@ -21,7 +21,8 @@ Examine: TypeAlias = Callable[[Service], Iterable[Problem]]
 
 _MOST_PARTS = 100
 _PART = r"""(?:[A-Za-z0-9_-]+|"[^"\n]*"|'[^'\n]*')"""
-_KEY = re.compile(rf"{_PART}(?:[ \t]*\.[ \t]*{_PART})+")
+# Of one part as well, so that no text is tried twice: the time is that of one reading.
+_KEY = re.compile(rf"{_PART}(?:[ \t]*\.[ \t]*{_PART})*")
 _MANY_DIGITS = re.compile(r"[0-9][0-9_]{3000,}")
 
 

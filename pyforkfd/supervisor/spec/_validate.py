@@ -83,7 +83,7 @@ def _check(
     for name, zygote in service.zygotes.items():
         yield from _below(("zygotes", name), _check_zygote(zygote))
     if "control" not in mistyped:
-        yield from _below(("control",), _check_control(service.control))
+        yield from _below(("control",), check_control(service.control))
     if "log" not in mistyped:
         yield from _below(("log",), _check_log(service.log, service.components))
     if "metrics" not in mistyped:
@@ -220,7 +220,8 @@ def _check_zygote(zygote: ZygoteSpec) -> Findings:
     yield from check_environment(zygote.env)
 
 
-def _check_control(control: Control) -> Findings:
+def check_control(control: Control) -> Findings:
+    """Find the problems of a control socket."""
     if control.path is not None:
         try:
             parse_address(f"unix:{control.path}")
