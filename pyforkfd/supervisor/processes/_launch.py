@@ -16,6 +16,7 @@ from pyforkfd._closing import Closing
 from pyforkfd._options import WorkerOptions
 from pyforkfd.supervisor.cgroups._file import CgroupError
 from pyforkfd.supervisor.cgroups._leaf import Leaf
+from pyforkfd.supervisor.health._pages import SLOT
 from pyforkfd.supervisor.logs._output import Output
 from pyforkfd.supervisor.logs._records import Origin
 from pyforkfd.supervisor.spec._privileges import environment, spawn_options
@@ -118,7 +119,9 @@ def prepare(
         on_failure.enter_context(ours)
         worker_ends.enter_context(theirs)
         listeners = resources.sockets.of(service, spec, worker.position)
-        private: dict[str, ff.HasFileno] = {"channel": theirs, "page": resources.watch.page}
+        private: dict[str, ff.HasFileno] = {"channel": theirs}
+        if (page := resources.watch.page_of(worker.id)) is not None:
+            private["page"] = page
         on_failure.callback(lambda: output.worker_gone(worker.id, time.monotonic()))
         if output.file is not None:
             output.file.give(worker.id)
@@ -129,11 +132,10 @@ def prepare(
             2: _stream(worker, "stderr", spec.stderr, output, worker_ends),
         }
         numbers = _map_descriptors(spec, listeners, private, fds)
-        slot = resources.watch.slot_of(worker.id)
         options: WorkerOptions = {
             **spawn_options(spec),
             "fds": fds,
-            "env": _environment(worker, resources.notify.path, listeners, slot, numbers),
+            "env": _environment(worker, resources.notify.path, listeners, numbers),
             # A group of its own: Ctrl-C is for the supervisor, which ends workers in order.
             "process_group": 0,
             "signal_mask": (),
@@ -224,7 +226,6 @@ def _environment(
     worker: Worker,
     notify_path: str,
     listeners: Mapping[str, socket.socket],
-    slot: int | None,
     numbers: Mapping[str, int],
 ) -> dict[str, str]:
     spec = worker.spec
@@ -241,7 +242,7 @@ def _environment(
         generation=worker.generation,
         channel=numbers.get("channel"),
         page=numbers.get("page"),
-        slot=slot,
+        slot=SLOT if "page" in numbers else None,
         log=numbers.get("log"),
         listen={name: own_numbers[name] for name in listeners} if spec.give == "numbers" else {},
         by_channel=spec.give == "channel",

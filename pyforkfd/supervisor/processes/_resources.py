@@ -11,13 +11,13 @@ import time
 from dataclasses import dataclass
 
 import pyforkfd as ff
-from pyforkfd._page import SharedPage
 from pyforkfd.supervisor._reactor import Reactor
 from pyforkfd.supervisor.cgroups._delegation import OWN_LEAF
 from pyforkfd.supervisor.cgroups._file import CgroupError
 from pyforkfd.supervisor.cgroups._leaf import Leaf
 from pyforkfd.supervisor.cgroups._pressure_watch import PressureWatch, unavailable
 from pyforkfd.supervisor.cgroups._tree import Policy, Tree, open_tree
+from pyforkfd.supervisor.health._pages import Pages
 from pyforkfd.supervisor.health._watch import Watch
 from pyforkfd.supervisor.logs._output import Output, forwarded
 from pyforkfd.supervisor.metrics._counters import Metrics
@@ -35,7 +35,6 @@ from ._zygotes import Zygotes
 
 log = logging.getLogger("pyforkfd.supervisor")
 
-_SLOTS = 1024  # workers that have one; 64 bytes each
 _PATIENCE = 2.0  # seconds for killed processes to end
 
 
@@ -51,7 +50,7 @@ class Resources:
         zygotes: processes that workers are cloned from.
         succession: what a successor is to have.
         output: the log, and the pipes of captured output.
-        watch: the shared page and the counters.
+        watch: the workers' pages and the counters.
         cgroups: the supervisor's own cgroup; None: it has none.
         pressure: the pressure triggers on workers' cgroups.
     """
@@ -112,13 +111,8 @@ def open_resources(
 
 
 def _watch(succession: Succession, running: RunningWorkers, output: Output) -> Watch:
-    if (fd := succession.take("page")) is None:
-        page = SharedPage.create(_SLOTS)
-    else:
-        page = SharedPage(fd.detach())
-    succession.put("page", page)
-    metrics = Metrics(page, memory=running.memory, log_lost=output.lost)
-    return Watch(page, metrics, running.memory)
+    metrics = Metrics(memory=running.memory, log_lost=output.lost)
+    return Watch(Pages(succession), metrics, running.memory)
 
 
 def _cgroups(service: Service, keeper: Keeper | None) -> Tree | None:

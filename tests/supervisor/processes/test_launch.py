@@ -97,6 +97,7 @@ def test_a_start_hands_over_the_process_and_its_channel(
         process.kill()
         process.wait()
     resources.output.worker_gone(7, time.monotonic())
+    resources.watch.ended(7, "signal", expected=True)
     assert settled(resources) == before
 
 
