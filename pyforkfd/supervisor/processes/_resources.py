@@ -46,7 +46,7 @@ class Resources:
         reactor: calls back when a descriptor is ready.
         running: workers that have a process, by id.
         sockets: the listening sockets.
-        notify: NOTIFY_SOCKET of all workers.
+        notify: NOTIFY_SOCKET of the workers of an older predecessor; None: there is none.
         zygotes: processes that workers are cloned from.
         succession: what a successor is to have.
         output: the log, and the pipes of captured output.
@@ -58,7 +58,7 @@ class Resources:
     reactor: Reactor
     running: RunningWorkers
     sockets: Sockets
-    notify: NotifySocket
+    notify: NotifySocket | None
     zygotes: Zygotes
     succession: Succession
     output: Output
@@ -92,8 +92,10 @@ def open_resources(
         enter(cgroups)
         _end_leftovers(cgroups, succession.past)
     watch = enter(_watch(succession, running, output))
-    notify = enter(NotifySocket(f"{succession.directory}/notify", succession.notify_socket()))
-    succession.put_notify(notify)
+    notify = None
+    if (shared := succession.take("notify")) is not None:
+        notify = enter(NotifySocket(f"{succession.directory}/notify", shared))
+        succession.put("notify", notify)
     zygotes = enter(Zygotes())
     pressure = enter(PressureWatch(reactor, watch.pressure, _pressure_resources(service, cgroups)))
     return Resources(
@@ -147,6 +149,11 @@ def _pressure_resources(service: Service, tree: Tree | None) -> frozenset[Resour
             raise error
         log.warning("%s", error)
     return frozenset(RESOURCES) - missing.keys()
+
+
+def notify_path(succession: Succession, worker_id: int) -> str:
+    """Return the path of a worker's NOTIFY_SOCKET, which no other has."""
+    return f"{succession.directory}/{worker_id:x}"
 
 
 def leaf_name(worker: Worker) -> str:
