@@ -136,7 +136,6 @@ class Engine:
         self._poll_at = 0.0
         reactor = resources.reactor
         reactor.add(signals.fileno(), self._on_signals)
-        reactor.add(resources.notify.fileno(), lambda _: self.workers.read_notify())
         reactor.add(resources.zygotes.fileno(), self._on_zygotes)
         if (keeper := self._succession.keeper) is not None:
             reactor.add(keeper.fileno(), lambda _: self._on_keeper(keeper))

@@ -25,6 +25,7 @@ from ._sinks import RingTail, StreamSink
 
 _LOKI_RESTART = 5.0  # seconds before another sender is started in place of one that died
 _STREAMS = {"stdout": "o", "stderr": "e"}  # and the prefix by which a successor finds them
+_FORMATTER = logging.Formatter()
 _LOKI_DRAIN = 3.0  # seconds for the sender to send what it has when we end
 
 
@@ -271,11 +272,17 @@ class _Forwarder(logging.Handler):
             return
         self._busy = True
         try:
-            self._output.record(record.levelname, record.getMessage())
+            self._output.record(record.levelname, _text_of(record))
         except Exception:
             self.handleError(record)
         finally:
             self._busy = False
+
+
+def _text_of(record: logging.LogRecord) -> str:
+    if not record.exc_info:
+        return record.getMessage()
+    return f"{record.getMessage()}\n{_FORMATTER.formatException(record.exc_info)}"
 
 
 @contextmanager

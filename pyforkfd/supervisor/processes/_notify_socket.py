@@ -1,4 +1,4 @@
-"""The socket that workers report their state to, sd_notify(3)."""
+"""The sockets that workers report their state to, sd_notify(3)."""
 
 from __future__ import annotations
 
@@ -13,31 +13,34 @@ from pyforkfd._fd import Fd
 _LONGEST = 4096
 _MOST_FDS = 253
 _MOST_ANCESTORS = 16
+_MOST_AT_ONCE = 16  # messages read by one call: a flood is the loop's for no longer
 
 
 class NotifySocket(Closing):
-    """A datagram socket that every worker may write to; the kernel names the sender.
+    """The datagram socket of a worker; the kernel names the sender.
+
+    A worker's user alone may write to it: another could fill its queue, net.unix.max_dgram_qlen,
+    so that a message of the worker has to wait.  A worker of root's may have processes of any
+    user, so anybody may write to its socket.
 
     Attributes:
         path: for NOTIFY_SOCKET.
     """
 
-    def __init__(self, path: str, adopted: Fd | None = None) -> None:
+    def __init__(self, path: str, adopted: Fd | None = None, *, user: int | None = None) -> None:
         """Bind it.
 
         Args:
             path: in a directory that workers of any user may enter; removed by close().
             adopted: a predecessor's, bound to the path; taken.
+            user: uid of the worker; None: not known.
 
         Raises:
             OSError: it cannot be bound, bind(2).
         """
         self.path = path
-        # Any user may write: a message counts only if its sender is a worker.
         self._sock = (
-            ff.bind(f"unixgram:{path}", mode=0o666)
-            if adopted is None
-            else socket.socket(fileno=adopted.detach())
+            _bind(path, user) if adopted is None else socket.socket(fileno=adopted.detach())
         )
         ff.pass_credentials(self._sock)
 
@@ -46,12 +49,12 @@ class NotifySocket(Closing):
         return self._sock.fileno()
 
     def read(self) -> Iterator[tuple[int, dict[str, str]]]:
-        """Yield every message that waits: its sender's pid, and its variables.
+        """Yield the messages that wait, up to 16: their sender's pid, and their variables.
 
         Descriptors that came with a message are closed when the next is read, after the
         caller has acted on it: sd_notify_barrier(3) waits for that.
         """
-        while True:
+        for _ in range(_MOST_AT_ONCE):
             try:
                 message = ff.recv_fds(self._sock, _LONGEST, _MOST_FDS, timeout=0)
             except BlockingIOError:
@@ -69,6 +72,23 @@ class NotifySocket(Closing):
             os.unlink(self.path)
         except FileNotFoundError:
             pass
+
+
+def _bind(path: str, user: int | None) -> socket.socket:
+    made = ff.bind(f"unixgram:{path}", mode=0o600)
+    try:
+        if not user:
+            os.chmod(path, 0o666)
+        elif user != os.geteuid():
+            try:
+                os.chown(path, user, -1)
+            except PermissionError:  # setuid(2) is permitted here, but not CAP_CHOWN
+                os.chmod(path, 0o666)
+    except BaseException:
+        made.close()
+        os.unlink(path)
+        raise
+    return made
 
 
 def _parse(data: bytes) -> dict[str, str]:

@@ -12,13 +12,13 @@ import time
 from dataclasses import dataclass, field
 
 import pyforkfd as ff
-from pyforkfd._page import SharedPage
 from pyforkfd.supervisor._reactor import Reactor
 from pyforkfd.supervisor.cgroups._delegation import OWN_LEAF
 from pyforkfd.supervisor.cgroups._file import CgroupError
 from pyforkfd.supervisor.cgroups._leaf import Leaf
 from pyforkfd.supervisor.cgroups._pressure_watch import PressureWatch, unavailable
 from pyforkfd.supervisor.cgroups._tree import Policy, Tree, open_tree
+from pyforkfd.supervisor.health._pages import Pages
 from pyforkfd.supervisor.health._watch import Watch
 from pyforkfd.supervisor.logs._output import Output, forwarded
 from pyforkfd.supervisor.metrics._counters import Metrics
@@ -35,7 +35,6 @@ from ._zygotes import Zygotes
 
 log = logging.getLogger("pyforkfd.supervisor")
 
-_SLOTS = 1024  # workers that have one; 64 bytes each
 _PATIENCE = 2.0  # seconds for killed processes to end
 _TRANSIENT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
@@ -48,11 +47,11 @@ class Resources:
         reactor: calls back when a descriptor is ready.
         running: workers that have a process, by id.
         sockets: the listening sockets.
-        notify: NOTIFY_SOCKET of all workers.
+        notify: NOTIFY_SOCKET of the workers of an older predecessor; None: there is none.
         zygotes: processes that workers are cloned from.
         succession: what a successor is to have.
         output: the log, and the pipes of captured output.
-        watch: the shared page and the counters.
+        watch: the workers' pages and the counters.
         cgroups: the supervisor's own cgroup; None: it has none.
         pressure: the pressure triggers on workers' cgroups.
         emptying: cgroups of workers that have ended or were not started, to be removed.
@@ -61,7 +60,7 @@ class Resources:
     reactor: Reactor
     running: RunningWorkers
     sockets: Sockets
-    notify: NotifySocket
+    notify: NotifySocket | None
     zygotes: Zygotes
     succession: Succession
     output: Output
@@ -96,8 +95,10 @@ def open_resources(
         enter(cgroups)
         _end_leftovers(cgroups, succession)
     watch = enter(_watch(succession, running, output))
-    notify = enter(NotifySocket(f"{succession.directory}/notify", succession.notify_socket()))
-    succession.put_notify(notify)
+    notify = None
+    if (shared := succession.take("notify")) is not None:
+        notify = enter(NotifySocket(f"{succession.directory}/notify", shared))
+        succession.put("notify", notify)
     zygotes = enter(Zygotes())
     pressure = enter(PressureWatch(reactor, watch.pressure, _pressure_resources(service, cgroups)))
     return Resources(
@@ -115,13 +116,8 @@ def open_resources(
 
 
 def _watch(succession: Succession, running: RunningWorkers, output: Output) -> Watch:
-    if (fd := succession.take("page")) is None:
-        page = SharedPage.create(_SLOTS)
-    else:
-        page = SharedPage(fd.detach())
-    succession.put("page", page)
-    metrics = Metrics(page, memory=running.memory, log_lost=output.lost)
-    return Watch(page, metrics, running.memory)
+    metrics = Metrics(memory=running.memory, log_lost=output.lost)
+    return Watch(Pages(succession), metrics, running.memory)
 
 
 def _cgroups(service: Service, keeper: Keeper | None) -> Tree | None:
@@ -156,6 +152,11 @@ def _pressure_resources(service: Service, tree: Tree | None) -> frozenset[Resour
             raise error
         log.warning("%s", error)
     return frozenset(RESOURCES) - missing.keys()
+
+
+def notify_path(succession: Succession, worker_id: int) -> str:
+    """Return the path of a worker's NOTIFY_SOCKET, which no other has."""
+    return f"{succession.directory}/{worker_id:x}"
 
 
 def leaf_name(worker: Worker) -> str:

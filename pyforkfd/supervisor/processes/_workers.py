@@ -44,7 +44,7 @@ from pyforkfd.zygote import Zygote, ZygoteError
 
 from ._cause_of_death import cause
 from ._launch import prepare, send_order
-from ._notify_socket import worker_of
+from ._notify_socket import NotifySocket, worker_of
 from ._orphans import reap_orphans
 from ._readiness import accepts, inodes
 from ._resources import Resources, end_leaf, sweep_leafs
@@ -86,6 +86,8 @@ class Workers:
         self._running = resources.running
         self._emptying = resources.emptying
         self._powerless: set[tuple[str, int]] = set()  # components that were reported
+        if (shared := resources.notify) is not None:
+            resources.reactor.add(shared.fileno(), lambda _: self._read_notify(shared))
 
     def __contains__(self, worker_id: int) -> bool:
         return worker_id in self._running
@@ -115,8 +117,8 @@ class Workers:
             self.sweep()
             self.post(SpawnFailed(worker.id, str(error) or type(error).__name__))
             return
-        self.resources.succession.put_worker(worker.id, process, channel)
-        self.adopt(worker, service, process, channel, launch.leaf)
+        self.resources.succession.put_worker(worker.id, process, channel, launch.notify)
+        self.adopt(worker, service, process, channel, launch.notify, launch.leaf)
         self.post(Spawned(worker.id, process.pid))
         self._report_powerless(worker)
 
@@ -144,6 +146,7 @@ class Workers:
         service: Service,
         process: ff.Process,
         channel: ff.FdChannel,
+        notify: NotifySocket | None,
         leaf: Leaf | None,
     ) -> None:
         """Watch a worker's process.
@@ -153,15 +156,18 @@ class Workers:
             service: the specification of its generation.
             process: taken.
             channel: taken; it may be closed already.
+            notify: taken.
             leaf: taken.
         """
         worker_id, reactor = worker.id, self.resources.reactor
         sockets = self.resources.sockets.of(service, worker.spec, worker.position)
         known = inodes(sock.fileno() for sock in sockets.values())
-        self._running[worker_id] = Running(worker, process, channel, known, leaf)
+        self._running[worker_id] = Running(worker, process, channel, notify, known, leaf)
         reactor.add(process.fileno(), lambda _: self._on_end(worker_id))
         if not channel.closed:
             reactor.add(channel.fileno(), lambda _: self._on_channel(worker_id))
+        if notify is not None:
+            reactor.add(notify.fileno(), lambda _: self._read_notify(notify, worker_id))
         if leaf is not None:
             self.resources.pressure.watch(worker, leaf)
 
@@ -230,12 +236,21 @@ class Workers:
         for worker_id in switch.workers:
             self.send(worker_id, SwitchLog(switch.turn), {"log": file})
 
-    def read_notify(self) -> None:
-        """Read the messages of NOTIFY_SOCKET, sd_notify(3)."""
-        pids = {running.process.pid: worker_id for worker_id, running in self._running.items()}
-        for pid, fields in self.resources.notify.read():
+    def _read_notify(self, notify: NotifySocket, owner: int | None = None) -> None:
+        """Read messages of a NOTIFY_SOCKET, sd_notify(3); those of others than its owner are lost.
+
+        Args:
+            notify: the socket.
+            owner: id of the worker that has it; None: all workers have it.
+        """
+        running = self._running.items() if owner is None else [(owner, self._running[owner])]
+        pids = {found.process.pid: worker_id for worker_id, found in running}
+        for pid, fields in notify.read():
             if (worker_id := worker_of(pid, pids)) is not None:
                 self._on_notify(worker_id, fields)
+            elif owner is not None:
+                why = f"NOTIFY_SOCKET: process {pid} is none of the worker's, or has ended"
+                self._running[owner].refusals.add(why, time.monotonic())
 
     def _on_notify(self, worker_id: int, fields: Mapping[str, str]) -> None:
         if "STATUS" in fields:
@@ -276,8 +291,16 @@ class Workers:
                 running.status = text
             case LogSwitched(turn) if self.resources.output.file is not None:
                 self.resources.output.file.confirm(worker_id, turn)
-            case Message(data) if self.on_message is not None:
-                self.on_message(running.worker.component, worker_id, data)
+            case Message(data):
+                self._on_app_message(running.worker, data)
+
+    def _on_app_message(self, worker: Worker, data: Any) -> None:
+        if self.on_message is None:
+            return
+        try:
+            self.on_message(worker.component, worker.id, data)
+        except Exception:  # the application's fault, perhaps on a message that is hostile
+            log.exception("%s: worker %d: on_message failed", worker.component, worker.id)
 
     def report_refusals(self, now: float) -> None:
         """Report how many messages were refused since, where that is due."""
@@ -321,6 +344,9 @@ class Workers:
         self.resources.reactor.remove(running.process.fileno())
         running.process.close()
         self._close_channel(running)
+        if running.notify is not None:
+            self.resources.reactor.remove(running.notify.fileno())
+            running.notify.close()
         self.resources.output.worker_gone(worker_id, time.monotonic())
         if running.leaf is not None:
             self.resources.pressure.forget(worker_id)

@@ -217,6 +217,18 @@ def is_already(privileges: Privileges, holder: Holder) -> bool:
     )
 
 
+def user_of(privileges: Privileges) -> int | None:
+    """Return the uid of a worker's processes; None: not known, in a user namespace.
+
+    Raises:
+        LookupError, ValueError: as :func:`identity`.
+    """
+    if "user" in privileges.namespaces:
+        return None
+    user = identity(privileges)[0]
+    return os.geteuid() if user is None else user
+
+
 def identity(privileges: Privileges) -> tuple[int | None, int | None, frozenset[int] | None]:
     """Return uid, gid and extra groups of a worker; None: the supervisor's.
 

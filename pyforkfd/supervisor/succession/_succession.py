@@ -34,7 +34,7 @@ from ._keeper import Adopted, Keeper, own_arguments
 log = logging.getLogger("pyforkfd.supervisor")
 
 VARIABLE = "FORKFD_HANDOVER"
-_RECORD, _KEEPER, _PREFLIGHT, _NOTIFY = "record", "keeper", "preflight", "notify"
+_RECORD, _KEEPER, _PREFLIGHT = "record", "keeper", "preflight"
 _LONGEST_DIRECTORY = 107 - len("/pyforkfd-12345678/notify")  # sun_path, unix(7)
 _CRASHED = 70  # EX_SOFTWARE, sysexits.h
 Key = tuple[str, bool, int]
@@ -95,6 +95,10 @@ class Succession(Closing):
         """Return a descriptor of the predecessor; the caller owns it.  None: there was none."""
         return self._unclaimed.pop(name, None)
 
+    def notify_socket(self, worker_id: int) -> Fd | None:
+        """Return the notify socket of a predecessor's worker; the caller owns it."""
+        return self.take(f"n{worker_id}")
+
     def sockets(self) -> dict[Key, socket.socket]:
         """Return the predecessor's listening sockets; the caller owns them."""
         found = {}
@@ -103,10 +107,6 @@ class Succession(Closing):
                 found[key] = socket.socket(fileno=fd.detach())
                 self._sockets[name] = key, found[key]
         return found
-
-    def notify_socket(self) -> Fd | None:
-        """Return the predecessor's notify socket; the caller owns it.  None: there was none."""
-        return self.take(_NOTIFY)
 
     def has_worker(self, worker_id: int) -> bool:
         """Return whether there is a predecessor's worker for :meth:`worker` to return."""
@@ -191,14 +191,20 @@ class Succession(Closing):
         except OSError as error:
             log.error("keeper: %s: not sent: %s", what, error)
 
-    def put_worker(self, worker_id: int, process: Process, channel: ff.FdChannel) -> None:
-        """Leave a worker to the successor; call this before anything else is done to it."""
+    def put_worker(
+        self, worker_id: int, process: Process, channel: ff.FdChannel, notify: ff.HasFileno
+    ) -> None:
+        """Leave a worker to the successor; call this before anything else is done to it.
+
+        Args:
+            worker_id: the worker.
+            process: of the worker.
+            channel: our end of its channel.
+            notify: its notify socket.
+        """
         self.put(f"p{worker_id}", process)
         self.put(f"c{worker_id}", channel)
-
-    def put_notify(self, fd: ff.HasFileno) -> None:
-        """Leave the notify socket to the successor; borrowed."""
-        self.put(_NOTIFY, fd)
+        self.put(f"n{worker_id}", notify)
 
     def drop_channel(self, worker_id: int) -> None:
         """Withdraw a worker's channel, before it is closed."""
@@ -206,8 +212,8 @@ class Succession(Closing):
 
     def drop_worker(self, worker_id: int) -> None:
         """Withdraw a worker that has ended."""
-        self.drop(f"p{worker_id}")
-        self.drop(f"c{worker_id}")
+        for kind in "pcn":
+            self.drop(f"{kind}{worker_id}")
 
     def put_sockets(self, sockets: Mapping[Key, socket.socket]) -> dict[str, Key]:
         """Leave these listening sockets to the successor, and no others.
@@ -306,7 +312,7 @@ class Succession(Closing):
         """
         assert self.rehearsal is not None and self.past is not None
         workers = (w.id for w in self.past.state.workers.values() if w.pid is not None)
-        wanted = {_NOTIFY, *self.past.sockets, *(f"p{worker_id}" for worker_id in workers)}
+        wanted = {*self.past.sockets, *(f"p{worker_id}" for worker_id in workers)}
         if missing := wanted - self._unclaimed.keys():
             raise HandoverError(f"handover: not inherited: {', '.join(sorted(missing))}")
         os.eventfd_write(self.rehearsal.fileno(), 1)
