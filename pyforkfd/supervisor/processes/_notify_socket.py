@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 from collections.abc import Iterator
 
 import pyforkfd as ff
@@ -12,6 +13,9 @@ from pyforkfd._fd import Fd
 
 _LONGEST = 4096
 _MOST_FDS = 253
+_UCRED = struct.Struct("3i")  # pid, uid, gid: SCM_CREDENTIALS, unix(7)
+_ROOM = socket.CMSG_SPACE(_UCRED.size)  # for the sender alone, and no descriptor
+_PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
 _MOST_ANCESTORS = 16
 _MOST_AT_ONCE = 16  # messages read by one call: a flood is the loop's for no longer
 
@@ -51,19 +55,28 @@ class NotifySocket(Closing):
     def read(self) -> Iterator[tuple[int, dict[str, str]]]:
         """Yield the messages that wait, up to 16: their sender's pid, and their variables.
 
-        Descriptors that came with a message are closed when the next is read, after the
-        caller has acted on it: sd_notify_barrier(3) waits for that.
+        A message is peeked at, and removed after the caller has acted on it: where this process
+        is killed between the two, its successor reads it again, and no READY=1 is lost.
+        Descriptors that came with it are closed then: sd_notify_barrier(3) waits for that.
         """
         for _ in range(_MOST_AT_ONCE):
             try:
-                message = ff.recv_fds(self._sock, _LONGEST, _MOST_FDS, timeout=0)
+                data, control, flags, _ = self._sock.recvmsg(_LONGEST, _ROOM, _PEEK)
             except BlockingIOError:
                 return
-            except ff.PassingError:
-                continue  # too long for a message of sd_notify(3)
-            with message:
-                if message.credentials is not None:
-                    yield message.credentials.pid, _parse(message.data)
+            try:
+                pid = _sender(control)
+                if pid is not None and not flags & socket.MSG_TRUNC:  # else too long for it
+                    yield pid, _parse(data)
+            finally:
+                self._remove()
+
+    def _remove(self) -> None:
+        """Remove the first message, and close its descriptors."""
+        try:
+            ff.recv_fds(self._sock, _LONGEST, _MOST_FDS, timeout=0).close()
+        except (BlockingIOError, ff.PassingError):
+            pass  # one that is too long is removed, too
 
     def close(self) -> None:
         """Close it and remove its path."""
@@ -89,6 +102,15 @@ def _bind(path: str, user: int | None) -> socket.socket:
         os.unlink(path)
         raise
     return made
+
+
+def _sender(control: list[tuple[int, int, bytes]]) -> int | None:
+    """Return the pid in a control message; None: the kernel names none."""
+    for level, kind, data in control:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+            pid: int = _UCRED.unpack_from(data)[0]
+            return pid or None
+    return None
 
 
 def _parse(data: bytes) -> dict[str, str]:
