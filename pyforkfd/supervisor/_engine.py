@@ -151,7 +151,8 @@ class Engine:
         self.feed(Tick())
         self._succession.serving()
         while self._exit_code is None:
-            self._manager.update(time.monotonic(), lambda: summary(self.state))
+            now = time.monotonic()
+            self._manager.update(now, lambda: summary(self.state, now))
             self.resources.reactor.run_once(self._timeout())
             self._poll()
             self.feed(Tick())
