@@ -73,7 +73,7 @@ class Supervisor:
         runs.  It may be called again after it has returned: the service then starts anew.
 
         Returns:
-            An exit code: 0, or 1 if nothing could be kept running.
+            An exit code: 0, or 1 if no worker could be run any more.
 
         Raises:
             OSError, ValueError: a listener could not be made; nothing was started.

@@ -17,7 +17,7 @@ from ._errors import ZygoteError
 from ._messages import Kind, Received, Report, receive, send
 from ._request import Request
 
-_DISCARD_TIMEOUT = 10.0  # seconds for a birth that nobody waits for any more
+_DISCARD_TIMEOUT = 10.0  # seconds for a birth that is not waited for any more
 _END_TIMEOUT = 1.0  # seconds between a killed zygote's last descriptor and its end
 
 

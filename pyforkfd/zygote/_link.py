@@ -28,7 +28,7 @@ from ._messages import SLOT, Kind, ProtocolError, Received, answer_pair, receive
 from ._request import Request, directory
 
 Scope: TypeAlias = Literal["process", "thread"]
-"""Whose end sends the parent-death signals of a zygote and its workers."""
+"""The parent whose end sends the parent-death signals of a zygote and its workers."""
 
 CHANNEL = 3  # the zygote's end, in the zygote
 _ROOT = str(Path(__file__).parents[2])
@@ -250,7 +250,7 @@ class Link:
         return birth
 
     def has_environment(self) -> bool:
-        """Whether our environment is still the one that the zygote was started with."""
+        """Return whether our environment is still that with which the zygote was started."""
         return _environment() == self._environment
 
     def last_born(self, serial: int) -> int:

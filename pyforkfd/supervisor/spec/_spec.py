@@ -18,7 +18,7 @@ from ._problems import SpecError as SpecError
 from ._units import Bytes, Limit, Mode, Seconds, Signal
 
 Stream: TypeAlias = Literal["capture", "inherit", "null"]
-"""Where a worker's output goes: to the log by line, where the supervisor's goes, nowhere."""
+"""The destination of a worker's output: the log, line by line; the supervisor's own; or none."""
 LokiLabel: TypeAlias = Literal["component", "worker", "generation", "stream", "level"]
 """A field of a record that Loki may index."""
 
@@ -356,7 +356,7 @@ class Log:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """Where Prometheus finds metrics.
+    """The metrics that Prometheus reads: a page, a file, or both.
 
     Attributes:
         address (string; default None): ``tcp://host:port`` or ``unix:/path`` of the endpoint; None:
