@@ -45,6 +45,7 @@ class Configuration:
     setup: str | None
     freeze_gc: bool
     env: tuple[tuple[str, str], ...] | None
+    rlimits: tuple[tuple[int, tuple[int, int]], ...]
     warm: int
     scope: Scope
 
@@ -87,7 +88,12 @@ class Link:
             self._channel, theirs = FdChannel.pair()
             undo.callback(self._channel.close)
             lent.enter_context(theirs)
-            self.process = _start(theirs, None if env is None else dict(env), configuration.scope)
+            self.process = _start(
+                theirs,
+                None if env is None else dict(env),
+                dict(configuration.rlimits),
+                configuration.scope,
+            )
             undo.callback(self.close)
             theirs.close()  # or the end of the zygote would not close the channel
             self._configure(configuration, [page.fileno(), own_pidfd.fileno()])
@@ -268,7 +274,12 @@ def _environment() -> object:
     return dict(raw) if isinstance(raw, dict) else os.environ.copy()
 
 
-def _start(channel: FdChannel, env: Mapping[str, str] | None, scope: Scope) -> Process:
+def _start(
+    channel: FdChannel,
+    env: Mapping[str, str] | None,
+    rlimits: Mapping[int, tuple[int, int]],
+    scope: Scope,
+) -> Process:
     if not sys.executable:
         raise ZygoteError("there is no interpreter to start: sys.executable is empty")
     flags: Sequence[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
@@ -278,6 +289,7 @@ def _start(channel: FdChannel, env: Mapping[str, str] | None, scope: Scope) -> P
         [sys.executable, *flags, "-c", _CODE, _ROOT],
         fds={0: DEVNULL, CHANNEL: channel},
         env=env,
+        rlimits=rlimits,
         default_signals=(),
         parent_death_signal=signal.SIGKILL,
         parent_death_scope=scope,

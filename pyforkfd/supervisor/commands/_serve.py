@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from pyforkfd.supervisor._supervisor import Supervisor
 from pyforkfd.supervisor.control._path import default_path
+from pyforkfd.supervisor.spec._capacity import capacity
 from pyforkfd.supervisor.spec._spec import (
     Component,
     Listener,
@@ -108,6 +109,7 @@ def _main(args: argparse.Namespace) -> int:
     if args.check:
         service = load(args.config)
         print(f"{args.config}: service {service.name} has no problem")
+        print(f"{args.config}: {capacity(service)}", file=sys.stderr)
         return 0
     if args.config is None:
         service, read_again = from_arguments(args), None

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pyforkfd._process import Process
 from pyforkfd._spawn import spawn
+from pyforkfd.supervisor._shortage import child_limits
 from pyforkfd.supervisor.spec._spec import Loki
 
 from ._loki_push import item, to_json
@@ -79,6 +80,7 @@ class LokiSink:
                     # last records of the workers must be sent: only the end of the link ends it.
                     ignore_signals=(signal.SIGINT, signal.SIGTERM),
                     signal_mask=(),
+                    rlimits=child_limits(),
                 )
             except BaseException:
                 link.close()

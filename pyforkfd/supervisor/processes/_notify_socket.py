@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pyforkfd as ff
 from pyforkfd._closing import Closing
 from pyforkfd._fd import Fd
+from pyforkfd.supervisor._shortage import is_shortage
 
 _LONGEST = 4096
 _MOST_FDS = 253
@@ -58,6 +59,10 @@ class NotifySocket(Closing):
                 return
             except ff.PassingError:
                 continue  # too long for a message of sd_notify(3)
+            except OSError as error:
+                if is_shortage(error):  # ENOMEM: it is still there
+                    return
+                raise
             with message:
                 if message.credentials is not None:
                     yield message.credentials.pid, _parse(message.data)
@@ -96,10 +101,15 @@ def worker_of(pid: int, workers: dict[int, int]) -> int | None:
 
 
 def parent_of(pid: int) -> int | None:
-    """Return the parent of a process, proc_pid_stat(5); None: the process has ended."""
+    """Return the parent of a process, proc_pid_stat(5); None: the process has ended.
+
+    Also None where no descriptor is free to read it.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
+    except OSError as error:
+        if isinstance(error, FileNotFoundError | ProcessLookupError) or is_shortage(error):
+            return None
+        raise
     return int(stat[stat.rindex(b")") + 2 :].split()[1])

@@ -7,9 +7,11 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import pyforkfd as ff
+from pyforkfd.supervisor._shortage import is_shortage, reserved
 from pyforkfd.supervisor.cgroups._file import CgroupError
 from pyforkfd.supervisor.cgroups._leaf import Leaf
 from pyforkfd.supervisor.control._status import WorkerDetails
@@ -96,20 +98,39 @@ class Workers:
         if worker.id in self._running:
             return
         try:
-            zygote = None
-            if worker.spec.function is not None:
-                zygote = self._zygote(worker, service)
-                if zygote is None:
-                    self.waiting.add(worker.id)
-                    return
-            launch = prepare(worker, service, self.resources, zygote)
-            process, channel = launch.start()
+            with reserved():
+                zygote = None
+                if worker.spec.function is not None:
+                    zygote = self._zygote(worker, service)
+                    if zygote is None:
+                        self.waiting.add(worker.id)
+                        return
+                launch = prepare(worker, service, self.resources, zygote)
+                process, channel = launch.start()
         except (OSError, ValueError, LookupError, ZygoteError) as error:
-            self.post(SpawnFailed(worker.id, str(error)))
+            self.post(SpawnFailed(worker.id, str(error), is_shortage(error)))
             return
         self.resources.succession.put_worker(worker.id, process, channel)
-        self.adopt(worker, service, process, channel, launch.leaf)
+        try:
+            self.adopt(worker, service, process, channel, launch.leaf)
+        except OSError as error:  # no memory, or no watch of epoll(7), for its descriptors
+            self._undo_start(worker.id, process, channel, launch.leaf)
+            self.post(SpawnFailed(worker.id, str(error), is_shortage(error)))
+            return
         self.post(Spawned(worker.id, process.pid))
+
+    def _undo_start(
+        self, worker_id: int, process: ff.Process, channel: ff.FdChannel, leaf: Leaf | None
+    ) -> None:
+        """End a worker that cannot be watched, and free what belonged to it."""
+        process.kill()
+        process.wait()
+        self.resources.succession.drop_worker(worker_id)
+        process.close()
+        channel.close()
+        self.resources.output.worker_gone(worker_id, time.monotonic())
+        if leaf is not None:
+            self._emptying.append(leaf)
 
     def _zygote(self, worker: Worker, service: Service) -> Zygote | None:
         spec = zygote_for(service, worker.spec)
@@ -131,14 +152,20 @@ class Workers:
             process: taken.
             channel: taken; it may be closed already.
             leaf: taken.
+
+        Raises:
+            OSError: ENOMEM or ENOSPC of epoll_ctl(2): nothing is taken.
         """
         worker_id, reactor = worker.id, self.resources.reactor
         sockets = self.resources.sockets.of(service, worker.spec, worker.position)
         known = inodes(sock.fileno() for sock in sockets.values())
+        with ExitStack() as undo:
+            reactor.add(process.fileno(), lambda _: self._on_end(worker_id))
+            undo.callback(reactor.remove, process.fileno())
+            if not channel.closed:
+                reactor.add(channel.fileno(), lambda _: self._on_channel(worker_id))
+            undo.pop_all()
         self._running[worker_id] = Running(worker, process, channel, known, leaf)
-        reactor.add(process.fileno(), lambda _: self._on_end(worker_id))
-        if not channel.closed:
-            reactor.add(channel.fileno(), lambda _: self._on_channel(worker_id))
         if leaf is not None:
             self.resources.pressure.watch(worker, leaf)
 
@@ -276,7 +303,12 @@ class Workers:
         status = running.process.poll()
         if status is None:
             return
-        kills = running.leaf.oom_kills() if running.leaf is not None else None
+        kills = None
+        if running.leaf is not None:
+            try:
+                kills = running.leaf.oom_kills()
+            except CgroupError as error:
+                log.warning("%s: worker %d: %s", running.worker.component, worker_id, error)
         self.post(Ended(worker_id, *cause(status, oom_kills=kills or 0)))
 
     def forget(self, worker_id: int) -> None:
@@ -310,6 +342,8 @@ class Workers:
                 if leaf.remove():
                     self._emptying.remove(leaf)
             except CgroupError as error:
+                if is_shortage(error):
+                    continue  # the next time
                 log.warning("%s", error)
                 self._emptying.remove(leaf)
                 leaf.close()

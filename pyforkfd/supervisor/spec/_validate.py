@@ -11,6 +11,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from ._address import Address, parse_address
+from ._capacity import check_capacity
 from ._check_component import check_component, check_environment, check_target
 from ._privileges import Holder, user_entry
 from ._problems import Findings, Place
@@ -78,6 +79,7 @@ def _check(
     yield from _check_addresses(service)
     if not unread:
         yield from _check_users_of_listeners(service)
+        yield from check_capacity(service)
     for name, zygote in service.zygotes.items():
         yield from _below(("zygotes", name), _check_zygote(zygote))
     if "control" not in mistyped:

@@ -80,9 +80,7 @@ def run_short(draft: Draft, worker_id: int, why: str) -> None:
         draft.note(worker, "error", text)
     before = crew.setbacks.get(worker.position, Setbacks())
     pause = min(_SHORTAGE_CAP, _doubled(_SHORTAGE_PAUSE, before.shortages))
-    after = replace(
-        before, shortages=before.shortages + 1, shortage=why, until=draft.now + pause
-    )
+    after = replace(before, shortages=before.shortages + 1, shortage=why, until=draft.now + pause)
     draft.put_crew(worker.component, crew.setback(worker.position, after))
 
 

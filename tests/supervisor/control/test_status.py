@@ -45,6 +45,7 @@ def after(*events: Event, spec: Component = WEB, rollback: float = 0.0) -> State
 
 
 CRASH: list[Event] = [Ended(1, "exit", "exit code 3"), Ended(3, "exit", "exit code 3")]
+GIVEN_UP = "web: more than 1 crashes within 60 s: 1 of 2 workers is given up; next try in 300 s"
 SHORT: list[Event] = [CRASH[0], SpawnFailed(3, "EMFILE", shortage=True)]
 
 
@@ -59,8 +60,7 @@ SHORT: list[Event] = [CRASH[0], SpawnFailed(3, "EMFILE", shortage=True)]
             [*READY, *CRASH],
             "degraded",
             [
-                "web: more than 1 crashes within 60 s: 1 of 2 workers is given up; "
-                "next try in 300 s",
+                GIVEN_UP,
                 "web: 1 of 2 workers are not ready",
             ],
         ),
@@ -191,8 +191,7 @@ def test_what_the_supervisor_is_short_of() -> None:
     described = describe(after(*READY, *SHORT), 100.0, service="shop", pid=7, started=0.0)
     assert described["condition"] == "degraded"
     assert described["reasons"] == [
-        "web: 1 of 2 workers is not started, a shortage of the supervisor: EMFILE; "
-        "next try in 1 s",
+        "web: 1 of 2 workers is not started, a shortage of the supervisor: EMFILE; next try in 1 s",
         "web: 1 of 2 workers are not ready",
     ]
     (web,) = described["components"]

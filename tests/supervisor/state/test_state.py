@@ -234,7 +234,9 @@ def test_a_position_that_is_given_up_is_tried_again_later_and_later() -> None:
     assert pauses == [2.0, 4.0, 8.0, 16.0, 20.0, 20.0]
 
 
-def test_a_position_that_serves_again_is_not_given_up_and_starts_anew_when_it_has_for_long() -> None:
+def test_a_position_that_serves_again_is_not_given_up_and_starts_anew_when_it_has_for_long() -> (
+    None
+):
     restart = Restart(backoff=0.5, backoff_cap=10.0, max_restarts=2, within=20.0)
     driver = started(service(component(workers=2, restart=restart)))
     for _ in range(3):
