@@ -9,7 +9,8 @@
  *   supervisor: "+NAME" with one descriptor: hold it; "-NAME": close it; "-": close them all;
  *               "=": it serves.
  *   keeper:     struct report, for each child it has reaped.
- * FORKFD_HANDOVER="keeper=3 NAME=4 ..." names the supervisor's end and every held descriptor.
+ * FORKFD_HANDOVER="keeper=3 NAME=4 ..." names the supervisor's end and every held descriptor,
+ * FORKFD_NOFILE the soft limit of descriptors that the keeper was started with: it is raised.
  *
  * The keeper ends when its supervisor ends by itself and has taken back everything that it
  * deposited.
@@ -27,6 +28,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -49,6 +51,7 @@ static unsigned forwarded_now; /* signals that were sent to this supervisor */
 static sigset_t original;      /* the mask that the keeper was started with */
 static void (*original_pipe)(int);
 static int signals = -1;
+static struct rlimit descriptors; /* as the keeper was started with */
 
 static long long now_ms(void) {
     struct timespec t;
@@ -133,7 +136,7 @@ static void wait_for_something(int timeout_ms) {
 
 /* In the child of fork(), which has one thread: any libc function is allowed. */
 static _Noreturn void become_supervisor(char **argv, int theirs, pid_t keeper) {
-    char pid[16];
+    char pid[24];
     /* Workers without supervisor and keeper would have no owner: without its keeper the
      * supervisor stops in order. */
     prctl(PR_SET_PDEATHSIG, SIGTERM);
@@ -152,6 +155,10 @@ static _Noreturn void become_supervisor(char **argv, int theirs, pid_t keeper) {
         setenv("LISTEN_PID", pid, 1);
         unsetenv("LISTEN_PIDFDID");
     }
+    /* The supervisor may inherit more descriptors than the former limit would let it open
+     * beside them: it keeps the raised one, and gives the former to the workers. */
+    snprintf(pid, sizeof pid, "%llu", (unsigned long long)descriptors.rlim_cur);
+    setenv("FORKFD_NOFILE", pid, 1);
     link_hand_over(theirs);
     execvp(argv[0], argv);
     const int error = errno;
@@ -256,6 +263,10 @@ int main(int argc, char **argv) {
         } else {
             fcntl(fd, F_SETFD, 0);
         }
+    if (getrlimit(RLIMIT_NOFILE, &descriptors) == 0) {
+        const struct rlimit raised = {descriptors.rlim_max, descriptors.rlim_max};
+        setrlimit(RLIMIT_NOFILE, &raised); /* refused: what is above is reported when it comes */
+    }
     sigset_t taken;
     sigemptyset(&taken);
     sigaddset(&taken, SIGCHLD);

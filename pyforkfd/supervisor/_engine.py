@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import signal
 import time
@@ -151,7 +152,8 @@ class Engine:
         self.feed(Tick())
         self._succession.serving()
         while self._exit_code is None:
-            self._manager.update(time.monotonic(), lambda: summary(self.state))
+            now = time.monotonic()
+            self._manager.update(now, functools.partial(summary, self.state, now))
             self.resources.reactor.run_once(self._timeout())
             self._poll()
             self.feed(Tick())
@@ -195,17 +197,26 @@ class Engine:
 
     def upgrade(self) -> None:
         """Execute this program anew in our place, once a trial has shown that it can take over."""
-        self._save(())  # sockets may have changed since
-        self._upgrade.begin(self._execute)
+        if self._is_saved():  # sockets may have changed since
+            self._upgrade.begin(self._execute)
 
     def _execute(self) -> None:
         if self.state.stopping:
             return
         self.resources.zygotes.keep(())  # the successor would not know these children
-        self._save(())
-        self._upgrade.execute()
+        if self._is_saved():
+            self._upgrade.execute()
         self._start_waiting()  # it failed: this program goes on
         self.feed(Tick())
+
+    def _is_saved(self) -> bool:
+        """Write the record for an upgrade; return False where there is no memory for it."""
+        try:
+            self._succession.save(self._handover(()))
+        except OSError as error:
+            log.error("upgrade: nothing has changed: %s", error)
+            return False
+        return True
 
     def tidy_later(self) -> None:
         """Close what is unused after the next event."""
@@ -251,7 +262,7 @@ class Engine:
         if actions or state != before:
             self._watch.changed(before, state)
             if has_keeper:
-                self._save(actions)
+                self._succession.try_to_save(self._handover(actions))
         for action in actions:
             self._perform(action)
             if has_keeper:
@@ -264,19 +275,17 @@ class Engine:
             cause = crashes[0].cause
         self._watch.ended(event.worker_id, cause, expected=not crashes)
 
-    def _save(self, todo: Sequence[Action]) -> None:
-        """Write the record that a successor goes on from."""
+    def _handover(self, todo: Sequence[Action]) -> Handover:
+        """Return the record that a successor goes on from."""
         self._succession.resources["metrics"] = self._watch.metrics.state()
-        self._succession.save(
-            Handover(
-                state=self.state,
-                service=self.generations.serving,
-                services=self.generations.all(),
-                todo=tuple(todo),
-                sockets=self._succession.put_sockets(self.resources.sockets.all()),
-                directory=self._succession.directory,
-                resources=self._succession.resources,
-            )
+        return Handover(
+            state=self.state,
+            service=self.generations.serving,
+            services=self.generations.all(),
+            todo=tuple(todo),
+            sockets=self._succession.put_sockets(self.resources.sockets.all()),
+            directory=self._succession.directory,
+            resources=self._succession.resources,
         )
 
     # Polling

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
+from pyforkfd._standard_streams import open_standard_descriptors
+
 from ._engine import Engine, Front
 from ._failures import report
 from ._opening import open_engine
@@ -87,6 +89,7 @@ class Supervisor:
         """
         if self._engine is not None:
             raise RuntimeError("Supervisor.run: the service runs already")
+        open_standard_descriptors()
         with contextlib.ExitStack() as stack:
             succession = stack.enter_context(Succession())
             if succession.rehearsal is not None:

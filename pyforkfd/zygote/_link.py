@@ -45,6 +45,7 @@ class Configuration:
     setup: str | None
     freeze_gc: bool
     env: tuple[tuple[str, str], ...] | None
+    rlimits: tuple[tuple[int, tuple[int, int]], ...]
     warm: int
     scope: Scope
     signal_mask: tuple[int, ...] | None
@@ -279,6 +280,7 @@ def _start(channel: FdChannel, configuration: Configuration) -> Process:
         [sys.executable, *flags, "-c", _CODE, _ROOT],
         fds={0: DEVNULL, CHANNEL: channel},
         env=None if configuration.env is None else dict(configuration.env),
+        rlimits=dict(configuration.rlimits),
         signal_mask=configuration.signal_mask,
         default_signals=configuration.default_signals,
         parent_death_signal=signal.SIGKILL,

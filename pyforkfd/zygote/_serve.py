@@ -25,6 +25,7 @@ from pyforkfd._clone import core_clone, demand_one_thread
 from pyforkfd._entry_points import resolve
 from pyforkfd._errors import PassingError, ThreadsError
 from pyforkfd._fd import Fd
+from pyforkfd._standard_streams import restore_standard_streams
 from pyforkfd._types import CloneFlag
 
 from ._errors import in_a_line
@@ -44,6 +45,7 @@ _REHEARSALS = 20  # the interpreter specializes its code after a few calls
 def main() -> NoReturn:
     """Apply the application's configuration, serve until its end is closed, and exit."""
     code = 0
+    restore_standard_streams()  # or what is opened here would be a worker's output
     try:
         _live()
     except (BrokenPipeError, ConnectionResetError):

@@ -51,6 +51,7 @@ class Zygote:
         setup: str | None = None,
         freeze_gc: bool = True,
         env: Mapping[str, str] | None = None,
+        rlimits: Mapping[int, tuple[int, int]] | None = None,
         warm: int = 0,
         parent_death_scope: Scope = "process",
         signal_mask: Iterable[int] | None = None,
@@ -68,6 +69,8 @@ class Zygote:
             env: the whole environment of the zygote, and of its workers unless they have
                 their own; None: ours.  Variables that libraries read at import belong here,
                 such as ``OPENBLAS_NUM_THREADS``.
+            rlimits: resource -> (soft, hard), as :class:`Command` has it, for the zygote and for
+                its workers unless they have their own; None: ours.
             warm: number of workers to make ahead: they wait for their function, and are
                 replaced once taken.  A worker with namespaces or a cgroup is not one of them.
             parent_death_scope: the parent whose end the kernel signals to the zygote, and to
@@ -94,6 +97,7 @@ class Zygote:
             setup=setup,
             freeze_gc=flag(freeze_gc, "freeze_gc"),
             env=None if env is None else tuple(sorted(_checked_environment(env).items())),
+            rlimits=tuple(pairs(rlimits or {}, "rlimits")),
             warm=integer(warm, "warm", 0, MAX_INT, "a number of workers"),
             scope=parent_death_scope,
             signal_mask=None if signal_mask is None else tuple(signal_mask),

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pyforkfd.supervisor._supervisor import Supervisor
 from pyforkfd.supervisor.control._path import default_path
 from pyforkfd.supervisor.metrics._prometheus import MetricsUnavailableError
+from pyforkfd.supervisor.spec._capacity import capacity
 from pyforkfd.supervisor.spec._spec import (
     Component,
     Listener,
@@ -145,6 +146,7 @@ def _check(path: str, control: str | None) -> int:
         for warning in check.warnings:
             print(f"{path}: warning: {warning}", file=sys.stderr)
     print(f"{path}: service {service.name} has no problem")
+    print(f"{path}: {capacity(service)}", file=sys.stderr)
     return 0
 
 

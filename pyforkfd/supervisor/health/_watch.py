@@ -11,7 +11,7 @@ from pyforkfd.supervisor.metrics._counters import Metrics
 from pyforkfd.supervisor.spec._limits import Resource
 from pyforkfd.supervisor.spec._spec import Component
 from pyforkfd.supervisor.state._events import Cause, Crashed, Event, Reloaded, Retire, WentStale
-from pyforkfd.supervisor.state._model import Crew, Phase, State, Worker, spread
+from pyforkfd.supervisor.state._model import Crew, Phase, State, Worker, given_up, spread
 
 from ._memory_guard import Guard, Orders
 from ._pages import Pages
@@ -108,9 +108,12 @@ class Watch(Closing):
         for name, crew in after.crews.items():
             if before.crews.get(name) is not crew:
                 self._crew(name, crew)
+        degraded = given_up(after).keys()
+        for name in degraded ^ set(self.metrics.degraded()):
+            self.metrics.component(name, degraded=name in degraded)
 
     def _crew(self, name: str, crew: Crew) -> None:
-        self.metrics.component(name, wanted=crew.count, degraded=crew.fatal)
+        self.metrics.component(name, wanted=crew.count)
         config = crew.spec.memory_guard
         if config is None:
             self._guards.pop(name, None)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pyforkfd._process import Process
 from pyforkfd._spawn import spawn
+from pyforkfd.supervisor._shortage import child_limits
 from pyforkfd.supervisor.spec._spec import Loki
 
 from ._loki_push import item, to_json
@@ -83,6 +84,7 @@ class LokiSink:
                     ignore_signals=_OF_A_GROUP,
                     default_signals=range(1, signal.NSIG),
                     signal_mask=(),
+                    rlimits=child_limits(),
                 )
             except BaseException:
                 link.close()

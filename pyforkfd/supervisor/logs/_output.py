@@ -119,15 +119,20 @@ class Output(Closing):
 
         def end(capture_fd: int) -> None:
             self._succession.drop(name)
-            self._reactor.remove(capture_fd)
+            if capture_fd in self._reactor:
+                self._reactor.remove(capture_fd)
 
         capture = Capture(origin, stream, self._logs.add, on_end=end, reader=fd)
-        self._captures.setdefault(origin.worker, []).append(capture)
 
         def handle(events: int) -> None:
             capture.handle(time.monotonic())
 
-        self._reactor.add(capture.fileno(), handle)
+        try:
+            self._reactor.add(capture.fileno(), handle)
+        except BaseException:  # no memory, or no watch of epoll(7), for it
+            capture.close()
+            raise
+        self._captures.setdefault(origin.worker, []).append(capture)
         self._succession.put(name, capture)
         return capture
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import pyforkfd as ff
 from pyforkfd._closing import Closing
 from pyforkfd._options import WorkerOptions
+from pyforkfd.supervisor._shortage import child_limits
 from pyforkfd.supervisor.cgroups._leaf import Leaf
 from pyforkfd.supervisor.health._pages import SLOT
 from pyforkfd.supervisor.logs._output import Output
@@ -75,9 +77,11 @@ class Launch(Closing):
         """
         with self:
             process = self._spawn()
-            if self.spec.give == "channel":
-                # The queue is empty: it is the first message.
-                send_order(self.channel, Listeners(), self.listeners)
+            if self.spec.give == "channel" and not self._send_listeners():
+                process.kill()
+                process.wait()
+                process.close()
+                raise OSError(errno.EAGAIN, "its listeners were not sent")
             self.on_failure.pop_all()
         return process, self.channel
 
@@ -90,6 +94,10 @@ class Launch(Closing):
         return self.zygote.spawn(
             spec.function, args=spec.args, kwargs=dict(spec.kwargs), **self.options
         )
+
+    def _send_listeners(self) -> bool:
+        # The queue is empty: it is the first message.
+        return send_order(self.channel, Listeners(), self.listeners)
 
     def close(self) -> None:
         """Free what was made for the worker and is still owned here."""
@@ -137,8 +145,10 @@ def prepare(
             2: _stream(worker, "stderr", spec.stderr, output, worker_ends),
         }
         numbers = _map_descriptors(spec, listeners, private, fds)
+        own = spawn_options(spec)
         options: WorkerOptions = {
-            **spawn_options(spec),
+            **own,
+            "rlimits": {**child_limits(), **(own.get("rlimits") or {})},
             "fds": fds,
             "env": _environment(worker, notify.path, listeners, numbers),
             # A group of its own: Ctrl-C is for the supervisor, which ends workers in order.

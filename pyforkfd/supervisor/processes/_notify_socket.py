@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pyforkfd as ff
 from pyforkfd._closing import Closing
 from pyforkfd._fd import Fd
+from pyforkfd.supervisor._shortage import is_shortage
 
 _LONGEST = 4096
 _MOST_FDS = 253
@@ -64,6 +65,10 @@ class NotifySocket(Closing):
                 data, control, flags, _ = self._sock.recvmsg(_LONGEST, _ROOM, _PEEK)
             except BlockingIOError:
                 return
+            except OSError as error:
+                if is_shortage(error):  # ENOMEM: it is still there
+                    return
+                raise
             try:
                 pid = _sender(control)
                 if pid is not None and not flags & socket.MSG_TRUNC:  # else too long for it
@@ -138,10 +143,15 @@ def worker_of(pid: int, workers: dict[int, int]) -> int | None:
 
 
 def parent_of(pid: int) -> int | None:
-    """Return the parent of a process, proc_pid_stat(5); None: the process has ended."""
+    """Return the parent of a process, proc_pid_stat(5); None: the process has ended.
+
+    Also None where no descriptor is free to read it.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
+    except OSError as error:
+        if isinstance(error, FileNotFoundError | ProcessLookupError) or is_shortage(error):
+            return None
+        raise
     return int(stat[stat.rindex(b")") + 2 :].split()[1])

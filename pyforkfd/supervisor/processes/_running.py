@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass, field
 
 import pyforkfd as ff
+from pyforkfd.supervisor._shortage import is_shortage
 from pyforkfd.supervisor.cgroups._file import CgroupError
 from pyforkfd.supervisor.cgroups._leaf import Leaf
 from pyforkfd.supervisor.health._resident_memory import resident_memory
@@ -56,7 +57,8 @@ class RunningWorkers(dict[int, Running]):
         """Measure the memory of a worker.
 
         Returns:
-            Bytes: of its cgroup, else of its main process.  None: it has no process.
+            Bytes: of its cgroup, else of its main process.  None: it has no process, or no
+            descriptor is free to read it.
         """
         running = self.get(worker_id)
         if running is None:
@@ -66,4 +68,9 @@ class RunningWorkers(dict[int, Running]):
                 return running.leaf.working_set()
             except CgroupError:
                 pass  # without the memory controller
-        return resident_memory(running.process.pid)
+        try:
+            return resident_memory(running.process.pid)
+        except OSError as error:
+            if is_shortage(error):
+                return None
+            raise

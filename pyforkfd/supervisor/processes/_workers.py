@@ -8,9 +8,11 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import pyforkfd as ff
+from pyforkfd.supervisor._shortage import is_shortage, reserved
 from pyforkfd.supervisor.cgroups._file import CgroupError
 from pyforkfd.supervisor.cgroups._leaf import Leaf
 from pyforkfd.supervisor.control._status import WorkerDetails
@@ -43,7 +45,7 @@ from pyforkfd.supervisor.worker._receiving import receive
 from pyforkfd.zygote import Zygote, ZygoteError
 
 from ._cause_of_death import cause
-from ._launch import prepare, send_order
+from ._launch import Launch, prepare, send_order
 from ._notify_socket import NotifySocket, worker_of
 from ._orphans import reap_orphans
 from ._readiness import accepts, inodes
@@ -103,22 +105,29 @@ class Workers:
         if worker.id in self._running:
             return
         try:
-            zygote = None
-            if worker.spec.function is not None:
-                zygote = self._zygote(worker, service)
-                if zygote is None:
-                    self.waiting.add(worker.id)
-                    return
-            launch = prepare(worker, service, self.resources, zygote)
-            process, channel = launch.start()
+            with reserved():
+                zygote = None
+                if worker.spec.function is not None:
+                    zygote = self._zygote(worker, service)
+                    if zygote is None:
+                        self.waiting.add(worker.id)
+                        return
+                launch = prepare(worker, service, self.resources, zygote)
+                process, channel = launch.start()
         except Exception as error:  # whatever it is: no other worker is to pay for this one
             if not isinstance(error, OSError | ValueError | LookupError | ZygoteError):
                 log.exception("%s: worker %d: not started", worker.component, worker.id)
             self.sweep()
-            self.post(SpawnFailed(worker.id, str(error) or type(error).__name__))
+            why = str(error) or type(error).__name__
+            self.post(SpawnFailed(worker.id, why, is_shortage(error)))
             return
         self.resources.succession.put_worker(worker.id, process, channel, launch.notify)
-        self.adopt(worker, service, process, channel, launch.notify, launch.leaf)
+        try:
+            self.adopt(worker, service, process, channel, launch.notify, launch.leaf)
+        except OSError as error:  # no memory, or no watch of epoll(7), for its descriptors
+            self._undo_start(worker.id, process, launch)
+            self.post(SpawnFailed(worker.id, str(error), is_shortage(error)))
+            return
         self.post(Spawned(worker.id, process.pid))
         self._report_powerless(worker)
 
@@ -135,6 +144,18 @@ class Workers:
                 worker.component,
                 remedy,
             )
+
+    def _undo_start(self, worker_id: int, process: ff.Process, launch: Launch) -> None:
+        """End a worker that cannot be watched, and free what belonged to it."""
+        process.kill()
+        process.wait()
+        self.resources.succession.drop_worker(worker_id)
+        process.close()
+        launch.channel.close()
+        launch.notify.close()
+        self.resources.output.worker_gone(worker_id, time.monotonic())
+        if launch.leaf is not None:
+            self._emptying.append(launch.leaf)
 
     def _zygote(self, worker: Worker, service: Service) -> Zygote | None:
         spec = zygote_for(service, worker.spec)
@@ -158,16 +179,23 @@ class Workers:
             channel: taken; it may be closed already.
             notify: taken.
             leaf: taken.
+
+        Raises:
+            OSError: ENOMEM or ENOSPC of epoll_ctl(2): nothing is taken.
         """
         worker_id, reactor = worker.id, self.resources.reactor
         sockets = self.resources.sockets.of(service, worker.spec, worker.position)
         known = inodes(sock.fileno() for sock in sockets.values())
+        with ExitStack() as undo:
+            reactor.add(process.fileno(), lambda _: self._on_end(worker_id))
+            undo.callback(reactor.remove, process.fileno())
+            if not channel.closed:
+                reactor.add(channel.fileno(), lambda _: self._on_channel(worker_id))
+                undo.callback(reactor.remove, channel.fileno())
+            if notify is not None:
+                reactor.add(notify.fileno(), lambda _: self._read_notify(notify, worker_id))
+            undo.pop_all()
         self._running[worker_id] = Running(worker, process, channel, notify, known, leaf)
-        reactor.add(process.fileno(), lambda _: self._on_end(worker_id))
-        if not channel.closed:
-            reactor.add(channel.fileno(), lambda _: self._on_channel(worker_id))
-        if notify is not None:
-            reactor.add(notify.fileno(), lambda _: self._read_notify(notify, worker_id))
         if leaf is not None:
             self.resources.pressure.watch(worker, leaf)
 
@@ -322,7 +350,12 @@ class Workers:
         status = running.process.poll()
         if status is None:
             return
-        kills = running.leaf.oom_kills() if running.leaf is not None else None
+        kills = None
+        if running.leaf is not None:
+            try:
+                kills = running.leaf.oom_kills()
+            except CgroupError as error:
+                log.warning("%s: worker %d: %s", running.worker.component, worker_id, error)
         remedy = None if status.success else self._remedy(running.worker)
         self.post(Ended(worker_id, *cause(status, oom_kills=kills or 0, remedy=remedy)))
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from pyforkfd._closing import Closing
+from pyforkfd.supervisor._shortage import child_limits
 from pyforkfd.supervisor.spec._spec import Component, Service, ZygoteSpec
 from pyforkfd.zygote import Zygote
 
@@ -66,13 +67,19 @@ class Zygotes(Closing):
             preload=spec.preload,
             setup=spec.setup,
             env=env,
+            rlimits=child_limits(),
             parent_death_scope="thread",
             signal_mask=(),
             default_signals=range(1, signal.NSIG),
         )
-        self._starting[key] = zygote.begin()
+        try:
+            fd = zygote.begin()
+            self._epoll.register(fd, select.EPOLLIN)
+        except BaseException:
+            zygote.close()
+            raise
+        self._starting[key] = fd
         self._zygotes[key] = zygote
-        self._epoll.register(self._starting[key], select.EPOLLIN)
         return None
 
     def keep(self, wanted: Iterable[Key]) -> None:

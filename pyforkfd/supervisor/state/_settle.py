@@ -109,8 +109,7 @@ def _switch(draft: Draft, pending: Pending) -> None:
 def _adjust(draft: Draft, name: str, spec: Component) -> None:
     """Give a component a specification that its workers need not be started anew for."""
     crew = draft.crews[name]
-    count = wanted_count(crew, spec)
-    draft.put_crew(name, replace(crew, spec=spec, count=count, widest=max(count, crew.widest)))
+    draft.put_crew(name, replace(crew, spec=spec).resized(wanted_count(crew, spec)))
     for worker in draft.members(crew, *STAYING):
         draft.put(replace(worker, spec=spec))
 
@@ -120,7 +119,11 @@ def _fill(draft: Draft, crew: Crew) -> Crew:
     serving = draft.members(crew, *SERVING)
     replacing = False
     # A back-off that has passed is as good as absent, and would be due for ever.
-    not_before = {p: when for p, when in crew.not_before.items() if when > draft.now}
+    over = [p for p, s in crew.setbacks.items() if s.until is not None and s.until <= draft.now]
+    if over:
+        fresh_setbacks = {p: replace(crew.setbacks[p], until=None) for p in over}
+        crew = replace(crew, setbacks={**crew.setbacks, **fresh_setbacks})
+    waiting = {p for p, setbacks in crew.setbacks.items() if setbacks.until is not None}
     at: dict[int, list[Worker]] = {}
     for worker in serving:
         at.setdefault(worker.position, []).append(worker)
@@ -135,18 +138,14 @@ def _fill(draft: Draft, crew: Crew) -> Crew:
         if fresh:
             replacing = replacing or len(fresh) < len(here)
             continue
-        if crew.fatal or position in crew.finished:
-            continue
-        if position in not_before:
+        if position in crew.finished or position in waiting:
             continue
         if here:  # retiring: one after the other, and a reload replaces them anyway
             if replacing or draft.pending is not None:
                 continue
             replacing = True
         _spawn(draft, crew, position)
-    if not_before == crew.not_before:
-        return crew
-    return replace(crew, not_before=not_before)
+    return crew
 
 
 def _spawn(draft: Draft, crew: Crew, position: int) -> None:
@@ -248,7 +247,7 @@ def _announce(draft: Draft) -> None:
 
 
 def _exit(draft: Draft) -> None:
-    """Stop where no component can be kept running; exit when the last worker was reaped."""
+    """Stop where no component can be started; exit when the last worker was reaped."""
     if not draft.stopping and _is_hopeless(draft):
         draft.exit_code = 1
         draft.actions.append(Note("error", "no component can be kept running: giving up"))
@@ -259,5 +258,15 @@ def _exit(draft: Draft) -> None:
 
 
 def _is_hopeless(draft: Draft) -> bool:
-    served = any(worker.phase in STAYING for worker in draft.workers.values())
-    return not served and bool(draft.crews) and all(c.fatal for c in draft.crews.values())
+    """Return whether a service that was never ready has been given up as a whole.
+
+    One that has been ready is not: what it needs is away, and it is tried until that is back.
+    """
+    if draft.announced or not draft.crews:
+        return False
+    if any(worker.phase in STAYING for worker in draft.workers.values()):
+        return False
+    return all(
+        crew.given_up and (crew.given_up | crew.finished).issuperset(range(crew.count))
+        for crew in draft.crews.values()
+    )

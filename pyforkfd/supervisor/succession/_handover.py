@@ -13,7 +13,7 @@ from pyforkfd.supervisor.state._model import State
 
 from ._codec import CodecError, decode, encode
 
-VERSION = 2
+VERSION = 3
 """The version of the record: raised when an older program would misread it; new fields do not."""
 
 

@@ -14,7 +14,6 @@ import re
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Mapping
@@ -25,6 +24,8 @@ import pyforkfd as ff
 from pyforkfd._closing import Closing
 from pyforkfd._fd import Fd
 from pyforkfd._process import Process
+from pyforkfd._standard_streams import flush_streams
+from pyforkfd.supervisor._shortage import environment, is_shortage
 from pyforkfd.supervisor.spec._spec import Service
 
 from ._durable_text import Record
@@ -64,6 +65,7 @@ class Succession(Closing):
         self._sockets: dict[str, tuple[Key, socket.socket]] = {}
         self._unclaimed = {name: _owned(name, fd) for name, fd in inherited.items()}
         self._dumped = b""
+        self._stale = False  # the record is of an earlier moment
         self._directory: str | None = None
         self.rehearsal = self.take(_PREFLIGHT)
         keeper = self.take(_KEEPER)
@@ -235,14 +237,34 @@ class Succession(Closing):
         return {name: key for name, (key, _) in self._sockets.items()}
 
     def save(self, handover: Handover) -> None:
-        """Write the record, before any action of its ``todo`` is performed."""
+        """Write the record, before any action of its ``todo`` is performed.
+
+        Raises:
+            OSError: ENOMEM, ENOSPC: the record is that of an earlier moment from now on, until
+                a later call succeeds.
+        """
         text = dump(handover)
         if text == self._dumped:
             return
+        was_stale, self._stale = self._stale, True
         self._record.write(text)
+        self._stale = False
         self._dumped = text
+        if was_stale:
+            log.info("handover: the record is up to date again")
         if _RECORD not in self._fds:
             self.put(_RECORD, self._record)
+
+    def try_to_save(self, handover: Handover) -> None:
+        """Write the record; where memory is short, log that once, and go on with an older one."""
+        known = self._stale
+        try:
+            self.save(handover)
+        except OSError as error:
+            if not is_shortage(error):
+                raise
+            if not known:
+                log.error("handover: the record is not up to date: %s", error)
 
     def serving(self) -> None:
         """Report to the keeper that this supervisor serves: its end is no failure to start."""
@@ -253,7 +275,8 @@ class Succession(Closing):
     def advance(self) -> None:
         """Count one more action of ``todo`` as performed."""
         self._dumped = b""
-        self._record.advance()
+        if not self._stale:  # or it would count actions of an earlier moment
+            self._record.advance()
 
     def fds(self) -> dict[str, int]:
         """Return the names and numbers of all descriptors, without the keeper's."""
@@ -276,13 +299,12 @@ class Succession(Closing):
         if self.keeper is not None:
             fds[_KEEPER] = self.keeper.fileno()
         arguments = own_arguments()
-        environment = {**os.environ, VARIABLE: variable(fds)}
-        sys.stdout.flush()
-        sys.stderr.flush()
+        env = {**os.environ, **environment(), VARIABLE: variable(fds)}
+        flush_streams()
         for fd in fds.values():
             os.set_inheritable(fd, True)
         try:
-            os.execve(arguments[0], arguments, environment)
+            os.execve(arguments[0], arguments, env)
         finally:
             for fd in fds.values():
                 os.set_inheritable(fd, False)
@@ -301,7 +323,7 @@ class Succession(Closing):
             traceback.print_exc()
             log.critical("the supervisor has failed; the keeper starts it again")
             logging.shutdown()
-            sys.stderr.flush()
+            flush_streams()
             os._exit(_CRASHED)
 
     def prove(self) -> int:
