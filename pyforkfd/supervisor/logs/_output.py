@@ -26,6 +26,7 @@ from ._sinks import RingTail, StreamSink
 _LOKI_RESTART = 5.0  # seconds before another sender is started in place of one that died
 _STREAMS = {"stdout": "o", "stderr": "e"}  # and the prefix by which a successor finds them
 _FORMATTER = logging.Formatter()
+_TURNS = 8  # reads of a dead worker's pipe: what it may hold
 _LOKI_DRAIN = 3.0  # seconds for the sender to send what it has when we end
 
 
@@ -150,7 +151,9 @@ class Output(Closing):
             Entries in JSON, the last at the end.
         """
         for capture in self._captures.get(worker_id, ()):
-            capture.handle()
+            for _ in range(_TURNS):  # an orphan of the worker may write without end
+                if not capture.handle():
+                    break
         entries = self.tail.tail(components=[component])
         return [entry.line for entry in entries if entry.origin.worker == worker_id]
 

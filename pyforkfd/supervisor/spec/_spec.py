@@ -117,8 +117,8 @@ class Privileges:
     """A worker's user, capabilities and confinement; by default the least that a server needs.
 
     Attributes:
-        user (string or integer; default None): name or uid; brings the group and extra groups of
-            its entry.  None: the supervisor's.
+        user (string or integer; default None): name or uid; brings groups, HOME, USER, LOGNAME
+            and SHELL of its entry.  None: the supervisor's.
         group (string or integer; default None): name or gid.  None: that of the user, else the
             supervisor's.
         extra_groups (tuple of strings or integers; default None): names or gids; None: those of the

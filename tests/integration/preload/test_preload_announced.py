@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -184,7 +185,8 @@ os.wait()
 
 
 def test_dpkg(preloaded: Preloaded) -> None:
-    tool("dpkg", "dpkg")
+    if not shutil.which("dpkg"):
+        pytest.skip("this is no Debian")
     args: list[str | Path] = [sys.executable, "-c", DPKG]
     assert "status: dpkg : error : " in preloaded.output(*args, fds={2: ff.DEVNULL})
 

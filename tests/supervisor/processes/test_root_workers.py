@@ -66,7 +66,11 @@ def test_a_remedy_names_what_the_supervisor_can_give() -> None:
     assert powerless_root(component(), none) is None
 
 
-FAILS = (sys.executable, "-c", "import os; os.setuid(65534)")
+FAILS = """
+import os, sys
+sys.stderr.write(("x" * 9 + "\\n") * int(sys.argv[1]))  # more than is read in one turn
+os.setuid(65534)
+"""
 
 
 def service(folder: Path, *command: str, more: str = "") -> Supervised:
@@ -90,9 +94,10 @@ def test_a_start_is_reported_once_for_each_generation(tmp_path: Path) -> None:
 
 
 @needs_root
-@pytest.mark.parametrize("stream", ["capture", "inherit"])
-def test_a_death_of_eperm_names_the_remedy(tmp_path: Path, stream: str) -> None:
-    with service(tmp_path, *FAILS, more=f'stderr = "{stream}"') as running:
+@pytest.mark.parametrize(("stream", "lines"), [("capture", 0), ("capture", 6000), ("inherit", 0)])
+def test_a_death_of_eperm_names_the_remedy(tmp_path: Path, stream: str, lines: int) -> None:
+    fails = (sys.executable, "-c", FAILS, str(lines))
+    with service(tmp_path, *fails, more=f'stderr = "{stream}"') as running:
         running.log.wait_for(
             r"worker \d+ died \(exit\): exit code 1 \(EPERM is likely: it ran as root without "
             r'capabilities; write privileges\.capabilities = \["CHOWN".*before it was ready'
