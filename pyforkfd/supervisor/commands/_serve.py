@@ -145,8 +145,8 @@ def _check(path: str, control: str | None) -> int:
     finally:
         for warning in check.warnings:
             print(f"{path}: warning: {warning}", file=sys.stderr)
-    print(f"{path}: service {service.name} has no problem")
     print(f"{path}: {capacity(service)}", file=sys.stderr)
+    print(f"{path}: service {service.name} has no problem")
     return 0
 
 
