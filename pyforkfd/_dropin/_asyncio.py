@@ -20,6 +20,11 @@ class _Transport(BaseSubprocessTransport):
     _loop: asyncio.AbstractEventLoop
     _proc: Any
     _ended: Fd | None = None
+    _pipes: dict[int, Any]
+    _pending_calls: Any
+    _protocol: Any
+    _finished: bool
+    _connecting: asyncio.Task[None]
 
     def _start(
         self,
@@ -47,9 +52,54 @@ class _Transport(BaseSubprocessTransport):
         self._ended = None
         self._process_exited(self._proc.poll())
 
+    def _connect_pipes(self, waiter: Any) -> Any:
+        # In a task of which we know; the base class starts one, and forgets it.
+        self._connecting = self._loop.create_task(super()._connect_pipes(waiter))
+        self._connecting.add_done_callback(lambda _: waiter.done() or waiter.cancel())
+        return _nothing()
+
+    async def abandon(self) -> None:
+        """End the child and everything that its start has begun."""
+        self.close()
+        self._connecting.cancel()
+        await asyncio.wait([self._connecting])
+        self._abandon_pipes()
+        await self._wait()
+
+    def _abandon_pipes(self) -> None:
+        """Close the pipes that were not connected, so that the transport can end without them.
+
+        Without this the end of a child whose start was cancelled is never announced
+        (python/cpython#133536).  Does nothing once all of them are connected.
+        """
+        pending, self._pending_calls = self._pending_calls, None
+        if pending is None:
+            return
+        ours = (self._proc.stdin, self._proc.stdout, self._proc.stderr)
+        for fd, pipe in list(self._pipes.items()):
+            if pipe is None:
+                del self._pipes[fd]
+                ours[fd].close()
+        self._loop.call_soon(self._protocol.connection_made, self)
+        for callback, data in pending:
+            self._loop.call_soon(callback, *data)
+        self._try_finish()
+
+    def _pipe_connection_lost(self, fd: int, exc: BaseException | None) -> None:
+        if not self._finished:  # else the pipe was abandoned while it was connected
+            super()._pipe_connection_lost(fd, exc)
+
+    def _try_finish(self) -> None:
+        if not self._finished:
+            super()._try_finish()
+
     def send_signal(self, signal: int) -> None:
         self._check_proc()
         self._proc.send_signal(signal)
+
+
+async def _nothing() -> None:
+    pass
 
 
 async def create_subprocess_exec(
@@ -92,7 +142,6 @@ async def create_subprocess_exec(
     try:
         await waiter
     except BaseException:  # a pipe could not be connected, or the task is cancelled
-        transport.close()
-        await transport._wait()
+        await transport.abandon()
         raise
     return Process(transport, protocol, loop)

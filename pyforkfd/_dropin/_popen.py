@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BufferedReader, BufferedWriter
 from types import TracebackType
@@ -11,6 +12,7 @@ from typing import IO, Any, AnyStr, TypeAlias, Unpack, cast
 
 from pyforkfd import _core
 from pyforkfd._options import Options, names, refuse_unknown
+from pyforkfd._process import exit_status
 from pyforkfd._spawn import Command
 from pyforkfd._types import HasFileno, StrPath
 
@@ -20,6 +22,7 @@ File: TypeAlias = int | IO[Any] | HasFileno | None
 """A standard stream: None, PIPE, DEVNULL, STDOUT, a descriptor, or an object with one; borrowed."""
 
 _KNOWN = names(Options)
+_LOST = 255  # as asyncio reports a status that is lost
 
 
 class StartOptions(Options, total=False):
@@ -197,6 +200,49 @@ class Popen(subprocess.Popen[AnyStr]):
             pass  # it has ended since, and other code has reaped it
         finally:
             os.close(number)
+
+    def _internal_poll(self, _deadstate: int | None = None, *rest: object) -> int | None:
+        # As the standard one, but for a status that waitpid(2) cannot give: never 0.
+        lock = self._waitpid_lock  # type: ignore[attr-defined]
+        if self.returncode is None and lock.acquire(blocking=False):
+            try:
+                if self.returncode is None:
+                    pid, status = self._try_wait(os.WNOHANG)
+                    if pid == self.pid:
+                        self._handle_exitstatus(status)
+            except OSError:
+                if _deadstate is not None:
+                    self.returncode = _deadstate
+            finally:
+                lock.release()
+        return self.returncode
+
+    def _try_wait(self, wait_flags: int) -> tuple[int, int]:
+        # The lock is held.
+        try:
+            return os.waitpid(self.pid, wait_flags)
+        except ChildProcessError:
+            return self.pid, self._status_after_reaping()
+
+    def _status_after_reaping(self) -> int:
+        """Return the wait status of a child that was reaped elsewhere, or ignored with SIGCHLD.
+
+        The pidfd still has it on Linux 6.15 and later; else it is lost.
+        """
+        reaped = _core.reap(self._pidfd) if self._pidfd >= 0 else None
+        status = None if reaped is None else exit_status(reaped)
+        if status is None or status.lost:
+            warnings.warn(
+                f"child {self.pid}: exit status lost, reporting {_LOST}: SIGCHLD is ignored, or "
+                "other code has waited for the child",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+            return _LOST << 8
+        if status.signal is not None:
+            return status.signal | (0x80 if status.core_dumped else 0)
+        assert status.code is not None
+        return status.code << 8
 
     def _wait(self, timeout: float | None) -> int:
         # Asleep in poll(2) until then; without a time-out waitpid(2) sleeps as well.

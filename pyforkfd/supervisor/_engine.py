@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import signal
 import time
@@ -14,7 +15,7 @@ from ._failures import report
 from ._service_manager import Manager
 from ._signals import SignalQueue
 from .control._requests import Supervised
-from .control._status import Death, Deaths, WorkerDetails, summary
+from .control._status import Death, Deaths, summary
 from .metrics._endpoint import Endpoint
 from .processes._adoption import adopt_workers
 from .processes._crash_hooks import Hooks
@@ -136,7 +137,6 @@ class Engine:
         self._poll_at = 0.0
         reactor = resources.reactor
         reactor.add(signals.fileno(), self._on_signals)
-        reactor.add(resources.notify.fileno(), lambda _: self.workers.read_notify())
         reactor.add(resources.zygotes.fileno(), self._on_zygotes)
         if (keeper := self._succession.keeper) is not None:
             reactor.add(keeper.fileno(), lambda _: self._on_keeper(keeper))
@@ -152,7 +152,8 @@ class Engine:
         self.feed(Tick())
         self._succession.serving()
         while self._exit_code is None:
-            self._manager.update(time.monotonic(), lambda: summary(self.state))
+            now = time.monotonic()
+            self._manager.update(now, functools.partial(summary, self.state, now))
             self.resources.reactor.run_once(self._timeout())
             self._poll()
             self.feed(Tick())
@@ -189,17 +190,6 @@ class Engine:
         self._replies.append(reply)
         self.feed(event)
 
-    def measure(self, now: float) -> dict[int, WorkerDetails]:
-        """Measure the workers that have a process: id -> heartbeat, memory, reported status."""
-        return {
-            worker_id: WorkerDetails(
-                text=running.status,
-                beat_age=self._watch.beat_age(worker_id, now),
-                memory=self.resources.running.memory(worker_id),
-            )
-            for worker_id, running in self.resources.running.items()
-        }
-
     def addresses(self) -> list[str]:
         """Return the addresses that are bound, as the specification writes them."""
         listeners = {address for address, _, _ in self.resources.sockets.all()}
@@ -207,17 +197,26 @@ class Engine:
 
     def upgrade(self) -> None:
         """Execute this program anew in our place, once a trial has shown that it can take over."""
-        self._save(())  # sockets may have changed since
-        self._upgrade.begin(self._execute)
+        if self._is_saved():  # sockets may have changed since
+            self._upgrade.begin(self._execute)
 
     def _execute(self) -> None:
         if self.state.stopping:
             return
         self.resources.zygotes.keep(())  # the successor would not know these children
-        self._save(())
-        self._upgrade.execute()
+        if self._is_saved():
+            self._upgrade.execute()
         self._start_waiting()  # it failed: this program goes on
         self.feed(Tick())
+
+    def _is_saved(self) -> bool:
+        """Write the record for an upgrade; return False where there is no memory for it."""
+        try:
+            self._succession.save(self._handover(()))
+        except OSError as error:
+            log.error("upgrade: nothing has changed: %s", error)
+            return False
+        return True
 
     def tidy_later(self) -> None:
         """Close what is unused after the next event."""
@@ -263,7 +262,7 @@ class Engine:
         if actions or state != before:
             self._watch.changed(before, state)
             if has_keeper:
-                self._save(actions)
+                self._succession.try_to_save(self._handover(actions))
         for action in actions:
             self._perform(action)
             if has_keeper:
@@ -276,19 +275,17 @@ class Engine:
             cause = crashes[0].cause
         self._watch.ended(event.worker_id, cause, expected=not crashes)
 
-    def _save(self, todo: Sequence[Action]) -> None:
-        """Write the record that a successor goes on from."""
+    def _handover(self, todo: Sequence[Action]) -> Handover:
+        """Return the record that a successor goes on from."""
         self._succession.resources["metrics"] = self._watch.metrics.state()
-        self._succession.save(
-            Handover(
-                state=self.state,
-                service=self.generations.serving,
-                services=self.generations.all(),
-                todo=tuple(todo),
-                sockets=self._succession.put_sockets(self.resources.sockets.all()),
-                directory=self._succession.directory,
-                resources=self._succession.resources,
-            )
+        return Handover(
+            state=self.state,
+            service=self.generations.serving,
+            services=self.generations.all(),
+            todo=tuple(todo),
+            sockets=self._succession.put_sockets(self.resources.sockets.all()),
+            directory=self._succession.directory,
+            resources=self._succession.resources,
         )
 
     # Polling

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
+from pyforkfd._standard_streams import open_standard_descriptors
+
 from ._engine import Engine, Front
 from ._failures import report
 from ._opening import open_engine
@@ -78,7 +80,7 @@ class Supervisor:
         runs.  It may be called again after it has returned: the service then starts anew.
 
         Returns:
-            An exit code: 0, or 1 if nothing could be kept running.
+            An exit code: 0, or 1 if no worker could be run any more.
 
         Raises:
             OSError, ValueError: a listener could not be made; nothing was started.
@@ -87,6 +89,7 @@ class Supervisor:
         """
         if self._engine is not None:
             raise RuntimeError("Supervisor.run: the service runs already")
+        open_standard_descriptors()
         with contextlib.ExitStack() as stack:
             succession = stack.enter_context(Succession())
             if succession.rehearsal is not None:
@@ -332,7 +335,7 @@ class Supervisor:
             service=engine.generations.serving.name,
             pid=os.getpid(),
             started=engine.started,
-            details=engine.measure(now),
+            details=engine.workers.measure(now),
             deaths=engine.deaths,
         )
         return {**found, "addresses": engine.addresses()}

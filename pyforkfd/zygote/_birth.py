@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 from typing import Any, Protocol
 
 from pyforkfd import _core
-from pyforkfd._errors import SpawnError, ThreadsError
+from pyforkfd._errors import PassingError, SpawnError, ThreadsError
 from pyforkfd._fd import Fd
 from pyforkfd._process import Process, exit_status
 from pyforkfd._types import ExitStatus
 
 from ._errors import ZygoteError
-from ._messages import Kind, Received, Report, receive, send
+from ._messages import Kind, Received, Report, born_pid, receive, send
 from ._request import Request
 
-_DISCARD_TIMEOUT = 10.0  # seconds for a birth that nobody waits for any more
+_DISCARD_TIMEOUT = 10.0  # seconds for a birth that is not waited for any more
 _END_TIMEOUT = 1.0  # seconds between a killed zygote's last descriptor and its end
 
 
@@ -160,6 +161,9 @@ class Birth:
         except ConnectionResetError:  # unix(7): closed with a message of ours in it, unread
             self._error = RequestLost()
             return
+        except PassingError as error:  # no descriptor is free here for the pidfd
+            self._lose(error, born_pid(error.data))
+            return
         if answer is None:
             self._closed = True
         elif isinstance(answer, Received) and answer.kind is Kind.BORN:
@@ -182,8 +186,19 @@ class Birth:
         if (pid := self._maker.last_born(self._serial)) == 0:
             self._refused = True
             self._error = RequestLost()
-        else:  # our child, not yet reaped: the number cannot mean another
+            return
+        try:  # our child, not yet reaped: the number cannot mean another
             self._pid, self._pidfd = pid, Fd(os.pidfd_open(pid))
+        except OSError as error:
+            self._lose(error, pid)
+
+    def _lose(self, error: OSError, pid: int | None) -> None:
+        """End a worker without a pidfd, which nobody could wait for."""
+        self._refused, self._error = True, error
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)  # our child, not yet reaped
+                os.waitpid(pid, 0)
 
 
 def _reap(pidfd: int) -> ExitStatus:
@@ -199,5 +214,5 @@ def _error(name: str, kind: str, detail: Any) -> Exception:
         stage, err, subject, text = detail
         return SpawnError(name, stage, err, subject, text)
     if kind == "threads":
-        return ThreadsError(detail)
+        return ThreadsError(*detail)
     return ZygoteError(*detail)

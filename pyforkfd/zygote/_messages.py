@@ -21,7 +21,7 @@ from pyforkfd._channel import FdChannel
 from pyforkfd._fd import Fd
 from pyforkfd._passing import recv_fds, send_fds
 
-VERSION = 1
+VERSION = 2
 _HEADER = struct.Struct("=4sHBB")  # magic, version, kind, whether the body is in a memfd
 _MAGIC = b"FKZY"
 _INLINE = 32 * 1024
@@ -155,3 +155,15 @@ def receive(channel: FdChannel | Fd, max_fds: int = _ANSWER_FDS) -> Received | R
     with fds.pop() as body_fd, open(body_fd.fileno(), "rb", closefd=False) as file:
         file.seek(0)
         return Received(Kind(kind), pickle.load(file), fds)
+
+
+def born_pid(data: bytes) -> int | None:
+    """Return the pid in a message BORN that lost its descriptor; None: it is another message."""
+    try:
+        magic, version, kind, large = _HEADER.unpack_from(data)
+    except struct.error:
+        return None
+    if (magic, version, kind, large) != (_MAGIC, VERSION, Kind.BORN, False):
+        return None
+    pid: int = pickle.loads(memoryview(data)[_HEADER.size :])
+    return pid

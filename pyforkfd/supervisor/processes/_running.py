@@ -6,11 +6,14 @@ import logging
 from dataclasses import dataclass, field
 
 import pyforkfd as ff
+from pyforkfd.supervisor._shortage import is_shortage
 from pyforkfd.supervisor.cgroups._file import CgroupError
 from pyforkfd.supervisor.cgroups._leaf import Leaf
 from pyforkfd.supervisor.health._resident_memory import resident_memory
 from pyforkfd.supervisor.state._model import Worker
 from pyforkfd.supervisor.worker._receiving import Refusals
+
+from ._notify_socket import NotifySocket
 
 log = logging.getLogger("pyforkfd.supervisor")
 
@@ -23,6 +26,7 @@ class Running:
         worker: as the state had it when the process was started.
         process: owned.
         channel: our end; owned.
+        notify: its NOTIFY_SOCKET; None: that of all workers of a predecessor; owned.
         listeners: inodes of its listening sockets.
         leaf: its cgroup; owned.
         status: the last status line that it reported.
@@ -32,6 +36,7 @@ class Running:
     worker: Worker
     process: ff.Process
     channel: ff.FdChannel
+    notify: NotifySocket | None
     listeners: frozenset[int]
     leaf: Leaf | None = None
     status: str = ""
@@ -52,7 +57,8 @@ class RunningWorkers(dict[int, Running]):
         """Measure the memory of a worker.
 
         Returns:
-            Bytes: of its cgroup, else of its main process.  None: it has no process.
+            Bytes: of its cgroup, else of its main process.  None: it has no process, or no
+            descriptor is free to read it.
         """
         running = self.get(worker_id)
         if running is None:
@@ -62,4 +68,9 @@ class RunningWorkers(dict[int, Running]):
                 return running.leaf.working_set()
             except CgroupError:
                 pass  # without the memory controller
-        return resident_memory(running.process.pid)
+        try:
+            return resident_memory(running.process.pid)
+        except OSError as error:
+            if is_shortage(error):
+                return None
+            raise

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 
 import pyforkfd as ff
 from pyforkfd._closing import Closing
+from pyforkfd.supervisor._shortage import reserved
 from pyforkfd.supervisor.spec._spec import Component, Listener, Service
 
 Key = tuple[str, bool, int]
@@ -98,14 +99,15 @@ class Sockets(Closing):
             return self._take(match[1])
         if position > 0:
             address = self._with_port(listener)
-        return ff.bind(
-            address,
-            backlog=listener.backlog,
-            reuse_port=listener.shards,
-            nodelay=listener.nodelay,
-            ipv6_only=listener.ipv6_only,
-            mode=listener.mode,
-        )
+        with reserved():
+            return ff.bind(
+                address,
+                backlog=listener.backlog,
+                reuse_port=listener.shards,
+                nodelay=listener.nodelay,
+                ipv6_only=listener.ipv6_only,
+                mode=listener.mode,
+            )
 
     def _with_port(self, listener: Listener) -> str:
         """Return the address of a further shard: where the port is 0, that of the first."""

@@ -44,6 +44,7 @@ class Bounds:
 
 ABOVE_0 = Bounds(0, open="least")
 AT_LEAST_0 = Bounds(0)
+AT_LEAST_1 = Bounds(1)
 SHARE = Bounds(0, 1)
 
 # The supervisor loops over these, or retains as many things, and a system call takes them.

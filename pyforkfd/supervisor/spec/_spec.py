@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pyforkfd._types import Namespace
 
 from . import _bounds as bounds
-from ._bounds import ABOVE_0, AT_LEAST_0, Bounds
+from ._bounds import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Bounds
 from ._limits import Limits as Limits
 from ._limits import MemoryGuard as MemoryGuard
 from ._limits import Pressure as Pressure
@@ -19,7 +19,7 @@ from ._problems import SpecError as SpecError
 from ._units import Bytes, Limit, Mode, Seconds, Signal
 
 Stream: TypeAlias = Literal["capture", "inherit", "null"]
-"""Where a worker's output goes: to the log by line, where the supervisor's goes, nowhere."""
+"""The destination of a worker's output: the log, line by line; the supervisor's own; or none."""
 LokiLabel: TypeAlias = Literal["component", "worker", "generation", "stream", "level"]
 """A field of a record that Loki may index."""
 
@@ -62,9 +62,11 @@ class Restart:
         backoff (seconds, 0 or more; default 0.1): pause before a restart that follows a crash; each
             further crash doubles it.
         backoff_cap (seconds, 0 or more; default 30): longest pause; not below ``backoff``.
-        max_restarts (integer, from 0 to 1000000; default 10): restarts of one component within
-            ``within``; one more and the component is given up (FATAL), the service degraded.
+        max_restarts (integer, from 0 to 1000000; default 10): restarts of one worker's position
+            within ``within``; one more and the position is given up, the service degraded.
         within (seconds, above 0; default 60): the time in which ``max_restarts`` are counted.
+        retry_cap (seconds, 1 or more; default 300): longest pause before a position that was given
+            up is tried again; the pause is at least a second and doubles with each crash.
     """
 
     policy: Literal["always", "on-failure", "never"] = "always"
@@ -72,6 +74,7 @@ class Restart:
     backoff_cap: Annotated[Seconds, AT_LEAST_0] = 30.0
     max_restarts: Annotated[int, bounds.RESTARTS] = 10
     within: Annotated[Seconds, ABOVE_0] = 60.0
+    retry_cap: Annotated[Seconds, AT_LEAST_1] = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -353,7 +356,7 @@ class Log:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """Where Prometheus finds metrics.
+    """The metrics that Prometheus reads: a page, a file, or both.
 
     Attributes:
         address (string; default None): ``tcp://host:port`` or ``unix:/path`` of the endpoint; None:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from ._address import Address, parse_address
 from ._bounds import MOST_PROBLEMS, WORKERS
+from ._capacity import check_capacity
 from ._check_component import MOST_IDS, check_component, check_environment, check_target
 from ._privileges import Holder, user_entry
 from ._problems import Findings, Place
@@ -80,6 +81,7 @@ def _check(
     yield from _check_addresses(service)
     if not unread:
         yield from _check_users_of_listeners(service)
+        yield from check_capacity(service)
     for name, zygote in service.zygotes.items():
         yield from _below(("zygotes", name), _check_zygote(zygote))
     if "control" not in mistyped:

@@ -20,8 +20,6 @@ from ._draft import Draft
 from ._events import Announce, Exit, Lend, Note, Reloaded, SendOrder, Spawn, TakeBack
 from ._model import SERVING, STAYING, Crew, Pending, Phase, Previous, Worker, missing
 
-_STARTED = 1.0  # seconds; a program that lives on for so long is taken to have started
-
 
 def settle(draft: Draft) -> None:
     """Add every action that the draft's state calls for, and the changes that go with it."""
@@ -54,7 +52,7 @@ def _overdue(draft: Draft, worker: Worker) -> None:
     """End a phase that has lasted too long."""
     spec = worker.spec
     match worker.phase:
-        case Phase.BOOTING if spec.readiness == "started":
+        case Phase.BOOTING if spec.readiness == "started" and worker.pid is not None:
             become_ready(draft, worker.id, speaks=False)
         case Phase.BOOTING:
             why = f"not ready within {spec.boot_timeout:g} s"
@@ -111,8 +109,7 @@ def _switch(draft: Draft, pending: Pending) -> None:
 def _adjust(draft: Draft, name: str, spec: Component) -> None:
     """Give a component a specification that its workers need not be started anew for."""
     crew = draft.crews[name]
-    count = wanted_count(crew, spec)
-    draft.put_crew(name, replace(crew, spec=spec, count=count, widest=max(count, crew.widest)))
+    draft.put_crew(name, replace(crew, spec=spec).resized(wanted_count(crew, spec)))
     for worker in draft.members(crew, *STAYING):
         draft.put(replace(worker, spec=spec))
 
@@ -122,7 +119,11 @@ def _fill(draft: Draft, crew: Crew) -> Crew:
     serving = draft.members(crew, *SERVING)
     replacing = False
     # A back-off that has passed is as good as absent, and would be due for ever.
-    not_before = {p: when for p, when in crew.not_before.items() if when > draft.now}
+    over = [p for p, s in crew.setbacks.items() if s.until is not None and s.until <= draft.now]
+    if over:
+        fresh_setbacks = {p: replace(crew.setbacks[p], until=None) for p in over}
+        crew = replace(crew, setbacks={**crew.setbacks, **fresh_setbacks})
+    waiting = {p for p, setbacks in crew.setbacks.items() if setbacks.until is not None}
     at: dict[int, list[Worker]] = {}
     for worker in serving:
         at.setdefault(worker.position, []).append(worker)
@@ -137,23 +138,18 @@ def _fill(draft: Draft, crew: Crew) -> Crew:
         if fresh:
             replacing = replacing or len(fresh) < len(here)
             continue
-        if crew.fatal or position in crew.finished:
-            continue
-        if position in not_before:
+        if position in crew.finished or position in waiting:
             continue
         if here:  # retiring: one after the other, and a reload replaces them anyway
             if replacing or draft.pending is not None:
                 continue
             replacing = True
         _spawn(draft, crew, position)
-    if not_before == crew.not_before:
-        return crew
-    return replace(crew, not_before=not_before)
+    return crew
 
 
 def _spawn(draft: Draft, crew: Crew, position: int) -> None:
     spec = crew.spec
-    patience = _STARTED if spec.readiness == "started" else spec.boot_timeout
     worker = Worker(
         id=draft.next_worker,
         spec=spec,
@@ -162,7 +158,7 @@ def _spawn(draft: Draft, crew: Crew, position: int) -> None:
         phase=Phase.BOOTING,
         born=draft.now,
         since=draft.now,
-        deadline=draft.now + patience,
+        deadline=draft.now + spec.boot_timeout,
     )
     draft.next_worker += 1
     draft.put(worker)
@@ -251,7 +247,7 @@ def _announce(draft: Draft) -> None:
 
 
 def _exit(draft: Draft) -> None:
-    """Stop where no component can be kept running; exit when the last worker was reaped."""
+    """Stop where no component can be started; exit when the last worker was reaped."""
     if not draft.stopping and _is_hopeless(draft):
         draft.exit_code = 1
         draft.actions.append(Note("error", "no component can be kept running: giving up"))
@@ -262,5 +258,15 @@ def _exit(draft: Draft) -> None:
 
 
 def _is_hopeless(draft: Draft) -> bool:
-    served = any(worker.phase in STAYING for worker in draft.workers.values())
-    return not served and bool(draft.crews) and all(c.fatal for c in draft.crews.values())
+    """Return whether a service that was never ready has been given up as a whole.
+
+    One that has been ready is not: what it needs is away, and it is tried until that is back.
+    """
+    if draft.announced or not draft.crews:
+        return False
+    if any(worker.phase in STAYING for worker in draft.workers.values()):
+        return False
+    return all(
+        crew.given_up and (crew.given_up | crew.finished).issuperset(range(crew.count))
+        for crew in draft.crews.values()
+    )

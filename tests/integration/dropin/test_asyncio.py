@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -103,3 +104,67 @@ def test_an_error_leaves_nothing() -> None:
             await ff.create_subprocess_exec("true", cgroup="/proc", stdin=PIPE)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("steps", range(8))
+@pytest.mark.parametrize("everything", [True, False])
+def test_a_start_that_is_cancelled_at_any_step_ends(steps: int, everything: bool) -> None:
+    """Alone, and with the task of asyncio's own that connects the pipes."""
+    problems: list[dict[str, Any]] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, about: problems.append(about))
+        start = ff.create_subprocess_exec("cat", stdin=PIPE, stdout=PIPE, stderr=PIPE)
+        task = asyncio.ensure_future(start)
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        others = asyncio.all_tasks() - {asyncio.current_task(), task} if everything else ()
+        for one in (task, *others):
+            one.cancel()
+        child = (await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 20))[0]
+        if isinstance(child, asyncio.subprocess.Process):  # it had been started by then
+            child.kill()
+            await asyncio.wait_for(child.wait(), 20)
+        else:
+            assert isinstance(child, asyncio.CancelledError)
+
+    asyncio.run(main())
+    assert problems == []
+
+
+IGNORED = """
+import asyncio, signal, sys
+import pyforkfd as ff
+from pyforkfd import _core, subprocess
+
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+if sys.argv[1] == "lost":  # as on kernels before 6.15
+    _core.reap = lambda fd: (False, 0, 0, None)
+CHILD = ["sh", "-c", "sleep 0.05; exit 7"]
+
+async def on_asyncio():
+    return await (await ff.create_subprocess_exec(*CHILD)).wait()
+
+async def by_shell():
+    return await (await ff.create_subprocess_exec("sh", "-c", "sleep 0.05; kill -9 $$")).wait()
+
+polled = subprocess.Popen(CHILD)
+while polled.poll() is None:
+    pass
+print(asyncio.run(on_asyncio()), asyncio.run(by_shell()), subprocess.Popen(CHILD).wait(),
+      subprocess.Popen(CHILD).wait(timeout=9), polled.returncode)
+"""
+
+
+@pytest.mark.parametrize("how", ["known", "lost"])
+def test_a_status_is_true_or_said_to_be_lost_where_sigchld_is_ignored(how: str) -> None:
+    command = [sys.executable, "-c", IGNORED, how]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    known = ff.spawn(["sh", "-c", "exit 7"])
+    assert os.waitpid(known.pid, 0)[1] == 7 << 8
+    if how == "lost" or known.wait().lost:
+        assert done.stdout.split() == ["255"] * 5
+        assert done.stderr.count("exit status lost, reporting 255") >= 1
+    else:
+        assert done.stdout.split() == ["7", "-9", "7", "7", "7"]
+        assert done.stderr == ""

@@ -1,4 +1,4 @@
-"""What goes wrong with a zygote: clear errors, no orphan, no zombie, nothing left open."""
+"""Failures of a zygote: clear errors, no orphan, no zombie, nothing left open."""
 
 from __future__ import annotations
 
@@ -75,34 +75,16 @@ def test_threads_are_named(warm: int) -> None:
 
 
 def test_another_version_of_the_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody has upgraded us on disk while the application runs."""
+    """The package is upgraded on disk while the application runs."""
     shutil.copytree(Path(ff.__file__).parent, tmp_path / "pyforkfd")
     messages = tmp_path / "pyforkfd/zygote/_messages.py"
-    messages.write_text(messages.read_text().replace("\nVERSION = 1\n", "\nVERSION = 77\n"))
+    messages.write_text(messages.read_text().replace("\nVERSION = 2\n", "\nVERSION = 77\n"))
     monkeypatch.setattr("pyforkfd.zygote._link._ROOT", str(tmp_path))
-    with pytest.raises(ZygoteError, match="its protocol has version 77, ours 1"):
+    with pytest.raises(ZygoteError, match="its protocol has version 77, ours 2"):
         jobs().start()
 
 
 # --- a birth
-
-
-@pytest.fixture(scope="module")
-def cold() -> Iterator[Zygote]:
-    with jobs() as zygote:
-        zygote.start()
-        yield zygote
-
-
-@pytest.fixture(params=["cold", "warm"])
-def zygote(request: pytest.FixtureRequest, cold: Zygote) -> Iterator[Zygote]:
-    """One for all tests; and one of each test's own, since idle workers come and go."""
-    if request.param == "cold":
-        yield cold
-        return
-    with jobs(warm=2) as zygote:
-        zygote.start()
-        yield zygote
 
 
 def test_a_function_that_is_not_there(zygote: Zygote) -> None:
