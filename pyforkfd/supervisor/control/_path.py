@@ -32,8 +32,7 @@ def default_path(name: str, *, create: bool = True) -> str:
         _demand_creatable(directory)
         return os.path.join(directory, name + _SUFFIX)
     try:
-        if create:
-            os.mkdir(directory, mode)
+        os.mkdir(directory, mode)
     except FileExistsError:
         pass
     if not _is_ours(directory):

@@ -24,7 +24,7 @@ class Bounds:
 
     def contain(self, number: float) -> bool:
         """Whether an option takes this number."""
-        if not math.isfinite(number):
+        if isinstance(number, float) and not math.isfinite(number):
             return False
         if number < self.least or (self.open == "least" and number == self.least):
             return False

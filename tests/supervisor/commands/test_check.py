@@ -362,11 +362,21 @@ def test_a_module_that_never_returns(place: Path) -> None:
 
 
 def test_a_module_of_the_directory_does_not_pass_for_one_of_python(place: Path) -> None:
-    (place / "json.py").write_text("raise RuntimeError('planted')\n")
+    (place / "json.py").write_text("open('planted', 'w').close()\nimport nothing_at_all\n")
+    (place / "else").mkdir()
+    program = place / "else/program.py"  # whose directory is sys.path[0], not the current one
+    program.write_text("import sys\nfrom pyforkfd.cli import main\nsys.exit(main())\n")
     path = write(place, RIGHT["a function"])
-    env = {"PYTHONPATH": "", "PYTHONSAFEPATH": "1"}
-    _, said = outcome(serve(path, "--check", **env))
-    assert "planted" not in said
+    done = subprocess.run(
+        [sys.executable, program, "serve", "--check", path],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert '"fine": ModuleNotFoundError' in done.stderr
+    assert not (place / "planted").exists()
 
 
 def test_a_service_that_runs_is_checked_for_its_reload(tmp_path: Path) -> None:
