@@ -202,7 +202,11 @@ class Supervisor:
         _demand_component(component, engine.state.crews)
         if count < 0:
             raise ValueError(f"scale {component}: {count} is negative")
-        engine.generations.open_shards(engine.state.crews[component], count)
+        try:
+            engine.generations.open_shards(engine.state.crews[component], count)
+        except BaseException:
+            engine.tidy_later()  # those that were bound
+            raise
         engine.feed(Scale(component, count))
 
     def retire(self, worker_id: int, why: str) -> None:
