@@ -285,7 +285,16 @@ def test_check_says_how_many_workers_fit(tmp_path: Path) -> None:
 
     path = tmp_path / "s.toml"
     path.write_text('name = "s"\n' + SLEEP + "workers = 5\n")
-    command = [*limited(200, 200), sys.executable, "-P", "-m", "pyforkfd", "serve", "--check", path]
+    command = [
+        *limited(200, 200),
+        sys.executable,
+        "-P",
+        "-m",
+        "pyforkfd",
+        "serve",
+        "--check",
+        str(path),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "5 workers and the supervisor need " in done.stderr and "workers fit" in done.stderr
