@@ -59,10 +59,52 @@ static long long now_ms(void) {
     return t.tv_sec * 1000LL + t.tv_nsec / 1000000;
 }
 
+/* Read a file of the supervisor's in /proc; an empty text where there is none. */
+static void read_proc(const char *name, char *text, size_t size) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/%s", (int)supervisor, name);
+    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    const ssize_t length = fd < 0 ? 0 : read(fd, text, size - 1);
+    if (fd >= 0) close(fd);
+    text[length > 0 ? length : 0] = '\0';
+}
+
+/* Return whether the supervisor has ended or is about to, so that it reads no signal any more:
+ * SIGKILL is pending, the process exits, or it is a zombie.  The kernel drops signals to it then.
+ * proc_pid_stat(5). */
+static int is_dying(void) {
+    enum { EXITING = 4 }; /* PF_EXITING */
+    char text[1024], state = 'Z';
+    unsigned long flags = 0, pending = 0;
+    read_proc("stat", text, sizeof text);
+    const char *after = strrchr(text, ')'); /* the name before it may have any character */
+    if (after != NULL)
+        sscanf(after + 1,
+               " %c %*s %*s %*s %*s %*s %lu %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s"
+               " %*s %*s %*s %*s %*s %*s %*s %lu",
+               &state, &flags, &pending);
+    return state == 'Z' || state == 'X' || (flags & EXITING) != 0 ||
+           (pending >> (SIGKILL - 1) & 1) != 0;
+}
+
+/* Hand the unread signals of a supervisor that is not reaped yet to the next one. */
+static void keep_unread(void) {
+    char text[4096];
+    read_proc("status", text, sizeof text);
+    const char *found = strstr(text, "\nShdPnd:");
+    if (found == NULL) return;
+    const unsigned long long pending = strtoull(found + strlen("\nShdPnd:"), NULL, 16);
+    for (int i = 0; i < FORWARDED; i++)
+        if (pending >> (forwarded[i] - 1) & 1) waiting |= 1u << forwarded[i];
+}
+
 static void reap(void) {
     for (;;) {
         siginfo_t info = {0};
-        if (waitid(P_ALL, 0, &info, WEXITED | WNOHANG | __WALL) != 0 || info.si_pid == 0) return;
+        const int flags = WEXITED | WNOHANG | __WALL;
+        if (waitid(P_ALL, 0, &info, flags | WNOWAIT) != 0 || info.si_pid == 0) return;
+        if (info.si_pid == supervisor) keep_unread();
+        if (waitid(P_PID, (id_t)info.si_pid, &info, flags) != 0) return;
         if (info.si_pid == supervisor) {
             supervisor = 0;
             last_end = info;
@@ -79,8 +121,8 @@ static void take_signals(void) {
     while (read(signals, &info, sizeof info) == sizeof info) {
         const int number = (int)info.ssi_signo;
         if (number == SIGCHLD) continue; /* one may stand for many: see reap() */
-        *(supervisor > 0 ? &forwarded_now : &waiting) |= 1u << number;
         if (supervisor > 0) kill(supervisor, number); /* not reaped yet: the pid is its own */
+        *(supervisor > 0 && !is_dying() ? &forwarded_now : &waiting) |= 1u << number;
     }
     reap();
 }

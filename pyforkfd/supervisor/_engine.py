@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ._failures import report
 from ._service_manager import Manager
 from ._signals import SignalQueue
 from .control._requests import Supervised
@@ -136,7 +137,6 @@ class Engine:
         self._poll_at = 0.0
         reactor = resources.reactor
         reactor.add(signals.fileno(), self._on_signals)
-        reactor.add(resources.notify.fileno(), lambda _: self.workers.read_notify())
         reactor.add(resources.zygotes.fileno(), self._on_zygotes)
         if (keeper := self._succession.keeper) is not None:
             reactor.add(keeper.fileno(), lambda _: self._on_keeper(keeper))
@@ -190,6 +190,11 @@ class Engine:
         self._replies.append(reply)
         self.feed(event)
 
+    def addresses(self) -> list[str]:
+        """Return the addresses that are bound, as the specification writes them."""
+        listeners = {address for address, _, _ in self.resources.sockets.all()}
+        return sorted(listeners.union(self._endpoint.addresses))
+
     def upgrade(self) -> None:
         """Execute this program anew in our place, once a trial has shown that it can take over."""
         if self._is_saved():  # sockets may have changed since
@@ -233,7 +238,13 @@ class Engine:
             while self._events:
                 event = self._events.popleft()
                 before = self.state
-                state, actions = step(before, event, time.monotonic())
+                try:
+                    state, actions = step(before, event, time.monotonic())
+                except Exception as error:
+                    if not isinstance(event, Reload | RollBack):
+                        raise
+                    why = report("reload", error, ())
+                    state, actions = before, [Reloaded(before.generation, why)]
                 self._go_to(state, actions)
                 if isinstance(event, (Ended, SpawnFailed)) and event.worker_id in before.workers:
                     self._count_end(event, actions)
@@ -323,8 +334,12 @@ class Engine:
 
     def _on_signals(self, events: int) -> None:
         for signum, _ in self._signals.read():
-            log.info("got %s", signal.Signals(signum).name)
-            self._on_signal(signum)
+            name = signal.Signals(signum).name
+            log.info("got %s", name)
+            try:
+                self._on_signal(signum)
+            except Exception as error:  # a request like any other: the service goes on
+                report(name, error, (OSError, ValueError))
 
     def _on_keeper(self, keeper: Keeper) -> None:
         keeper.read()

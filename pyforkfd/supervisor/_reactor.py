@@ -13,6 +13,7 @@ READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
 
 _MOST_AT_ONCE = 64
+_LONGEST_WAIT = 86400.0  # seconds
 
 
 class Reactor(Closing):
@@ -71,12 +72,15 @@ class Reactor(Closing):
         """Wait for events, then call back for all that are there.
 
         Args:
-            timeout: seconds at most; None: for ever.
+            timeout: seconds at most, and never more than a day; None: for ever.
         """
         if self._resting:
             timeout = self._wake(timeout)
         # Rounded up, or the last millisecond before a deadline would be spent in circles.
-        wait = -1.0 if timeout is None else math.ceil(max(0.0, timeout) * 1000) / 1000
+        # At most a day: epoll_wait(2) takes 24 days, and the caller looks at its clock anyway.
+        wait = -1.0
+        if timeout is not None:
+            wait = math.ceil(min(max(0.0, timeout), _LONGEST_WAIT) * 1000) / 1000
         for fd, events in self._epoll.poll(wait, _MOST_AT_ONCE):
             # One call may remove the descriptor of the next.
             if (callback := self._callbacks.get(fd)) is not None:

@@ -214,5 +214,5 @@ def _error(name: str, kind: str, detail: Any) -> Exception:
         stage, err, subject, text = detail
         return SpawnError(name, stage, err, subject, text)
     if kind == "threads":
-        return ThreadsError(detail)
+        return ThreadsError(*detail)
     return ZygoteError(*detail)

@@ -48,6 +48,8 @@ class Configuration:
     rlimits: tuple[tuple[int, tuple[int, int]], ...]
     warm: int
     scope: Scope
+    signal_mask: tuple[int, ...] | None
+    default_signals: tuple[int, ...]
 
 
 class Link:
@@ -68,7 +70,6 @@ class Link:
             configuration: the options.
             wait: wait for all imports; False: :meth:`settle` waits, once fileno() is readable.
         """
-        env = configuration.env
         self._environment = _environment()
         self.home = directory(".")
         self.held: Mapping[int, str] = {}
@@ -88,12 +89,7 @@ class Link:
             self._channel, theirs = FdChannel.pair()
             undo.callback(self._channel.close)
             lent.enter_context(theirs)
-            self.process = _start(
-                theirs,
-                None if env is None else dict(env),
-                dict(configuration.rlimits),
-                configuration.scope,
-            )
+            self.process = _start(theirs, configuration)
             undo.callback(self.close)
             theirs.close()  # or the end of the zygote would not close the channel
             self._configure(configuration, [page.fileno(), own_pidfd.fileno()])
@@ -274,12 +270,7 @@ def _environment() -> object:
     return dict(raw) if isinstance(raw, dict) else os.environ.copy()
 
 
-def _start(
-    channel: FdChannel,
-    env: Mapping[str, str] | None,
-    rlimits: Mapping[int, tuple[int, int]],
-    scope: Scope,
-) -> Process:
+def _start(channel: FdChannel, configuration: Configuration) -> Process:
     if not sys.executable:
         raise ZygoteError("there is no interpreter to start: sys.executable is empty")
     flags: Sequence[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
@@ -288,11 +279,12 @@ def _start(
     return spawn(
         [sys.executable, *flags, "-c", _CODE, _ROOT],
         fds={0: DEVNULL, CHANNEL: channel},
-        env=env,
-        rlimits=rlimits,
-        default_signals=(),
+        env=None if configuration.env is None else dict(configuration.env),
+        rlimits=dict(configuration.rlimits),
+        signal_mask=configuration.signal_mask,
+        default_signals=configuration.default_signals,
         parent_death_signal=signal.SIGKILL,
-        parent_death_scope=scope,
+        parent_death_scope=configuration.scope,
     )
 
 

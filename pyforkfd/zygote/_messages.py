@@ -21,7 +21,7 @@ from pyforkfd._channel import FdChannel
 from pyforkfd._fd import Fd
 from pyforkfd._passing import recv_fds, send_fds
 
-VERSION = 1
+VERSION = 2
 _HEADER = struct.Struct("=4sHBB")  # magic, version, kind, whether the body is in a memfd
 _MAGIC = b"FKZY"
 _INLINE = 32 * 1024

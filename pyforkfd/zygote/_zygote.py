@@ -54,6 +54,8 @@ class Zygote:
         rlimits: Mapping[int, tuple[int, int]] | None = None,
         warm: int = 0,
         parent_death_scope: Scope = "process",
+        signal_mask: Iterable[int] | None = None,
+        default_signals: Iterable[int] = (),
     ) -> None:
         """Describe a zygote; nothing is started yet.
 
@@ -75,6 +77,10 @@ class Zygote:
                 workers with a parent_death_signal: "process" starts it from one long-lived
                 thread; "thread" from the calling one, which is right for the main thread of a
                 program that executes another in its place, where all other threads end.
+            signal_mask: exactly these are blocked in the zygote while it imports; None: as in
+                the thread that starts it.  Its workers have masks of their own.
+            default_signals: reset to default in the zygote before it imports, such as those
+                that we ignore; its workers begin with the handlers of the zygote.
 
         Raises:
             TypeError, ValueError: an argument makes no sense; the message begins with it.
@@ -94,6 +100,8 @@ class Zygote:
             rlimits=tuple(pairs(rlimits or {}, "rlimits")),
             warm=integer(warm, "warm", 0, MAX_INT, "a number of workers"),
             scope=parent_death_scope,
+            signal_mask=None if signal_mask is None else tuple(signal_mask),
+            default_signals=tuple(default_signals),
         )
         self.generation = 0
         self._forget()

@@ -149,13 +149,15 @@ def test_every_function_of_the_fence_is_marked() -> None:
         assert re.search(r"FORKFD_CHILD|FORKFD_INLINE", head), head
 
 
-# Functions that the library for LD_PRELOAD calls: none allocates, locks or prints.  dlsym is
-# called when it is loaded, strtol, strtok_r and strcpy when it reads its settings.  memcmp, memcpy
-# and memset are calls that a compiler may put in the place of any comparison or assignment.
+# Functions that the library for LD_PRELOAD calls: none allocates, locks or prints.  dlsym and
+# getauxval are called when it is loaded, strtol, strtok_r and strcpy when it reads its settings
+# or remembers its program.  memcmp, memcpy and memset are calls that a compiler may put in the
+# place of any comparison or assignment.
 PRELOAD_CALLS = set(
-    """__errno_location access atoi dlsym environ fcntl fstat getenv getpid pthread_sigmask
-    readlink sigaddset sigemptyset sigismember sigpending sigtimedwait strchr strcmp strcpy
-    strcspn strlen strncmp strrchr strstr strtok_r strtol syscall memcmp memcpy memset
+    """__errno_location access atoi dlsym environ fcntl fstat fstatat getauxval getenv getpid
+    getppid pthread_sigmask readlink sigaddset sigemptyset sigismember sigpending sigtimedwait
+    strchr strcmp strcpy strcspn strlen strncmp strrchr strspn strtok_r strtol syscall memcmp
+    memcpy memset
     forkfd_born_by_vfork forkfd_vfork_failed _GLOBAL_OFFSET_TABLE_ __stack_chk_fail
     __isoc23_strtol""".split()
 )

@@ -37,7 +37,7 @@ UniqueFd watch_self(const SpawnPlan& plan) {
 PreparedChild::PreparedChild(const SpawnPlan& plan, Environment env,
                              const std::vector<int>& sources, KernelSigset mask,
                              const Kinship& kin)
-    : watch(kin.executes && !memory_is_shared()), plan_(plan), env_(std::move(env)),
+    : watch(kin.executes && (plan.changes_user() || !memory_is_shared())), plan_(plan), env_(std::move(env)),
       terminal_(open_path(plan.controlling_terminal_path, O_RDWR | O_NOCTTY)),
       foreground_(open_path(plan.foreground_terminal_path, O_RDWR | O_NOCTTY)),
       cgroup_(open_path(plan.cgroup_path, O_RDONLY | O_DIRECTORY)),

@@ -80,7 +80,9 @@ long Spawn::clone_once(const Attempt& t) {
                   ? -armed.err
                   : clone_child({t.clone3, t.flags(plan_), t.into_cgroup ? cgroup_fd() : -1}, stack,
                                 args_, &pidfd_);
-        if (pid > 0) child_.watch.wait();
+        if (pid > 0)
+            child_.watch.wait(static_cast<pid_t>(pid), pidfd_, shared,
+                              t.share_table && plan_.changes_user(), plan_.changes_user());
         if (maps) child_.map_subject = maps->subject();
     }
     report_ = shared;
@@ -112,6 +114,13 @@ SpawnResult Spawn::run() {
         }
         UniqueFd pidfd(pidfd_);
         const auto stage = static_cast<Stage>(report_.stage);
+        if (child_.watch.gave_up()) {
+            reap_failed(static_cast<pid_t>(pid));
+            throw_sys(stage, ETIMEDOUT,
+                      subject(stage, report_.index) + ": not done within " +
+                          std::to_string(ExecWatch::kPatience) +
+                          " s of the change of user, so the child was killed");
+        }
         if (stage == Stage::exec && report_.err == 0) {
             const fault::Armed armed = fault::armed();
             if (!pidfd && plan_.wants_pidfd) pidfd = open_pidfd(static_cast<pid_t>(pid));

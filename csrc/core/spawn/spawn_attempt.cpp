@@ -48,7 +48,8 @@ const char* Attempt::give_way(const SpawnPlan& plan, int err) {
 }
 
 std::uint64_t Attempt::flags(const SpawnPlan& plan) const noexcept {
-    std::uint64_t flags = CLONE_VFORK | plan.namespaces;
+    std::uint64_t flags = plan.namespaces;
+    if (!plan.changes_user()) flags |= CLONE_VFORK;  // else exec_watch.h waits
     if (share_memory) flags |= CLONE_VM;
     if (share_table) flags |= CLONE_FILES;
     if (pidfd) flags |= kClonePidfd;

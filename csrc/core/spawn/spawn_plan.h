@@ -102,6 +102,8 @@ struct SpawnPlan {
         return groups || gid || uid || bounding || permitted || inheritable || ambient ||
                namespaces != 0;
     }
+    // Processes of another user may then stop the child before its exec (exec_watch.h).
+    bool changes_user() const noexcept { return uid.has_value(); }
 };
 
 }  // namespace forkfd

@@ -12,6 +12,7 @@ from contextlib import suppress
 
 import pyforkfd as ff
 from pyforkfd._closing import Closing
+from pyforkfd.supervisor._failures import report
 from pyforkfd.supervisor._reactor import READABLE, WRITABLE, Reactor
 from pyforkfd.supervisor._shortage import is_shortage, reserved
 from pyforkfd.supervisor.spec._spec import Control
@@ -166,7 +167,8 @@ class ControlSocket(Closing):
             spec: the configuration; its path must be set.
             reactor: borrowed.
             handle: called with each request; replies by the client's methods, now or later.
-                A ControlError, ValueError or OSError becomes a refusal.
+                An exception becomes a refusal; one that is no ControlError, ValueError or
+                OSError is logged with its traceback.
 
         Raises:
             OSError: the error of bind(2): EADDRINUSE where another supervisor listens.
@@ -284,6 +286,8 @@ class ControlSocket(Closing):
             self._handle(client, body)
         except (ControlError, ValueError, OSError) as error:
             client.refuse(str(error))
+        except Exception as error:  # of ours: it costs the client its request, and nobody else
+            client.refuse(report("control", error, ()))
 
 
 def _uid(user: str | int) -> int:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pyforkfd._fd import Fd
+from pyforkfd._trusted_paths import Directory, walk
 from pyforkfd._types import StrPath
 
 from ._log_reader import Reader
 from ._log_turns import Turns
 from ._records import is_published
+
+_TRIES = 16  # to open a file twice that another program moves meanwhile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +61,9 @@ class LogFile:
 
     The path names a file at every moment but the one between two renames; a supervisor that
     dies there leaves the old file under ``PATH.1``, and loses nothing.
+
+    **Trust.**  The file is opened, made and renamed below a directory that was walked to,
+    :mod:`pyforkfd._trusted_paths`: what another user has put in its place is refused.
 
     No call waits for anything but the disk.  The clock is the caller's.
 
@@ -104,7 +110,8 @@ class LogFile:
         self._flags |= os.O_DSYNC if o_dsync else 0
         self._turns = Turns(patience)
         self._space = 0  # bytes until max_bytes, as far as we know without a system call
-        self._fd, self._new = self._open(self.path, 0)
+        with self._directory() as directory:
+            self._fd, self._new = self._open(directory, self.path.name, 0)
         self._olds: list[_Old] = []  # oldest first
         self._new.skip_to_end()  # a supervisor before us has published that
 
@@ -224,18 +231,22 @@ class LogFile:
         Raises:
             OSError: the new file cannot be made or renamed; the old one is still in use.
         """
-        coming = Path(f"{self.path}.next")
-        with suppress(FileNotFoundError):  # left by a supervisor that died
-            coming.unlink()
+        with self._directory() as directory:
+            self._rotate(directory, now)
+
+    def _rotate(self, directory: Directory, now: float) -> None:
+        name = self.path.name
+        coming = f"{name}.next"
+        directory.unlink(coming)  # left by a supervisor that died
         # Made before anything is renamed: a full or read-only disk shows here.
-        with _closed_on_error(self._open(coming, os.O_EXCL)) as (fd, reader):
+        with _closed_on_error(self._open(directory, coming, os.O_EXCL)) as (fd, reader):
             behind = [o.reader for o in self._olds if not o.caught_up and o.reader.linked()]
             for number in range(self._keep - 1, 0, -1):
                 with suppress(FileNotFoundError):
-                    os.rename(f"{self.path}.{number}", f"{self.path}.{number + 1}")
+                    _rename(directory, f"{name}.{number}", f"{name}.{number + 1}")
             with suppress(FileNotFoundError):  # moved away by another program
-                os.rename(self.path, f"{self.path}.1")
-            os.rename(coming, self.path)
+                _rename(directory, name, f"{name}.1")
+            _rename(directory, coming, name)
             # Records come faster than they are read: kept until then, files without a name
             # would fill the disk.
             removed = [reader for reader in behind if not reader.linked()]
@@ -262,7 +273,10 @@ class LogFile:
         Raises:
             OSError: the file cannot be opened or made; ours is still in use.
         """
-        with _closed_on_error(self._open(self.path, 0)) as (fd, reader):
+        with (
+            self._directory() as directory,
+            _closed_on_error(self._open(directory, self.path.name, 0)) as (fd, reader),
+        ):
             if os.path.sameopenfile(fd.fileno(), self.fileno()):
                 fd.close()
                 reader.close()
@@ -317,15 +331,22 @@ class LogFile:
             old.reader.close()
         self._olds.clear()
 
-    def _open(self, path: Path, flags: int) -> tuple[Fd, Reader]:
+    def _directory(self) -> Directory:
+        """Walk to the directory of the file, which others may have replaced meanwhile."""
+        directory = walk(str(self.path.parent))
+        try:
+            directory.demand_lasting_names("the log")
+        except BaseException:
+            directory.fd.close()
+            raise
+        return directory
+
+    def _open(self, directory: Directory, name: str, flags: int) -> tuple[Fd, Reader]:
         """Open a file for writing and, on a description of our own, for reading."""
-        with suppress(FileNotFoundError):
-            if not stat.S_ISREG(os.stat(path).st_mode):  # a FIFO's open would wait
-                raise OSError(errno.EINVAL, "not a regular file, as a log must be", str(path))
-        while True:
-            fd = Fd(os.open(path, self._flags | flags, self._mode))
+        for _ in range(_TRIES):
+            fd = Fd(directory.open_file(name, self._flags | flags, self._mode))
             try:
-                reader = Reader(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                reader = Reader(directory.open_file(name, os.O_RDONLY))
             except BaseException:
                 fd.close()
                 raise
@@ -333,6 +354,7 @@ class LogFile:
                 return fd, reader
             fd.close()  # moved by another program between the two
             reader.close()
+        raise OSError(errno.EAGAIN, "is replaced all the time", str(self.path))
 
     def _take_turn(self, fd: Fd, reader: Reader, now: float) -> None:
         self._olds.append(_Old(self.turn, self._new, now + self._patience))
@@ -352,3 +374,10 @@ def _closed_on_error(opened: tuple[Fd, Reader]) -> Iterator[tuple[Fd, Reader]]:
         for one in opened:
             one.close()
         raise
+
+
+def _rename(directory: Directory, name: str, to: str) -> None:
+    """Rename a file; a directory in its way, which no file replaces, is renamed before."""
+    if directory.has_directory(to):
+        directory.rename(to, f"{to}.{time.time_ns()}")
+    directory.rename(name, to)

@@ -25,6 +25,9 @@ _ROOT = str(Path(__file__).parents[3])
 _CHUNK = 1 << 16
 
 
+_OF_A_GROUP = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+
+
 class LokiSink:
     """A sink that passes entries to a sender process, which it starts.
 
@@ -78,7 +81,8 @@ class LokiSink:
                     fds={0: sender_end, 1: 2},
                     # Signals to a terminal's or a process group reach the sender too, but the
                     # last records of the workers must be sent: only the end of the link ends it.
-                    ignore_signals=(signal.SIGINT, signal.SIGTERM),
+                    ignore_signals=_OF_A_GROUP,
+                    default_signals=range(1, signal.NSIG),
                     signal_mask=(),
                     rlimits=child_limits(),
                 )

@@ -25,6 +25,8 @@ from ._sinks import RingTail, StreamSink
 
 _LOKI_RESTART = 5.0  # seconds before another sender is started in place of one that died
 _STREAMS = {"stdout": "o", "stderr": "e"}  # and the prefix by which a successor finds them
+_FORMATTER = logging.Formatter()
+_TURNS = 8  # reads of a dead worker's pipe: what it may hold
 _LOKI_DRAIN = 3.0  # seconds for the sender to send what it has when we end
 
 
@@ -141,6 +143,19 @@ class Output(Closing):
             self.file.forget(worker_id)
         for capture in self._captures.get(worker_id, ()):
             capture.worker_gone(now)
+
+    def last_lines(self, component: str, worker_id: int) -> list[bytes]:
+        """Read what a worker's pipes hold, and return what is retained of its output.
+
+        Returns:
+            Entries in JSON, the last at the end.
+        """
+        for capture in self._captures.get(worker_id, ()):
+            for _ in range(_TURNS):  # an orphan of the worker may write without end
+                if not capture.handle():
+                    break
+        entries = self.tail.tail(components=[component])
+        return [entry.line for entry in entries if entry.origin.worker == worker_id]
 
     def poll(self, now: float) -> Switch | None:
         """Do what is due every 200 ms: end streams, restart the sender, publish, rotate.
@@ -265,11 +280,17 @@ class _Forwarder(logging.Handler):
             return
         self._busy = True
         try:
-            self._output.record(record.levelname, record.getMessage())
+            self._output.record(record.levelname, _text_of(record))
         except Exception:
             self.handleError(record)
         finally:
             self._busy = False
+
+
+def _text_of(record: logging.LogRecord) -> str:
+    if not record.exc_info:
+        return record.getMessage()
+    return f"{record.getMessage()}\n{_FORMATTER.formatException(record.exc_info)}"
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -73,6 +74,7 @@ class Hooks(Closing):
                     fds={0: ff.DEVNULL, 1: ff.INHERIT, 2: ff.INHERIT},
                     process_group=0,
                     signal_mask=(),
+                    default_signals=range(1, signal.NSIG),
                     rlimits=child_limits(),
                 )
         except (OSError, ValueError) as error:

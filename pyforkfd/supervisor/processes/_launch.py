@@ -16,11 +16,11 @@ import pyforkfd as ff
 from pyforkfd._closing import Closing
 from pyforkfd._options import WorkerOptions
 from pyforkfd.supervisor._shortage import child_limits
-from pyforkfd.supervisor.cgroups._file import CgroupError
 from pyforkfd.supervisor.cgroups._leaf import Leaf
+from pyforkfd.supervisor.health._pages import SLOT
 from pyforkfd.supervisor.logs._output import Output
 from pyforkfd.supervisor.logs._records import Origin
-from pyforkfd.supervisor.spec._privileges import environment, spawn_options
+from pyforkfd.supervisor.spec._privileges import environment, spawn_options, user_of
 from pyforkfd.supervisor.spec._spec import Component, Service, Stream
 from pyforkfd.supervisor.state._model import Worker
 from pyforkfd.supervisor.worker._identity import VARIABLE, Identity
@@ -28,7 +28,8 @@ from pyforkfd.supervisor.worker._messages import Listeners, OrderMessage
 from pyforkfd.supervisor.worker._protocol import encode_order
 from pyforkfd.zygote import Zygote
 
-from ._resources import Resources, leaf_name
+from ._notify_socket import NotifySocket
+from ._resources import Resources, leaf_name, notify_path
 
 log = logging.getLogger("pyforkfd.supervisor")
 
@@ -47,6 +48,7 @@ class Launch(Closing):
         zygote: that makes the worker, for a component that is a function; borrowed.
         options: of the spawn: descriptors, environment, cgroup, privileges and so on.
         channel: our end of the worker's channel; the caller's after the start.
+        notify: the worker's NOTIFY_SOCKET; the caller's after the start.
         leaf: the worker's cgroup; the caller's after the start.
         worker_ends: closes what only the worker needs: its end of the channel, of its output.
         on_failure: frees what becomes the caller's by the start.
@@ -57,6 +59,7 @@ class Launch(Closing):
     zygote: Zygote | None
     options: WorkerOptions
     channel: ff.FdChannel
+    notify: NotifySocket
     leaf: Leaf | None
     worker_ends: ExitStack
     on_failure: ExitStack
@@ -65,7 +68,8 @@ class Launch(Closing):
         """Start the worker.  May be called once.
 
         Returns:
-            The process and our end of its channel; the caller owns both, and the leaf.
+            The process and our end of its channel; the caller owns both, the notify socket and
+            the leaf.
 
         Raises:
             SpawnError, ZygoteError, OSError, ValueError: it could not be started; everything
@@ -125,8 +129,12 @@ def prepare(
         ours, theirs = ff.FdChannel.pair()
         on_failure.enter_context(ours)
         worker_ends.enter_context(theirs)
+        path = notify_path(resources.succession, worker.id)
+        notify = on_failure.enter_context(NotifySocket(path, user=user_of(spec.privileges)))
         listeners = resources.sockets.of(service, spec, worker.position)
-        private: dict[str, ff.HasFileno] = {"channel": theirs, "page": resources.watch.page}
+        private: dict[str, ff.HasFileno] = {"channel": theirs}
+        if (page := resources.watch.page_of(worker.id)) is not None:
+            private["page"] = page
         on_failure.callback(lambda: output.worker_gone(worker.id, time.monotonic()))
         if output.file is not None:
             output.file.give(worker.id)
@@ -137,17 +145,18 @@ def prepare(
             2: _stream(worker, "stderr", spec.stderr, output, worker_ends),
         }
         numbers = _map_descriptors(spec, listeners, private, fds)
-        slot = resources.watch.slot_of(worker.id)
         own = spawn_options(spec)
         options: WorkerOptions = {
             **own,
             "rlimits": {**child_limits(), **(own.get("rlimits") or {})},
             "fds": fds,
-            "env": _environment(worker, resources.notify.path, listeners, slot, numbers),
+            "env": _environment(worker, notify.path, listeners, numbers),
             # A group of its own: Ctrl-C is for the supervisor, which ends workers in order.
             "process_group": 0,
             "signal_mask": (),
         }
+        if spec.command is not None:  # the zygote of a function was started so itself
+            options["default_signals"] = range(1, signal.NSIG)
         if spec.give == "listen_fds" and listeners:
             options["listen"] = listeners
         if leaf is not None:
@@ -161,6 +170,7 @@ def prepare(
             zygote=zygote,
             options=options,
             channel=ours,
+            notify=notify,
             leaf=leaf,
             worker_ends=worker_ends.pop_all(),
             on_failure=on_failure.pop_all(),
@@ -172,21 +182,10 @@ def _leaf(worker: Worker, resources: Resources, on_failure: ExitStack) -> Leaf |
     if resources.cgroups is None or worker.spec.cgroup == "off":
         return None
     leaf = resources.cgroups.leaf(leaf_name(worker), worker.spec.limits)
-    on_failure.callback(_remove, leaf)
+    on_failure.callback(resources.emptying.append, leaf)
     for problem in leaf.missing:
         log.warning("%s: worker %d: %s", worker.component, worker.id, problem)
     return leaf
-
-
-def _remove(leaf: Leaf) -> None:
-    """Remove the cgroup of a worker that was not started."""
-    try:
-        if leaf.remove():
-            return
-        log.warning("%s: not removed: there is a process in it", leaf.path)
-    except CgroupError as error:
-        log.warning("%s", error)
-    leaf.close()
 
 
 def _stream(
@@ -234,7 +233,6 @@ def _environment(
     worker: Worker,
     notify_path: str,
     listeners: Mapping[str, socket.socket],
-    slot: int | None,
     numbers: Mapping[str, int],
 ) -> dict[str, str]:
     spec = worker.spec
@@ -251,7 +249,7 @@ def _environment(
         generation=worker.generation,
         channel=numbers.get("channel"),
         page=numbers.get("page"),
-        slot=slot,
+        slot=SLOT if "page" in numbers else None,
         log=numbers.get("log"),
         listen={name: own_numbers[name] for name in listeners} if spec.give == "numbers" else {},
         by_channel=spec.give == "channel",

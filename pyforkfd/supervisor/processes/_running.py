@@ -13,6 +13,8 @@ from pyforkfd.supervisor.health._resident_memory import resident_memory
 from pyforkfd.supervisor.state._model import Worker
 from pyforkfd.supervisor.worker._receiving import Refusals
 
+from ._notify_socket import NotifySocket
+
 log = logging.getLogger("pyforkfd.supervisor")
 
 
@@ -24,6 +26,7 @@ class Running:
         worker: as the state had it when the process was started.
         process: owned.
         channel: our end; owned.
+        notify: its NOTIFY_SOCKET; None: that of all workers of a predecessor; owned.
         listeners: inodes of its listening sockets.
         leaf: its cgroup; owned.
         status: the last status line that it reported.
@@ -33,6 +36,7 @@ class Running:
     worker: Worker
     process: ff.Process
     channel: ff.FdChannel
+    notify: NotifySocket | None
     listeners: frozenset[int]
     leaf: Leaf | None = None
     status: str = ""

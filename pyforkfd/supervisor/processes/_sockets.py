@@ -14,6 +14,7 @@ from pyforkfd.supervisor.spec._spec import Component, Listener, Service
 
 Key = tuple[str, bool, int]
 """Address, whether it has shards, position: a changed backlog alone means the same socket."""
+_MANAGED = re.compile("systemd:(.+)")
 
 
 class Sockets(Closing):
@@ -79,12 +80,22 @@ class Sockets(Closing):
             OSError, ValueError: as :meth:`get`.
         """
         for spec in service.components.values():
-            for position in range(spec.workers):
-                self.of(service, spec, position)
+            self.open_positions(service, spec, spec.workers)
+
+    def open_positions(self, service: Service, spec: Component, count: int) -> None:
+        """Bind the listeners of so many workers of a component, unless they are open.
+
+        Raises:
+            OSError, ValueError: as :meth:`get`.
+        """
+        for name in spec.listen:
+            listener = service.listeners[name]
+            for position in _positions(listener, count):
+                self.get(listener, position)
 
     def _make(self, listener: Listener, position: int) -> socket.socket:
         address = listener.address
-        if match := re.fullmatch("systemd:(.+)", address):
+        if match := _MANAGED.fullmatch(address):
             return self._take(match[1])
         if position > 0:
             address = self._with_port(listener)
@@ -116,10 +127,13 @@ class Sockets(Closing):
         return socket.socket(fileno=fd)
 
     def keep(self, wanted: Iterable[tuple[Listener, int]]) -> None:
-        """Close all sockets but these."""
+        """Close all sockets but these; those of the service manager wait to be used again."""
         keys = {_key(listener, position) for listener, position in wanted}
         for key in self._open.keys() - keys:
-            self._open.pop(key).close()
+            if match := _MANAGED.fullmatch(key[0]):
+                self._inherited[match[1]] = self._open.pop(key).detach()
+            else:
+                self._open.pop(key).close()
 
     def all(self) -> dict[Key, socket.socket]:
         """Return the open sockets; borrowed."""
@@ -132,6 +146,11 @@ class Sockets(Closing):
         self._open.clear()
         while self._inherited:
             os.close(self._inherited.popitem()[1])
+
+
+def _positions(listener: Listener, count: int) -> range:
+    """Return the positions of so many workers that have a socket each."""
+    return range(count if listener.shards else min(count, 1))
 
 
 def _key(listener: Listener, position: int) -> Key:

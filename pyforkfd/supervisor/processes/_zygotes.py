@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -68,6 +69,8 @@ class Zygotes(Closing):
             env=env,
             rlimits=child_limits(),
             parent_death_scope="thread",
+            signal_mask=(),
+            default_signals=range(1, signal.NSIG),
         )
         try:
             fd = zygote.begin()

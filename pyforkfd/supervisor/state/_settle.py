@@ -20,8 +20,6 @@ from ._draft import Draft
 from ._events import Announce, Exit, Lend, Note, Reloaded, SendOrder, Spawn, TakeBack
 from ._model import SERVING, STAYING, Crew, Pending, Phase, Previous, Worker, missing
 
-_STARTED = 1.0  # seconds; a program that lives on for so long is taken to have started
-
 
 def settle(draft: Draft) -> None:
     """Add every action that the draft's state calls for, and the changes that go with it."""
@@ -40,8 +38,9 @@ def settle(draft: Draft) -> None:
         if draft.pending is not None:
             for crew in draft.pending.crews.values():
                 _fill(draft, crew)
+    complete: dict[tuple[str, int], bool] = {}  # of the crews, computed once
     for worker in list(draft.workers.values()):
-        if worker.phase in STAYING and not _belongs(draft, worker):
+        if worker.phase in STAYING and not _belongs(draft, worker, complete):
             dismiss(draft, worker)
     _limit_generations(draft)
     _lend(draft)
@@ -53,7 +52,7 @@ def _overdue(draft: Draft, worker: Worker) -> None:
     """End a phase that has lasted too long."""
     spec = worker.spec
     match worker.phase:
-        case Phase.BOOTING if spec.readiness == "started":
+        case Phase.BOOTING if spec.readiness == "started" and worker.pid is not None:
             become_ready(draft, worker.id, speaks=False)
         case Phase.BOOTING:
             why = f"not ready within {spec.boot_timeout:g} s"
@@ -125,8 +124,11 @@ def _fill(draft: Draft, crew: Crew) -> Crew:
         fresh_setbacks = {p: replace(crew.setbacks[p], until=None) for p in over}
         crew = replace(crew, setbacks={**crew.setbacks, **fresh_setbacks})
     waiting = {p for p, setbacks in crew.setbacks.items() if setbacks.until is not None}
+    at: dict[int, list[Worker]] = {}
+    for worker in serving:
+        at.setdefault(worker.position, []).append(worker)
     for position in range(crew.count):
-        here = [worker for worker in serving if worker.position == position]
+        here = at.get(position, [])
         fresh = [worker for worker in here if not worker.retiring]
         if any(worker.phase is Phase.READY for worker in fresh):
             for worker in here:
@@ -148,7 +150,6 @@ def _fill(draft: Draft, crew: Crew) -> Crew:
 
 def _spawn(draft: Draft, crew: Crew, position: int) -> None:
     spec = crew.spec
-    patience = _STARTED if spec.readiness == "started" else spec.boot_timeout
     worker = Worker(
         id=draft.next_worker,
         spec=spec,
@@ -157,15 +158,21 @@ def _spawn(draft: Draft, crew: Crew, position: int) -> None:
         phase=Phase.BOOTING,
         born=draft.now,
         since=draft.now,
-        deadline=draft.now + patience,
+        deadline=draft.now + spec.boot_timeout,
     )
     draft.next_worker += 1
     draft.put(worker)
     draft.actions.append(Spawn(worker.id))
 
 
-def _belongs(draft: Draft, worker: Worker) -> bool:
-    """Return whether a crew that is wanted, or paused, has a worker."""
+def _belongs(draft: Draft, worker: Worker, complete: dict[tuple[str, int], bool]) -> bool:
+    """Return whether a crew that is wanted, or paused, has a worker.
+
+    Args:
+        draft: borrowed.
+        worker: one that stays.
+        complete: component and generation of crews -> whether they are complete; is added to.
+    """
     if draft.stopping:
         return False
     if worker.phase is Phase.PAUSED:
@@ -173,15 +180,21 @@ def _belongs(draft: Draft, worker: Worker) -> bool:
     else:
         groups = [draft.crews] if draft.pending is None else [draft.crews, draft.pending.crews]
     crews = [crew for group in groups if (crew := group.get(worker.component))]
-    return any(_is_member(draft, worker, crew) for crew in crews)
+    return any(_is_member(draft, worker, crew, complete) for crew in crews)
 
 
-def _is_member(draft: Draft, worker: Worker, crew: Crew) -> bool:
+def _is_member(
+    draft: Draft, worker: Worker, crew: Crew, complete: dict[tuple[str, int], bool]
+) -> bool:
     if worker.generation != crew.generation:
         return False
+    if worker.position < crew.count:
+        return True
     # Scaled down: it leaves when those that stay are ready.
-    surplus = worker.phase is Phase.READY and not _is_complete(draft, crew)
-    return worker.position < crew.count or surplus
+    key = crew.spec.name, crew.generation
+    if key not in complete:
+        complete[key] = _is_complete(draft, crew)
+    return worker.phase is Phase.READY and not complete[key]
 
 
 def _limit_generations(draft: Draft) -> None:

@@ -36,6 +36,7 @@ from ._model import STAYING, Crew, Pending, Phase, State, Worker
 from ._setbacks import after_crash, end_shortage, run_short
 from ._settle import settle
 
+_STARTED = 1.0  # seconds; a program that lives on for so long is taken to have started
 _SHORT_LIFE = 1.0  # seconds; a worker that is done sooner is not started again at once
 
 
@@ -60,9 +61,7 @@ def take(draft: Draft, event: Event) -> None:
     """Change a draft by an event, and by nothing that follows from it."""
     match event:
         case Spawned(worker_id, pid):
-            if (worker := draft.workers.get(worker_id)) is not None:
-                draft.put(replace(worker, pid=pid))
-                end_shortage(draft, worker)
+            _spawned(draft, worker_id, pid)
         case SpawnFailed(worker_id, why, shortage=True):
             run_short(draft, worker_id, why)
         case SpawnFailed(worker_id, why):
@@ -87,6 +86,19 @@ def take(draft: Draft, event: Event) -> None:
             _scale(draft, component, count)
         case Stop(now):
             stop(draft, at_once=now or draft.stopping)
+
+
+def _spawned(draft: Draft, worker_id: int, pid: int) -> None:
+    """Note a worker's pid; a program that reports no readiness is ready a second after that."""
+    worker = draft.workers.get(worker_id)
+    if worker is None:
+        return
+    deadline = worker.deadline
+    waited = worker.pid is None and worker.phase is Phase.BOOTING  # for its zygote, perhaps
+    if waited and worker.spec.readiness == "started":
+        deadline = draft.now + _STARTED
+    draft.put(replace(worker, pid=pid, deadline=deadline))
+    end_shortage(draft, worker)
 
 
 def _end(draft: Draft, worker_id: int, cause: Cause, detail: str) -> None:

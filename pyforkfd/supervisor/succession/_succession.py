@@ -7,6 +7,7 @@ predecessor in its own place.  Either way it inherits descriptors, and FORKFD_HA
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -34,7 +35,8 @@ from ._keeper import Adopted, Keeper, own_arguments
 log = logging.getLogger("pyforkfd.supervisor")
 
 VARIABLE = "FORKFD_HANDOVER"
-_RECORD, _KEEPER, _PREFLIGHT, _NOTIFY = "record", "keeper", "preflight", "notify"
+_RECORD, _KEEPER, _PREFLIGHT = "record", "keeper", "preflight"
+_LONGEST_DIRECTORY = 107 - len("/pyforkfd-12345678/notify")  # sun_path, unix(7)
 _CRASHED = 70  # EX_SOFTWARE, sysexits.h
 Key = tuple[str, bool, int]
 
@@ -86,6 +88,7 @@ class Succession(Closing):
     def directory(self) -> str:
         """Path of a directory for sockets; removed at the end, but not by a crash."""
         if self._directory is None:
+            demand_short_directory()
             self._directory = tempfile.mkdtemp(prefix="pyforkfd-")
             os.chmod(self._directory, 0o711)  # nobody can list it, any worker use its names
         return self._directory
@@ -93,6 +96,10 @@ class Succession(Closing):
     def take(self, name: str) -> Fd | None:
         """Return a descriptor of the predecessor; the caller owns it.  None: there was none."""
         return self._unclaimed.pop(name, None)
+
+    def notify_socket(self, worker_id: int) -> Fd | None:
+        """Return the notify socket of a predecessor's worker; the caller owns it."""
+        return self.take(f"n{worker_id}")
 
     def sockets(self) -> dict[Key, socket.socket]:
         """Return the predecessor's listening sockets; the caller owns them."""
@@ -103,9 +110,9 @@ class Succession(Closing):
                 self._sockets[name] = key, found[key]
         return found
 
-    def notify_socket(self) -> Fd | None:
-        """Return the predecessor's notify socket; the caller owns it.  None: there was none."""
-        return self.take(_NOTIFY)
+    def has_worker(self, worker_id: int) -> bool:
+        """Return whether there is a predecessor's worker for :meth:`worker` to return."""
+        return f"p{worker_id}" in self._unclaimed
 
     def worker(self, worker_id: int, pid: int | None) -> tuple[Process, ff.FdChannel] | None:
         """Return the process and channel of a predecessor's worker; the caller owns them.
@@ -181,17 +188,25 @@ class Succession(Closing):
     def _logged_errors(self, what: str) -> Iterator[None]:
         try:
             yield
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the keeper has died, which the loop reports once, not for each descriptor
         except OSError as error:
             log.error("keeper: %s: not sent: %s", what, error)
 
-    def put_worker(self, worker_id: int, process: Process, channel: ff.FdChannel) -> None:
-        """Leave a worker to the successor; call this before anything else is done to it."""
+    def put_worker(
+        self, worker_id: int, process: Process, channel: ff.FdChannel, notify: ff.HasFileno
+    ) -> None:
+        """Leave a worker to the successor; call this before anything else is done to it.
+
+        Args:
+            worker_id: the worker.
+            process: of the worker.
+            channel: our end of its channel.
+            notify: its notify socket.
+        """
         self.put(f"p{worker_id}", process)
         self.put(f"c{worker_id}", channel)
-
-    def put_notify(self, fd: ff.HasFileno) -> None:
-        """Leave the notify socket to the successor; borrowed."""
-        self.put(_NOTIFY, fd)
+        self.put(f"n{worker_id}", notify)
 
     def drop_channel(self, worker_id: int) -> None:
         """Withdraw a worker's channel, before it is closed."""
@@ -199,8 +214,8 @@ class Succession(Closing):
 
     def drop_worker(self, worker_id: int) -> None:
         """Withdraw a worker that has ended."""
-        self.drop(f"p{worker_id}")
-        self.drop(f"c{worker_id}")
+        for kind in "pcn":
+            self.drop(f"{kind}{worker_id}")
 
     def put_sockets(self, sockets: Mapping[Key, socket.socket]) -> dict[str, Key]:
         """Leave these listening sockets to the successor, and no others.
@@ -319,7 +334,7 @@ class Succession(Closing):
         """
         assert self.rehearsal is not None and self.past is not None
         workers = (w.id for w in self.past.state.workers.values() if w.pid is not None)
-        wanted = {_NOTIFY, *self.past.sockets, *(f"p{worker_id}" for worker_id in workers)}
+        wanted = {*self.past.sockets, *(f"p{worker_id}" for worker_id in workers)}
         if missing := wanted - self._unclaimed.keys():
             raise HandoverError(f"handover: not inherited: {', '.join(sorted(missing))}")
         os.eventfd_write(self.rehearsal.fileno(), 1)
@@ -341,6 +356,19 @@ class Succession(Closing):
         if self.keeper is not None:
             self.keeper.close()
         self._record.close()
+
+
+def demand_short_directory() -> None:
+    """Demand that the directory for temporary files leaves space for a socket's name in it.
+
+    Raises:
+        OSError: there is no such directory, or its path is too long.
+    """
+    directory = tempfile.gettempdir()
+    if len(os.fsencode(directory)) > _LONGEST_DIRECTORY:
+        most = f"set TMPDIR to at most {_LONGEST_DIRECTORY} bytes"
+        text = f"is too long for the path of a socket in it; {most}"
+        raise OSError(errno.ENAMETOOLONG, text, directory)
 
 
 def inherited_service() -> Service | None:

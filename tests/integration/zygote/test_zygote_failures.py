@@ -80,9 +80,9 @@ def test_another_version_of_the_protocol(tmp_path: Path, monkeypatch: pytest.Mon
     """The package is upgraded on disk while the application runs."""
     shutil.copytree(Path(ff.__file__).parent, tmp_path / "pyforkfd")
     messages = tmp_path / "pyforkfd/zygote/_messages.py"
-    messages.write_text(messages.read_text().replace("\nVERSION = 1\n", "\nVERSION = 77\n"))
+    messages.write_text(messages.read_text().replace("\nVERSION = 2\n", "\nVERSION = 77\n"))
     monkeypatch.setattr("pyforkfd.zygote._link._ROOT", str(tmp_path))
-    with pytest.raises(ZygoteError, match="its protocol has version 77, ours 1"):
+    with pytest.raises(ZygoteError, match="its protocol has version 77, ours 2"):
         jobs().start()
 
 

@@ -86,7 +86,7 @@ def test_a_start_hands_over_the_process_and_its_channel(
     resources.watch.started(worker())
     launch = prepare(worker(), plan, resources, None)
     process, channel = launch.start()
-    with process, channel:
+    with process, channel, launch.notify:
         assert launch.channel is channel and not channel.closed
         while "slot=" not in (text := (tmp_path / "log").read_text()):
             resources.reactor.run_once(1.0)
@@ -101,6 +101,7 @@ def test_a_start_hands_over_the_process_and_its_channel(
         process.kill()
         process.wait()
     resources.output.worker_gone(7, time.monotonic())
+    resources.watch.ended(7, "signal", expected=True)
     assert settled(resources) == before
 
 

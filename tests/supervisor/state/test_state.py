@@ -136,6 +136,23 @@ def test_a_failing_generation_changes_nothing() -> None:
     assert driver.state.crews["web"].generation == 1
 
 
+def test_a_program_without_readiness_is_ready_a_second_after_it_was_started() -> None:
+    """Not after it was wanted: it may have to wait for its zygote."""
+    driver = started(service(component(readiness="started")))
+    driver.feed(Reload())
+    assert driver.feed(Tick(), after=2.0) == []
+    driver.feed(Spawned(2, 102))
+    assert driver.feed(Tick(), after=0.9) == []
+    assert Reloaded(2) in driver.feed(Tick(), after=0.2)
+
+
+def test_a_program_that_is_not_started_in_time_is_given_up() -> None:
+    driver = started(service(component(readiness="started", boot_timeout=3.0)))
+    driver.feed(Reload())
+    (outcome,) = only(driver.feed(Tick(), after=3.0), Reloaded)
+    assert outcome.why == "web: worker 2: not ready within 3 s"
+
+
 def test_a_generation_that_does_not_become_ready_is_given_up() -> None:
     driver = started(service(component(workers=1, boot_timeout=3.0)))
     driver.feed(Reload())
