@@ -38,7 +38,7 @@ pyforkfd serve --check CONFIG.toml                              check a file, st
 SIGHUP reloads.  SIGTERM and SIGINT stop when the workers' requests are done; a second one and
 SIGQUIT stop at once.
 
-exit code: 0 stopped on request, or the file has no problem; 1 no component could run on; 2 the
+exit code: 0 stopped on request, or the file has no problem; 1 no component could be started; 2 the
 configuration is wrong, or a listener cannot be bound: nothing was started.
 """
 

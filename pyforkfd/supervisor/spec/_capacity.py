@@ -10,7 +10,7 @@ from pyforkfd.supervisor._shortage import reserve
 from ._problems import Findings
 from ._spec import Component, Service
 
-_OWN = 40  # standard streams, epoll sets, log, control socket; those that one start needs
+_OWN = 24  # standard streams, epoll, log, control socket, ...; and what one start needs
 _ZYGOTE = 3  # its process, its channel, its answers
 _KEEPER_MOST = 4096  # MOST of csrc/keeper/link.c: each descriptor of a worker is held there too
 
