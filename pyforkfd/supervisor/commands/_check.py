@@ -146,7 +146,7 @@ def _log(service: Service) -> Iterator[Problem]:
     regular = stat.S_ISREG(os.fstat(fd).st_mode)
     os.close(fd)
     if not regular:
-        text = f"not a regular file, as a log must be: {service.log.path!r}"
+        text = f"not a regular file: {service.log.path!r}"
         yield Problem(place=("log", "path"), text=text)
 
 
