@@ -40,19 +40,20 @@ class Capacity:
         )
 
 
-def capacity(service: Service, limit: int | None = None) -> Capacity:
+def capacity(service: Service, limit: int | None = None, *, least: bool = False) -> Capacity:
     """Return the need of a service for descriptors.
 
     Args:
         service: a valid service.
         limit: of descriptors; None: the hard limit of this process.
+        least: without those of cgroups that are only preferred.
     """
     if limit is None:
         limit = getrlimit(RLIMIT_NOFILE)[1]
         if service.keeper:
             limit = min(limit, _KEEPER_MOST)
     components = service.components.values()
-    each = {spec.name: _of_worker(spec, service) for spec in components}
+    each = {spec.name: _of_worker(spec, service, least=least) for spec in components}
     sharded = {name for name, listener in service.listeners.items() if listener.shards}
     shared = {name for spec in components for name in spec.listen if name not in sharded}
     zygotes = {spec.zygote or spec.name for spec in components if spec.function is not None}
@@ -63,19 +64,19 @@ def capacity(service: Service, limit: int | None = None) -> Capacity:
     return Capacity(workers=workers, needed=needed, limit=limit, fitting=max(0, workers + more))
 
 
-def _of_worker(spec: Component, service: Service) -> int:
+def _of_worker(spec: Component, service: Service, *, least: bool) -> int:
     count = 2  # its process and its channel
     count += (spec.stdout == "capture") + (spec.stderr == "capture")
     listeners = (service.listeners.get(name) for name in spec.listen)
     count += sum(listener is not None and listener.shards for listener in listeners)
-    if spec.cgroup != "off":
+    if spec.cgroup == "require" or (spec.cgroup == "prefer" and not least):
         count += 1 + len(spec.pressure.wanted())
     return count
 
 
 def check_capacity(service: Service, limit: int | None = None) -> Findings:
     """Find whether the workers of a service are more than its descriptors are enough for."""
-    found = capacity(service, limit)
+    found = capacity(service, limit, least=True)
     if found.needed <= found.limit:
         return
     largest = max(service.components.values(), key=lambda spec: spec.workers)
