@@ -59,7 +59,10 @@ class Harm:
                 if pid not in self.service.marked():
                     continue  # another process has its number by now
                 begun = time.monotonic()
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                try:
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
                 killed.append((pid, pidfd, begun))
             for pid, pidfd, begun in killed:
                 select.select([pidfd], [], [], PATIENCE)

@@ -74,8 +74,9 @@ def serve(listener_name: str) -> None:
     me.setup_logging()
     log = logging.getLogger("chaos")
     requested: list[int] = []
-    for signum in (signal.SIGUSR2, signal.SIGURG):
-        signal.signal(signum, lambda number, _: requested.append(number))
+    # SIGTERM drains too: it comes where the generation is given up before READY was read.
+    for each in (signal.SIGUSR2, signal.SIGURG, signal.SIGTERM):
+        signal.signal(each, lambda number, _: requested.append(number))
     listener = me.listeners()[listener_name]
     listener.setblocking(False)
     connections: set[socket.socket] = set()
@@ -83,10 +84,10 @@ def serve(listener_name: str) -> None:
     with selectors.DefaultSelector() as selector:
         selector.register(me.fileno(), selectors.EVENT_READ)
         me.ready("serving")
-        accepting = False
-        while not (me.orphaned or (me.draining and not connections)):
-            if me.accepting != accepting:
-                accepting = me.accepting
+        accepting = leaving = False
+        while not (me.orphaned or (leaving and not connections)):
+            if (me.accepting and not leaving) != accepting:
+                accepting = not accepting
                 if accepting:
                     selector.register(listener, selectors.EVENT_READ)
                 else:
@@ -104,18 +105,22 @@ def serve(listener_name: str) -> None:
                     accepted.setblocking(True)
                     connections.add(accepted)
                     selector.register(accepted, selectors.EVENT_READ)
-                elif isinstance(sock, socket.socket) and not _answer(sock, leaving=me.draining):
+                elif isinstance(sock, socket.socket) and not _answer(sock, leaving=leaving):
                     connections.remove(sock)
                     selector.unregister(sock)
                     sock.close()
             me.poll(0.0)
+            leaving = leaving or me.draining
             if time.monotonic() >= next_record:
                 next_record = time.monotonic() + _PAUSE
                 log.info("record %d", record)
                 record += 1
             while requested:
-                if requested.pop() == signal.SIGURG:
+                signum = requested.pop()
+                if signum == signal.SIGURG:
                     listener.shutdown(socket.SHUT_RDWR)
+                if signum != signal.SIGUSR2:
+                    leaving = leaving or signum == signal.SIGTERM
                     continue
                 with garbage.raw(me) as channel:
                     channel.setblocking(False)
