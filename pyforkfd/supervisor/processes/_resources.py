@@ -95,6 +95,7 @@ def open_resources(
         enter(cgroups)
         _end_leftovers(cgroups, succession)
     watch = enter(_watch(succession, running, output))
+    os.stat(succession.directory)  # made now: a service without one must not seem to start
     notify = None
     if (shared := succession.take("notify")) is not None:
         notify = enter(NotifySocket(f"{succession.directory}/notify", shared))
