@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import replace
 from typing import TypeVar
@@ -867,7 +868,10 @@ class Supervision(RuleBasedStateMachine):
 
 
 TestSupervision = Supervision.TestCase
-TestSupervision.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
+# In CI the same sequences each time; by hand, and wherever they are looked for, new ones.
+TestSupervision.settings = settings(
+    max_examples=300, stateful_step_count=60, deadline=None, derandomize="CI" in os.environ
+)
 
 
 def test_a_state_is_never_changed_in_place() -> None:
