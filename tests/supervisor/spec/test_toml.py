@@ -280,7 +280,7 @@ def values(wanted: Any, within: bool) -> st.SearchStrategy[Any]:
             return st.lists(values(arguments[0], within), max_size=2).map(tuple)
         return st.tuples(*(values(a, within) for a in arguments))
     if wanted is Any:
-        return st.integers() | st.text()
+        return st.integers(-(2**63), 2**63 - 1) | st.text()
     if wanted is float:
         return st.floats(min_value=0, max_value=1e9)
     if dataclasses.is_dataclass(wanted):
