@@ -275,8 +275,8 @@ def test_a_descriptor_that_rests_is_watched_again() -> None:
 def test_how_many_workers_fit() -> None:
     service = loads('name = "s"\n' + SLEEP + "workers = 5\n", "s")
     found = capacity(service, 1000)
-    assert found.needed == 24 + reserve(1000) + 5 * 4
-    assert found.fitting == 5 + (1000 - found.needed) // 4
+    assert found.needed == 24 + reserve(1000) + 5 * 6
+    assert found.fitting == 5 + (1000 - found.needed) // 6
     assert capacity(service, 48).fitting < 5
 
 
@@ -304,7 +304,7 @@ def test_check_says_how_many_workers_fit(tmp_path: Path) -> None:
     assert "components.a.workers: 500 workers and the supervisor need " in done.stderr
 
 
-@pytest.mark.parametrize("workers", [8])
+@pytest.mark.parametrize("workers", [5])
 def test_as_many_as_fit_are_started(workers: int, tmp_path: Path) -> None:
     config = f"{SLEEP}workers = {workers}\n"
     assert capacity(loads('name = "s"\n' + config, "s"), 64).fitting == workers

@@ -65,7 +65,7 @@ def capacity(service: Service, limit: int | None = None, *, least: bool = False)
 
 
 def _of_worker(spec: Component, service: Service, *, least: bool) -> int:
-    count = 2  # its process and its channel
+    count = 4  # its process, its channel, its notify socket and its page
     count += (spec.stdout == "capture") + (spec.stderr == "capture")
     listeners = (service.listeners.get(name) for name in spec.listen)
     count += sum(listener is not None and listener.shards for listener in listeners)

@@ -149,6 +149,7 @@ class Pending:
         adjusted: components whose workers stay, with their specification from then on.
         rollback: that of the state from then on.
         max_generations: that of the state from then on.
+        back: whether it is an earlier one, that served before and is rolled back to.
     """
 
     generation: int
@@ -157,6 +158,12 @@ class Pending:
     adjusted: Mapping[str, Component]
     rollback: float
     max_generations: int
+    back: bool = False
+
+    def has(self, worker: Worker) -> bool:
+        """Return whether a worker is of a crew that boots."""
+        crew = self.crews.get(worker.component)
+        return crew is not None and crew.generation == worker.generation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,7 +69,7 @@ def run_short(draft: Draft, worker_id: int, why: str) -> None:
     if worker.phase not in STAYING:
         draft.note(worker, "info", f"has left: {why}")
         return
-    if draft.pending is not None and worker.generation == draft.pending.generation:
+    if draft.pending is not None and draft.pending.has(worker):
         abort_reload(draft, f"{worker.component}: worker {worker_id}: not started: {why}")
         return
     crew = draft.crews.get(worker.component)

@@ -94,7 +94,7 @@ def _switch(draft: Draft, pending: Pending) -> None:
     draft.max_generations = pending.max_generations
     draft.actions.append(Reloaded(pending.generation))
     draft.actions.append(Announce("ready"))
-    if draft.rollback <= 0:
+    if draft.rollback <= 0 or pending.back:
         return
     old = [worker for crew in replaced.values() for worker in draft.members(crew, Phase.READY)]
     if unable := [worker for worker in old if not worker.speaks]:

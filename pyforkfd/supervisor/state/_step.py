@@ -140,7 +140,7 @@ def _leave(draft: Draft, worker_id: int) -> None:
 
 def _count_end(draft: Draft, worker: Worker, cause: Cause, detail: str, at_peace: bool) -> None:
     """Decide whether and when a worker that was not dismissed is replaced."""
-    if (pending := draft.pending) is not None and worker.generation == pending.generation:
+    if (pending := draft.pending) is not None and pending.has(worker):
         _end_in_pending(draft, pending, worker, cause, detail)
         return
     crew = draft.crews.get(worker.component)
@@ -213,7 +213,11 @@ def _reload(draft: Draft, event: Reload) -> None:
 
 
 def _roll_back(draft: Draft) -> None:
-    """Let the paused generation serve again."""
+    """Let the paused generation serve again, at once if all of it is still there.
+
+    Where some of it has ended meanwhile, or was never ready, the present generation stays until
+    that has been started anew.
+    """
     if draft.previous is None or draft.stopping:
         draft.actions.append(Reloaded(draft.generation, "no generation is paused"))
         return
@@ -225,12 +229,15 @@ def _roll_back(draft: Draft) -> None:
         if worker.phase is Phase.PAUSED and crew and crew.generation == worker.generation:
             draft.actions.append(SendOrder(worker.id, "resume"))
             draft.enter(worker, Phase.READY, age_limit(worker))
-    for name in previous.added:
-        draft.remove_crew(name)
-    for name, crew in previous.crews.items():
-        draft.put_crew(name, crew)
-    restored = max((crew.generation for crew in previous.crews.values()), default=0)
-    draft.actions.append(Reloaded(restored))
+    draft.pending = Pending(
+        generation=max((crew.generation for crew in previous.crews.values()), default=0),
+        crews={name: replace(crew, setbacks={}) for name, crew in previous.crews.items()},
+        removed=previous.added,
+        adjusted={},
+        rollback=draft.rollback,
+        max_generations=draft.max_generations,
+        back=True,
+    )
 
 
 def _scale(draft: Draft, component: str, count: int) -> None:

@@ -477,7 +477,28 @@ def test_a_roll_back_starts_what_has_left_by_itself_meanwhile() -> None:
     driver.feed(Reload())
     driver.ready(2)
     assert only(driver.feed(Leaving(1)), Spawn) == []
-    assert only(driver.feed(RollBack()), Spawn) == [Spawn(3)]
+    actions = driver.feed(RollBack())
+    assert only(actions, Spawn) == [Spawn(3)]
+    assert only(actions, SendOrder) == only(actions, Reloaded) == []  # the new one stays
+    actions = driver.ready(3)
+    assert only(actions, SendOrder) == [SendOrder(2, "drain")]
+    assert only(actions, Reloaded) == [Reloaded(1)]
+
+
+def test_a_roll_back_that_cannot_be_leaves_the_new_generation() -> None:
+    driver = started(service(component(workers=2), rollback=30.0))
+    driver.feed(Reload())
+    driver.ready(3)
+    driver.ready(4)
+    driver.feed(Ended(1, "signal", "killed by SIGSEGV"))  # it was paused
+    actions = driver.feed(RollBack())
+    assert only(actions, SendOrder) == [SendOrder(2, "resume")]
+    assert only(actions, Spawn) == [Spawn(5)]
+    actions = driver.feed(Ended(5, "exit", "exit code 1"))
+    assert only(actions, SendOrder) == [SendOrder(2, "drain")]
+    assert "exit code 1" in only(actions, Reloaded)[0].why
+    driver.settle()
+    assert driver.phases() == {3: "ready", 4: "ready"}
 
 
 def test_a_back_off_that_has_passed_is_not_due_for_ever() -> None:
@@ -597,13 +618,15 @@ def test_what_a_reload_says_of_generations_goes_from_its_own_switch_on() -> None
 NAMES = ["a", "b"]
 
 
-def ready_workers(state: State, component: str) -> set[int]:
+def served(state: State, component: str, without: int | None = None) -> set[int]:
+    """The positions at which a worker is ready."""
     generation = state.crews[component].generation
     return {
-        worker.id
+        worker.position
         for worker in state.workers.values()
         if (worker.component, worker.generation) == (component, generation)
         and worker.phase is Phase.READY
+        and worker.id != without
     }
 
 
@@ -670,6 +693,8 @@ class Supervision(RuleBasedStateMachine):
                 assert self.forgotten[worker_id] == 1, "every child is reaped once"
                 self.alive.remove(worker_id)
                 self.processes.discard(worker_id)
+                # Its copies of the sockets went with it.
+                self.owners = {k: n for k, n in self.owners.items() if n != worker_id}
             case SendOrder(worker_id, _):
                 assert worker_id in self.processes
                 assert self.driver.state.workers[worker_id].speaks
@@ -692,15 +717,15 @@ class Supervision(RuleBasedStateMachine):
                 self.exited = True
 
     def nobody_leaves_too_early(self, before: State, event: Event) -> None:
-        """No decision leaves fewer ready workers than promised, or than there were."""
+        """No decision leaves fewer positions served than promised, or than there were."""
         after = self.driver.state
         if after.stopping:
             return
         lost = event.worker_id if isinstance(event, (Ended, WentStale, Leaving)) else None
         for name in before.crews.keys() & after.crews.keys():
-            ready = len(ready_workers(before, name) - {lost})
+            ready = len(served(before, name, without=lost))
             promised = min(ready, before.crews[name].count, after.crews[name].count)
-            assert len(ready_workers(after, name)) >= promised, name
+            assert len(served(after, name)) >= promised, name
 
     def workers(self, *phases: Phase) -> list[int]:
         return [w.id for w in self.driver.state.workers.values() if w.phase in phases]

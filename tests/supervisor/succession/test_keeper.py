@@ -207,11 +207,19 @@ def test_workers_of_a_zygote_live_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_supervisor_that_fails_is_started_again(tmp_path: Path) -> None:
     port = config(tmp_path / "s.toml", keeper=True)
     serve = tmp_path / "serve.py"
-    serve.write_text(
-        (HELPERS / "serve.py")
-        .read_text()
-        .replace("logging.basicConfig", "Supervisor.reload = lambda _: 1 / 0\nlogging.basicConfig")
-    )
+    fault = """
+import pyforkfd.supervisor._engine as engine
+
+
+def reload(supervisor):
+    engine.step = lambda *_: 1 / 0  # a fault of ours, in what every event goes through
+
+
+Supervisor.reload = reload
+logging.basicConfig"""
+    text = (HELPERS / "serve.py").read_text()
+    assert text.count("logging.basicConfig") == 1
+    serve.write_text(text.replace("logging.basicConfig", fault))
     with LoggedService(tmp_path / "s.toml", [sys.executable, str(serve)]) as service:
         service.ready(2)
         workers = workers_of(service.process.pid)
