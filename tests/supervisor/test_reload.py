@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from services import PATIENCE, free_port
 from services import Service as Process
-from supervised import SERVER, Supervised, ask, toml
+from supervised import SERVER, Supervised, fetch, toml
 
 import pyforkfd as ff
 from pyforkfd.supervisor._reactor import Reactor
@@ -47,7 +47,7 @@ class Guarded:
         return pids, sorted(found)
 
     def check(self) -> None:
-        assert ask(("127.0.0.1", self.port)).startswith("one ")
+        assert fetch(("127.0.0.1", self.port)).startswith("one ")
         end = time.monotonic() + PATIENCE
         while (state := self.state()) != self.before:  # the end of our last client is not read yet
             assert time.monotonic() < end, (state, self.before)
@@ -218,7 +218,7 @@ def test_random_reloads(guarded: Guarded) -> None:
         done = service.command("reload")
         if done.returncode:  # else it was a right value, and the service is another
             assert done.stderr.startswith("pyforkfd reload: "), done.stderr
-            assert ask(("127.0.0.1", port)).startswith("one ")
+            assert fetch(("127.0.0.1", port)).startswith("one ")
         with service.client() as client:
             assert client.request("status")["status"]["condition"] == "ready"
 
@@ -310,7 +310,7 @@ def test_a_bug_is_a_refusal_with_its_traceback(tmp_path: Path) -> None:
                 with pytest.raises(ControlError) as caught:
                     client.request("reload", timeout=60)
                 assert why in str(caught.value)
-                assert ask(("127.0.0.1", port)).startswith("one ")
+                assert fetch(("127.0.0.1", port)).startswith("one ")
                 assert client.request("status")["status"]["condition"] == "ready"
             if mode != "arguments":
                 process.log.wait_for(f"reload: unexpected: {re.escape(why)}", after=after)
