@@ -141,6 +141,7 @@ class Supervisor:
             for name in sorted(only or ()):
                 _demand_component(name, service.components)
             engine.resources.sockets.open(service)
+            engine.workers.guard.demand(service)
         except (OSError, ValueError) as error:
             engine.tidy_later()
             log.error("reload: %s", error)
@@ -297,7 +298,7 @@ class Supervisor:
             service, pid = self._service, os.getpid()
             found = describe(initial(service), now, service=service.name, pid=pid, started=now)
             return {**found, "condition": "stopped", "reasons": ["the service does not run"]}
-        return describe(
+        found = describe(
             engine.state,
             now,
             service=engine.generations.serving.name,
@@ -306,6 +307,7 @@ class Supervisor:
             details=engine.workers.measure(now),
             deaths=engine.deaths,
         )
+        return _with_dead_listeners(found, list(engine.workers.guard.dead.values()))
 
     def upgrade(self) -> None:
         """Execute this program anew in our place, once a trial has shown that it can take over.
@@ -316,6 +318,15 @@ class Supervisor:
             RuntimeError: the service does not run.
         """
         self._running("upgrade").upgrade()
+
+
+def _with_dead_listeners(found: dict[str, Any], dead: list[str]) -> dict[str, Any]:
+    """Return a state with the listeners that nobody can put right among its reasons."""
+    if not dead:
+        return found
+    condition = found["condition"]
+    condition = "degraded" if condition in ("ready", "starting") else condition
+    return {**found, "condition": condition, "reasons": [*found["reasons"], *dead]}
 
 
 def _demand_component(name: str, known: Collection[str]) -> None:

@@ -27,6 +27,7 @@ from pyforkfd.supervisor.state._events import (
 from pyforkfd.supervisor.state._model import Phase, Worker
 from pyforkfd.supervisor.worker._messages import (
     Accept,
+    Drain,
     LogSwitched,
     Message,
     OrderMessage,
@@ -48,6 +49,7 @@ from ._readiness import accepts, inodes
 from ._resources import Resources, end_leaf
 from ._running import Running
 from ._zygotes import zygote_for
+from .listening._guard import SocketGuard
 
 log = logging.getLogger("pyforkfd.supervisor")
 
@@ -60,6 +62,7 @@ class Workers:
     Attributes:
         resources: what workers are started with; borrowed.
         waiting: ids of workers that wait for their zygote.
+        guard: of the listening sockets.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class Workers:
         self.on_message = on_message
         self.waiting: set[int] = set()
         self._running = resources.running
+        self.guard = SocketGuard(resources.sockets, resources.running, resources.reactor, post)
         self._emptying: list[Leaf] = []  # killed, but not empty yet
         if (shared := resources.notify) is not None:
             resources.reactor.add(shared.fileno(), lambda _: self._read_notify(shared))
@@ -139,7 +143,9 @@ class Workers:
         worker_id, reactor = worker.id, self.resources.reactor
         sockets = self.resources.sockets.of(service, worker.spec, worker.position)
         known = inodes(sock.fileno() for sock in sockets.values())
-        self._running[worker_id] = Running(worker, process, channel, notify, known, leaf)
+        keys = self.resources.sockets.keys_of(service, worker.spec, worker.position)
+        self.guard.know(keys)
+        self._running[worker_id] = Running(worker, process, channel, notify, known, keys, leaf)
         reactor.add(process.fileno(), lambda _: self._on_end(worker_id))
         if not channel.closed:
             reactor.add(channel.fileno(), lambda _: self._on_channel(worker_id))
@@ -153,6 +159,7 @@ class Workers:
     def signal(self, worker_id: int, signum: int) -> None:
         """Send a signal to a worker; one that waits for its zygote is given up."""
         if (running := self._running.get(worker_id)) is not None:
+            running.leaving = running.leaving or signum == running.worker.spec.stop_signal
             running.process.send_signal(signum)
         else:
             self._give_up(worker_id)
@@ -177,6 +184,7 @@ class Workers:
         running = self._running.get(worker_id)
         if running is None:
             return
+        running.leaving = running.leaving or isinstance(order, Drain)
         if running.channel.closed or not send_order(running.channel, order, fds):
             log.warning(
                 "%s: worker %d: order %s: not sent: its channel is full or closed",
@@ -192,6 +200,8 @@ class Workers:
             for name in worker.spec.listen
             if service.listeners[name].shards
         }
+        if not back and (running := self._running.get(worker.id)) is not None:
+            running.sockets |= self.resources.sockets.keys_of(service, worker.spec, position)
         self.send(worker.id, Return() if back else Accept(), shards)
 
     def measure(self, now: float) -> dict[int, WorkerDetails]:
@@ -299,6 +309,7 @@ class Workers:
         status = running.process.poll()
         if status is None:
             return
+        self.guard.ended(running)
         kills = running.leaf.oom_kills() if running.leaf is not None else None
         self.post(Ended(worker_id, *cause(status, oom_kills=kills or 0)))
 
@@ -352,6 +363,7 @@ class Workers:
 
         After an orderly stop there is none.
         """
+        self.guard.close()
         for running in self:
             _kill_tree(running)
             running.process.kill()
