@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from services import free_port
@@ -48,7 +49,7 @@ def bound(kind: str, directory: Path) -> socket.socket:
     return ff.bind(addresses[kind], backlog=BACKLOG)
 
 
-def works(sock: socket.socket, address: object = None) -> bool:
+def works(sock: socket.socket, address: Any = None) -> bool:
     """Send to an address as a client does, and take it from the socket as a worker does."""
     sock.setblocking(False)
     with socket.socket(sock.family, sock.type) as client:
