@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from services import free_port
-from supervised import Supervised, ask
+from supervised import Supervised, fetch
 
 import pyforkfd as ff
 from pyforkfd import _core
