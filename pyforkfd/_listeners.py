@@ -165,7 +165,7 @@ def unix_listener(
             if error.errno != errno.EADDRINUSE:
                 raise
             with _locked_directory(os.path.dirname(path) or "."):
-                if not is_stale(path):
+                if not _is_stale(path):
                     raise
                 os.unlink(path)
                 made.bind(path)
@@ -190,7 +190,7 @@ def _locked_directory(directory: str) -> Iterator[None]:
         os.close(fd)
 
 
-def is_stale(path: str) -> bool:
+def _is_stale(path: str) -> bool:
     """Return whether no socket is bound to a path any more.
 
     Probed by a datagram socket: the kernel refuses it for its type (EPROTOTYPE), so that a

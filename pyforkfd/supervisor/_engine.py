@@ -316,6 +316,7 @@ class Engine:
             return
         self._poll_at = now + _POLL
         self.workers.report_refusals(now)
+        self.workers.guard.poll(now)
         self.workers.send_log_file(self._output.poll(now))
         for event in list(self._watch.poll(self.state, now)):
             self.feed(event)
@@ -412,4 +413,5 @@ class Engine:
         else:
             log.info("generation %d serves", outcome.generation)
             self.generations.serve(outcome.generation)
+        self.workers.guard.check()
         self._replies.popleft()(outcome)  # each request has one outcome, in their order

@@ -180,6 +180,7 @@ class Supervisor:
             check_savable(service)
         difference = diff(current, service)
         engine.resources.sockets.open(service)
+        engine.workers.guard.demand(service)
         if later := sorted(_AT_START.intersection(difference.sections)):
             log.warning("reload: %s: as before until the next start", ", ".join(later))
         changed = {*difference.components.changed}
@@ -338,6 +339,7 @@ class Supervisor:
             details=engine.workers.measure(now),
             deaths=engine.deaths,
         )
+        found = _with_dead_listeners(found, list(engine.workers.guard.dead.values()))
         return {**found, "addresses": engine.addresses()}
 
     def upgrade(self) -> None:
@@ -349,6 +351,15 @@ class Supervisor:
             RuntimeError: the service does not run.
         """
         self._running("upgrade").upgrade()
+
+
+def _with_dead_listeners(found: dict[str, Any], dead: list[str]) -> dict[str, Any]:
+    """Return a state with the listeners that nobody can put right among its reasons."""
+    if not dead:
+        return found
+    condition = found["condition"]
+    condition = "degraded" if condition in ("ready", "starting") else condition
+    return {**found, "condition": condition, "reasons": [*found["reasons"], *dead]}
 
 
 def _demand_component(name: str, known: Collection[str]) -> None:

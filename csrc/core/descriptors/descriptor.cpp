@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -152,6 +153,12 @@ UniqueFd signal_fd(std::uint64_t mask) {
                               O_CLOEXEC | O_NONBLOCK);
     if (rc < 0) throw_errno(static_cast<int>(-rc), "signalfd");
     return UniqueFd(static_cast<int>(rc));
+}
+
+void disconnect(int fd) {
+    sockaddr none = {};
+    none.sa_family = AF_UNSPEC;
+    if (::connect(fd, &none, sizeof none) != 0) throw_errno(errno, "connect");
 }
 
 }  // namespace forkfd

@@ -51,6 +51,9 @@ std::int64_t stream_kind(int fd) noexcept;
 // blocks the signals.
 UniqueFd signal_fd(std::uint64_t mask);
 
+// connect(2) with AF_UNSPEC: a connected socket is as it was before; std::system_error.
+void disconnect(int fd);
+
 [[noreturn]] void throw_errno(int err, const std::string& what);
 
 }  // namespace forkfd

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import stat
 from collections.abc import Iterator
 
 import pyforkfd as ff
+from pyforkfd._trusted_paths import walk
 from pyforkfd.supervisor.cgroups._tree import refusals
 from pyforkfd.supervisor.control._client import ControlClient
 from pyforkfd.supervisor.control._messages import ControlError
@@ -134,20 +134,16 @@ def _log(service: Service) -> Iterator[Problem]:
     """Find why the log cannot be opened; one that does not exist is not created."""
     if service.log.path is None:
         return
+    directory, name = os.path.split(os.path.abspath(service.log.path))
     try:
-        # O_NONBLOCK: a pipe in its place is refused, not waited for.
-        flags = os.O_APPEND | os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-        fd = os.open(service.log.path, flags)
+        with walk(directory) as found:
+            found.demand_lasting_names("the log")
+            for flags in (os.O_WRONLY | os.O_APPEND, os.O_RDONLY):
+                os.close(found.open_file(name, flags))
     except FileNotFoundError:
         return  # its directory is the specification's to check
     except (OSError, ValueError) as error:
         yield Problem(place=("log", "path"), text=str(error))
-        return
-    regular = stat.S_ISREG(os.fstat(fd).st_mode)
-    os.close(fd)
-    if not regular:
-        text = f"not a regular file: {service.log.path!r}"
-        yield Problem(place=("log", "path"), text=text)
 
 
 def _machine(service: Service) -> Iterator[Problem]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
 
-from pyforkfd._listeners import internet_socket, is_stale
+from pyforkfd._listeners import internet_socket
 from pyforkfd.supervisor.spec._address import Address, parse_address
 from pyforkfd.supervisor.spec._spec import Listener
 
@@ -87,8 +88,17 @@ def _demand_free(path: str) -> None:
     Raises:
         OSError: EADDRINUSE, something else is there.
     """
-    if os.path.lexists(path) and not is_stale(path):
+    if os.path.lexists(path) and not _is_left(path):
         raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
+def _is_left(path: str) -> bool:
+    """Return whether a path is that of a socket that nobody has any more."""
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        return False
+    # A listener of another type refuses it (EPROTOTYPE), and never notices, unix(7).
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        return probe.connect_ex(path) == errno.ECONNREFUSED
 
 
 def _abstract(name: str, kind: socket.SocketKind) -> socket.socket:

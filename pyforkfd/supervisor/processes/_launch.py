@@ -130,15 +130,17 @@ def prepare(
         on_failure.enter_context(ours)
         worker_ends.enter_context(theirs)
         path = notify_path(resources.succession, worker.id)
-        notify = on_failure.enter_context(NotifySocket(path, user=user_of(spec.privileges)))
+        user = user_of(spec.privileges)
+        notify = on_failure.enter_context(NotifySocket(path, user=user))
         listeners = resources.sockets.of(service, spec, worker.position)
         private: dict[str, ff.HasFileno] = {"channel": theirs}
         if (page := resources.watch.page_of(worker.id)) is not None:
             private["page"] = page
         on_failure.callback(lambda: output.worker_gone(worker.id, time.monotonic()))
-        if output.file is not None:
-            output.file.give(worker.id)
-            private["log"] = output.file
+        trusted = user == os.geteuid()
+        lent = output.lend(_origin(worker), trusted=trusted, worker_ends=worker_ends)
+        if lent is not None:
+            private["log"] = lent
         fds: dict[int, ff.FdSource] = {
             0: ff.DEVNULL,
             1: _stream(worker, "stdout", spec.stdout, output, worker_ends),
@@ -196,8 +198,11 @@ def _stream(
         return ff.DEVNULL
     if wanted != "capture":
         return ff.INHERIT
-    origin = Origin(component=worker.component, worker=worker.id, generation=worker.generation)
-    return worker_ends.enter_context(output.capture(origin, name).writer)
+    return worker_ends.enter_context(output.capture(_origin(worker), name).writer)
+
+
+def _origin(worker: Worker) -> Origin:
+    return Origin(component=worker.component, worker=worker.id, generation=worker.generation)
 
 
 def _map_descriptors(

@@ -10,10 +10,12 @@ from pyforkfd.supervisor._shortage import is_shortage
 from pyforkfd.supervisor.cgroups._file import CgroupError
 from pyforkfd.supervisor.cgroups._leaf import Leaf
 from pyforkfd.supervisor.health._resident_memory import resident_memory
+from pyforkfd.supervisor.spec._spec import Listener
 from pyforkfd.supervisor.state._model import Worker
 from pyforkfd.supervisor.worker._receiving import Refusals
 
 from ._notify_socket import NotifySocket
+from ._sockets import Key
 
 log = logging.getLogger("pyforkfd.supervisor")
 
@@ -28,7 +30,9 @@ class Running:
         channel: our end; owned.
         notify: its NOTIFY_SOCKET; None: that of all workers of a predecessor; owned.
         listeners: inodes of its listening sockets.
+        sockets: the keys of these, and what they were specified as; of lent shards too.
         leaf: its cgroup; owned.
+        leaving: whether it was ordered or signalled to leave.
         status: the last status line that it reported.
         refusals: messages of its channel that were refused, counted and logged.
     """
@@ -38,7 +42,9 @@ class Running:
     channel: ff.FdChannel
     notify: NotifySocket | None
     listeners: frozenset[int]
+    sockets: dict[Key, Listener]
     leaf: Leaf | None = None
+    leaving: bool = False
     status: str = ""
     refusals: Refusals = field(init=False)
 

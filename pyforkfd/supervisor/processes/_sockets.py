@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import socket
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 import pyforkfd as ff
 from pyforkfd._closing import Closing
 from pyforkfd.supervisor._shortage import reserved
 from pyforkfd.supervisor.spec._spec import Component, Listener, Service
+
+from .listening._state import Good
 
 Key = tuple[str, bool, int]
 """Address, whether it has shards, position: a changed backlog alone means the same socket."""
@@ -36,6 +40,7 @@ class Sockets(Closing):
         """
         self._inherited: dict[str, int] = {}
         self._open: dict[Key, socket.socket] = dict(adopted or {})
+        self._good = {key: Good.of(found) for key, found in self._open.items()}
         twice = set()
         for one in inherited:
             if one.name in self._inherited:
@@ -63,7 +68,46 @@ class Sockets(Closing):
         key = _key(listener, position)
         if (found := self._open.get(key)) is None:
             found = self._open[key] = self._make(listener, key[2])
+            self._good[key] = Good.of(found)
         return found
+
+    def keys_of(self, service: Service, spec: Component, position: int) -> dict[Key, Listener]:
+        """Return the keys of the sockets of the worker of a position, and their listeners."""
+        listeners = [service.listeners[name] for name in spec.listen]
+        return {_key(listener, position): listener for listener in listeners}
+
+    def good_state(self, key: Key) -> Good:
+        """Return the state that a socket had before a worker had it."""
+        return self._good[key]
+
+    @staticmethod
+    def is_ours(key: Key) -> bool:
+        """Whether we have bound a socket, and not our service manager."""
+        return not key[0].startswith("systemd:")
+
+    def replace(self, listener: Listener, key: Key) -> None:
+        """Bind a new socket in place of one that is past repair, and close that.
+
+        Raises:
+            OSError: it cannot be bound while workers have the old one.
+            ValueError: it belongs to the service manager.
+        """
+        if not self.is_ours(key):
+            raise ValueError("only the service manager can bind it again")
+        good, old = self._good[key], self._open[key]
+        if good.inode is not None:
+            if os.stat(good.address).st_ino != good.inode:
+                raise OSError(f"{good.address}: it is not our socket any more")
+            os.unlink(good.address)
+        elif good.listens and old.family != socket.AF_UNIX:
+            with suppress(OSError):
+                old.shutdown(socket.SHUT_RDWR)  # or the port would be in use
+        address = listener.address
+        if address.endswith(":0"):  # not another port than the one that clients know
+            address = f"{address.removesuffix(':0')}:{good.address[1]}"
+        made = self._make(dataclasses.replace(listener, address=address), 0)
+        old.close()
+        self._open[key], self._good[key] = made, Good.of(made)
 
     def of(self, service: Service, spec: Component, position: int) -> dict[str, socket.socket]:
         """Return the sockets of the worker of a position: listener -> socket, borrowed.
@@ -134,6 +178,7 @@ class Sockets(Closing):
                 self._inherited[match[1]] = self._open.pop(key).detach()
             else:
                 self._open.pop(key).close()
+            del self._good[key]
 
     def all(self) -> dict[Key, socket.socket]:
         """Return the open sockets; borrowed."""

@@ -31,6 +31,7 @@ from pyforkfd.supervisor.state._events import (
 from pyforkfd.supervisor.state._model import Phase, Worker
 from pyforkfd.supervisor.worker._messages import (
     Accept,
+    Drain,
     LogSwitched,
     Message,
     OrderMessage,
@@ -52,6 +53,7 @@ from ._readiness import accepts, inodes
 from ._resources import Resources, end_leaf, sweep_leafs
 from ._running import Running
 from ._zygotes import zygote_for
+from .listening._guard import SocketGuard
 
 log = logging.getLogger("pyforkfd.supervisor")
 
@@ -66,6 +68,7 @@ class Workers:
     Attributes:
         resources: what workers are started with; borrowed.
         waiting: ids of workers that wait for their zygote.
+        guard: of the listening sockets.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class Workers:
         self._running = resources.running
         self._emptying = resources.emptying
         self._powerless: set[tuple[str, int]] = set()  # components that were reported
+        self.guard = SocketGuard(resources.sockets, resources.running, resources.reactor, post)
         if (shared := resources.notify) is not None:
             resources.reactor.add(shared.fileno(), lambda _: self._read_notify(shared))
 
@@ -186,6 +190,8 @@ class Workers:
         worker_id, reactor = worker.id, self.resources.reactor
         sockets = self.resources.sockets.of(service, worker.spec, worker.position)
         known = inodes(sock.fileno() for sock in sockets.values())
+        keys = self.resources.sockets.keys_of(service, worker.spec, worker.position)
+        self.guard.know(keys)
         with ExitStack() as undo:
             reactor.add(process.fileno(), lambda _: self._on_end(worker_id))
             undo.callback(reactor.remove, process.fileno())
@@ -195,7 +201,7 @@ class Workers:
             if notify is not None:
                 reactor.add(notify.fileno(), lambda _: self._read_notify(notify, worker_id))
             undo.pop_all()
-        self._running[worker_id] = Running(worker, process, channel, notify, known, leaf)
+        self._running[worker_id] = Running(worker, process, channel, notify, known, keys, leaf)
         if leaf is not None:
             self.resources.pressure.watch(worker, leaf)
 
@@ -204,6 +210,7 @@ class Workers:
     def signal(self, worker_id: int, signum: int) -> None:
         """Send a signal to a worker; one that waits for its zygote is given up."""
         if (running := self._running.get(worker_id)) is not None:
+            running.leaving = running.leaving or signum == running.worker.spec.stop_signal
             running.process.send_signal(signum)
         else:
             self._give_up(worker_id)
@@ -228,6 +235,7 @@ class Workers:
         running = self._running.get(worker_id)
         if running is None:
             return
+        running.leaving = running.leaving or isinstance(order, Drain)
         if running.channel.closed or not send_order(running.channel, order, fds):
             log.warning(
                 "%s: worker %d: order %s: not sent: its channel is full or closed",
@@ -243,6 +251,8 @@ class Workers:
             for name in worker.spec.listen
             if service.listeners[name].shards
         }
+        if not back and (running := self._running.get(worker.id)) is not None:
+            running.sockets |= self.resources.sockets.keys_of(service, worker.spec, position)
         self.send(worker.id, Return() if back else Accept(), shards)
 
     def measure(self, now: float) -> dict[int, WorkerDetails]:
@@ -350,6 +360,7 @@ class Workers:
         status = running.process.poll()
         if status is None:
             return
+        self.guard.ended(running)
         kills = None
         if running.leaf is not None:
             try:
@@ -409,6 +420,7 @@ class Workers:
 
         After an orderly stop there is none.
         """
+        self.guard.close()
         for running in self:
             _kill_tree(running)
             running.process.kill()
