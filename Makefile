@@ -13,8 +13,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 install: $(INSTALLED)
 $(INSTALLED): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	touch $(VENV)/built  # before the build: what is edited meanwhile is newer
 	$(PIP) --editable '.[test]'
-	rm -f $(VENV)/installed* && touch $@
+	rm -f $(VENV)/installed* && mv $(VENV)/built $@
 
 demo: install
 	$(BIN)/python -I examples/demo.py

@@ -117,6 +117,7 @@ PRELOAD = [
     "announced",
     "log",
     "real",
+    "restart",
     "settings",
     "table",
     "wrap_exec",

@@ -18,12 +18,13 @@ import os
 import random
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
+
+from blocks import BlockProcess
 
 HANDLERS = (0, 10, 100)
 OURS = "ff.fork"
@@ -67,31 +68,15 @@ class ForkCost:
     child_ratio: float
 
 
-class Worker:
+class Worker(BlockProcess):
     """A process that forks in one way, and sleeps between blocks."""
 
     def __init__(self, way: str, handlers: int) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, "--worker", way, str(handlers)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        super().__init__([__file__, "--worker", way, str(handlers)])
 
     def run(self, scene: str) -> Block:
         """Run one block, and return the nanoseconds of each call and of its child."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(f"{scene}\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise ChildProcessError(f"a worker ended with {self._process.wait()}")
-        return [(call, child) for call, child in json.loads(answer)]
-
-    def close(self) -> None:
-        """End the process and wait for it."""
-        self._process.communicate()
+        return [(call, child) for call, child in self.request(scene)]
 
 
 def cpu_of(usage: resource.struct_rusage) -> int:

@@ -1,4 +1,4 @@
-"""What do uvicorn's workers cost under the supervisor, compared with uvicorn alone?
+"""How much do uvicorn's workers cost under the supervisor, compared with uvicorn alone?
 
     python benchmarks/bench_overhead.py [--rounds N] [--seconds S]
 
@@ -32,7 +32,7 @@ from servers import ASGI, KINDS, WORKERS, all_workers, running
 
 import pyforkfd as ff
 
-WANTED = 0.98
+CLAIM = 0.98
 UVICORN, RECIPE, OURS = "uvicorn alone", "the recipe alone", "supervised"
 OPTIONS = ("--no-access-log", "--log-level=warning", "application:app")
 
@@ -128,7 +128,7 @@ def main() -> None:
         "| --- | --- | --- |",
         *(f"| {side} | {rates[side]:,.0f} | {costs[side]:.1f} µs |" for side in turns),
         *(
-            f"| supervised to {side}, {WANTED} is wanted | {rate:.3f} | {cost:.3f} |"
+            f"| supervised to {side}, claim {CLAIM} | {rate:.3f} | {cost:.3f} |"
             for side, (rate, cost) in ratios.items()
         ),
         "",

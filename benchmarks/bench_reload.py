@@ -118,7 +118,7 @@ def reload(server: Server, row: Row) -> bool:
 
 
 def survives(server: Server) -> bool:
-    """Whether the server goes on to answer after a deploy that cannot be imported."""
+    """Return whether the server goes on to answer after a deploy that cannot be imported."""
     server.deploy(broken=True)
     server.reload()
     end = time.monotonic() + DEPLOY

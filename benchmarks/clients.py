@@ -240,7 +240,7 @@ async def _more(sock: socket.socket, so_far: bytes) -> bytes:
 
 
 def _is_closed(sock: socket.socket) -> bool:
-    """Whether the server has closed a connection, or sent what was not requested."""
+    """Return whether the server has closed a connection, or sent an unrequested byte."""
     try:
         sock.recv(1, socket.MSG_PEEK)
     except BlockingIOError:

@@ -7,10 +7,10 @@ import mmap
 import os
 import random
 import resource
-import subprocess
 import sys
 from dataclasses import dataclass
 
+from blocks import BlockProcess
 from ways import FORKING, TRUE, all_ways
 
 WARM_UP = 2  # rounds of each block that are not counted
@@ -63,34 +63,18 @@ def open_descriptors(count: int) -> None:
         os.open(os.devnull, os.O_RDONLY)
 
 
-class Worker:
+class Worker(BlockProcess):
     """A parent in a process of its own, which sleeps between blocks of rounds."""
 
     def __init__(self, parent: Parent) -> None:
-        arguments = [str(parent.megabytes), str(parent.descriptors), parent.program]
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        size = [str(parent.megabytes), str(parent.descriptors)]
+        super().__init__([__file__, *size, parent.program])
         self.run(0)  # returns when the parent has its size
 
     def run(self, rounds: int) -> dict[str, list[int]]:
         """Run one block of rounds, and return the nanoseconds of each way."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(f"{rounds}\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise ChildProcessError(f"a parent ended with {self._process.wait()}")
-        times: dict[str, list[int]] = json.loads(answer)
+        times: dict[str, list[int]] = self.request(str(rounds))
         return times
-
-    def close(self) -> None:
-        """End the process and wait for it."""
-        self._process.communicate()
 
 
 def serve(parent: Parent) -> None:

@@ -1,7 +1,7 @@
-"""The main job on real input, then what starting a child costs beside the others.
+"""Pass a listener to a program, then compare the time of starting a child with other ways.
 
-A TCP listener is handed to a freshly exec'ed program as descriptor 3; that program
-accepts, and the client gets its answer from the child's pid.  Exits non-zero if any
+A TCP listener is passed to a freshly executed program as descriptor 3; that program
+accepts, and the client receives the child's pid as its answer.  Exits non-zero if any
 step fails.
 """
 
@@ -25,7 +25,7 @@ ROUNDS = 200
 
 
 def hand_over_a_listener() -> None:
-    """Raise unless a client of our listener is answered by the child."""
+    """Pass a listener to a child; raise unless the child answers a client of it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         print(f"parent {os.getpid()} listens on 127.0.0.1:{port}, descriptor {listener.fileno()}")
@@ -62,7 +62,7 @@ def _spawn(start: Callable[[], ff.Process]) -> None:
 
 
 def start_times() -> dict[str, float]:
-    """Median microseconds from start to exit of /bin/true, shuffled in one run."""
+    """Return the median time from start to exit of /bin/true, in microseconds, by way."""
     command = ff.Command([TRUE])
     ways: dict[str, Callable[[], object]] = {
         "Command.spawn": lambda: _spawn(command.spawn),
@@ -73,7 +73,7 @@ def start_times() -> dict[str, float]:
     }
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(ROUNDS):
-        # Shuffled: os.fork leaves the parent's pages write-protected for whoever is next.
+        # Shuffled: os.fork leaves the parent's pages write-protected for the next way.
         for name, way in random.sample(list(ways.items()), len(ways)):
             begin = time.perf_counter()
             way()

@@ -1,4 +1,4 @@
-"""A freshly started program that was given a listening socket as descriptor 3."""
+"""A freshly started program that inherits a listening socket as descriptor 3."""
 
 import os
 import socket

@@ -73,17 +73,27 @@ class ThreadsError(RuntimeError):
     Attributes:
         threads: thread id -> name, of all but the calling one: Python's name, or that of
             prctl(2) PR_SET_NAME; a library's threads often have the program's name.
+        remedy: what keeps a library from starting them, where that is known; else empty.
     """
 
     threads: dict[int, str]
+    remedy: str
 
-    def __init__(self, threads: dict[int, str]) -> None:
+    def __init__(self, threads: dict[int, str], remedy: str = "") -> None:
+        """Name the threads.
+
+        Args:
+            threads: thread id -> name.
+            remedy: what keeps them from being started; empty: nothing is known.
+        """
         named = ", ".join(f"{name} ({tid})" for tid, name in sorted(threads.items()))
-        super().__init__(f"the process has other threads: {named}")
+        hint = f"; {remedy}" if remedy else ""
+        super().__init__(f"the process has other threads: {named}{hint}")
         self.threads = threads
+        self.remedy = remedy
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ThreadsError, (self.threads,)
+        return ThreadsError, (self.threads, self.remedy)
 
 
 class DescriptorError(OSError):

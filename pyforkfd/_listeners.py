@@ -79,7 +79,7 @@ def bind(
         if match := re.fullmatch(r"(tcp|udp)://(?:\[([^]]*)\]|([^:/]*)):(\d+)", address):
             kind = _INTERNET_KINDS[match[1]]
             host, port = match[2] or match[3], int(match[4])
-            made = _internet_socket(kind, host, port, ipv6_only, reuse_port, nodelay)
+            made = internet_socket(kind, host, port, ipv6_only, reuse_port, nodelay)
         elif match := re.fullmatch(r"vsock:(?:(\d+|any):)?(\d+)", address):
             kind = socket.SOCK_STREAM
             made = socket.socket(socket.AF_VSOCK, kind)
@@ -115,7 +115,7 @@ def bind(
     return made
 
 
-def _internet_socket(
+def internet_socket(
     kind: socket.SocketKind,
     host: str,
     port: int,
@@ -123,6 +123,7 @@ def _internet_socket(
     reuse_port: bool,
     nodelay: bool,
 ) -> socket.socket:
+    """Make the socket of :func:`bind` for TCP and UDP, which does not listen yet."""
     if port > 0xFFFF:
         raise ValueError(f"bind: port {port} is above 65535")
     if not host and not socket.has_dualstack_ipv6():

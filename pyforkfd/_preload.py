@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ._checks import PYTHON_IGNORES
 from ._executable import obstacle
+from ._standard_streams import flush_streams
 
 if TYPE_CHECKING:
     import argparse
@@ -164,8 +165,7 @@ def _execute(path: str, command: Sequence[str], settings: dict[bytes, bytes]) ->
     entries = [name + b"=" + value for name, value in env.items()]
     argv = (ctypes.c_char_p * (len(arguments) + 1))(*arguments)
     envp = (ctypes.c_char_p * (len(entries) + 1))(*entries)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_streams()
     # Python ignores them for itself, and exec would pass that on.
     ignored = {signum: signal.signal(signum, signal.SIG_DFL) for signum in PYTHON_IGNORES}
     loaded.forkfd_preload_exec(os.fsencode(path), argv, envp)

@@ -33,6 +33,7 @@ from ._types import (
 _CHUNK = 65536  # what a pipe holds
 _PIPES = (PIPE, PIPE_TO_CHILD, PIPE_FROM_CHILD)
 _KNOWN = names(CommandOptions)
+_NOTE_LINES, _NOTE_BYTES = 10, 2000  # of stderr, in the note of an error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,8 @@ class Completed(Generic[AnyStr]):
 class RunError(Exception):
     """A program that :func:`run` ran has failed; it has ended.
 
+    Where its stderr was captured, the last lines are a note of the error, for its traceback.
+
     Attributes:
         result: its exit status, and its output so far.
     """
@@ -69,6 +72,8 @@ class RunError(Exception):
     def __init__(self, text: str, result: Completed[Any]) -> None:
         super().__init__(text)
         self.result = result
+        if last := _last_lines(result.stderr):
+            self.add_note(f"the end of its stderr:\n{last}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (str(self), self.result)
@@ -194,6 +199,15 @@ def run(
 
 
 list_options(run, CommandOptions, Command)
+
+
+def _last_lines(output: bytes | str | None) -> str:
+    """Return the end of an output, for a traceback."""
+    if output is None:
+        return ""
+    end = output[-_NOTE_BYTES:]
+    text = end if isinstance(end, str) else end.decode(errors="backslashreplace")
+    return "\n".join(text.strip().splitlines()[-_NOTE_LINES:])
 
 
 def _bytes(input: object) -> bytes | memoryview:

@@ -76,7 +76,7 @@ class Command:
         nice: the nice value itself, -20 to 19.
         cpu_affinity: numbers of the processors that the child may run on.
         scheduler: scheduling policy and priority.
-        user: name or uid.  Also sets the user's group and extra groups.
+        user: name or uid.  Also sets the user's group and extra groups; env, HOME included, stays.
         group: name or gid; KEEP leaves the group alone.
         extra_groups: names or gids; KEEP leaves them alone.
         capabilities: capability sets.

@@ -297,10 +297,10 @@ class Sysmon:
         def reply() -> None:
             watched.thread = threading.get_ident()
             watched.open = False
-            monitor.loop_answered(watched.slot)
+            monitor.loop_replied(watched.slot)
 
         watched.open = True
-        monitor.loop_asked(watched.slot)
+        monitor.loop_probed(watched.slot)
         try:
             watched.loop.call_soon_threadsafe(reply)
         except RuntimeError:  # closed since

@@ -31,7 +31,7 @@ class Table:
 
 def show(table: Table) -> None:
     """Print a table to standard output."""
-    if not sys.stdout.isatty():
+    if sys.stdout is None or not sys.stdout.isatty():
         print(plain(table), end="\n\n")
         return
     try:

@@ -1,4 +1,4 @@
-"""Who may be trusted with a path: users, groups, and the error that names those who may not."""
+"""Trust in the owners of paths: users, groups, and the error that names others."""
 
 from __future__ import annotations
 

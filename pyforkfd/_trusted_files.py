@@ -10,6 +10,14 @@ import stat
 from ._trust import UntrustedPathError, is_privileged, is_trusted, other_writers, user_name
 from ._trusted_paths import CALM, refusal, walk
 
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+    stat.S_IFSOCK: "a socket",
+}
+
 
 def split(path: str) -> tuple[str, str]:
     """Return directory and name of a file's path."""
@@ -113,27 +121,35 @@ def _open_trusted(path: str) -> int:
     return fd
 
 
-def read_file(path: str, most: int, *, trusted: bool = False) -> bytes:
-    """Read a regular file, and never wait for it.
+def read_file(path: str | os.PathLike[str], most: int, *, trusted: bool = False) -> bytes:
+    """Read a regular file of bounded size, without waiting for anything but its disk.
 
     Args:
-        path: of the file.
-        most: greatest size in bytes.
+        path: of the file; a link to one is one.
+        most: bytes that it may have.
         trusted: refuse a file that another user may write or replace, if we are privileged.
 
     Raises:
         UntrustedPathError: another user may.
-        OSError: the file cannot be read, is not regular, or is larger.
+        OSError: the file cannot be read, is no regular file (EINVAL, EISDIR) or too long
+            (EFBIG); the error names the path.
+        ValueError: the path has a null byte.
     """
+    path = os.fspath(path)
     strict = trusted and is_privileged()
     fd = _open_trusted(path) if strict else os.open(path, os.O_RDONLY | CALM)
-    with open(fd, "rb", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", path)
-        parts, size = [], 0
-        while part := file.read(min(most + 1 - size, 1 << 20)):
+    try:
+        kind = stat.S_IFMT(os.fstat(fd).st_mode)
+        if kind != stat.S_IFREG:
+            number = errno.EISDIR if kind == stat.S_IFDIR else errno.EINVAL
+            text = f"is {_KINDS.get(kind, 'no file')}; write the path of a regular file"
+            raise OSError(number, text, path)
+        parts, left = [], most + 1
+        while left > 0 and (part := os.read(fd, min(left, 1 << 20))):
             parts.append(part)
-            size += len(part)
-            if size > most:
-                raise OSError(errno.EFBIG, f"larger than {most} bytes", path)
-        return b"".join(parts)
+            left -= len(part)
+    finally:
+        os.close(fd)
+    if left <= 0:
+        raise OSError(errno.EFBIG, f"has more than {most} bytes", path)
+    return b"".join(parts)

@@ -4,7 +4,7 @@ Whoever may write to a directory decides what its names mean.  A process of root
 path there acts on whatever that user has put in its place: a link to a file of root's, another
 name of one, a FIFO that never opens.  So a path is walked from the root directory, name by
 name, by descriptors that follow no link, and what was opened is judged by its descriptor, never
-by its name.  Three kinds of directories are told apart, docs/supervisor-trust.md:
+by its name.  There are three kinds of directories:
 
 - *ours*: root or this user owns it, and nobody else may write to it.  Links in it are followed.
 - *shared*: the same with the sticky bit, such as /tmp: others add names, but change none of ours.

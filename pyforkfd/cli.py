@@ -16,6 +16,7 @@ from typing import Any
 
 from . import __version__
 from ._entry_points import find
+from ._standard_streams import restore_standard_streams
 
 # name -> (module, or module:object in it, help)
 _COMMANDS: dict[str, tuple[str, str]] = {
@@ -80,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: argparse ends the program: bad usage, ``--help``, ``--version``.
     """
+    restore_standard_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     command: list[str] = []
     if "--" in words:

@@ -35,7 +35,7 @@ else:
 watched = [sys.executable, "-m", "pyforkfd", "run", "--close-others", "--", "sh", "-c", "exit 3"]
 assert ff.spawn(watched, cwd="/").wait(timeout=60).code == 3
 
-keeper = files("pyforkfd.supervisor") / "forkfd-keeper"
+keeper = files("pyforkfd.supervisor.succession") / "forkfd-keeper"
 kept = ff.spawn([str(keeper), "--", "sh", "-c", 'test -n "$FORKFD_HANDOVER" && exit 4'])
 assert kept.wait(timeout=60).code == 4
 

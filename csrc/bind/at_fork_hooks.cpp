@@ -23,14 +23,14 @@ struct PyHandlers {
     PyHandlers(const PyHandlers&) = delete;
     PyHandlers& operator=(const PyHandlers&) = delete;
     ~PyHandlers();
-    std::array<py::object, n_phases> functions;  // null where there is none
-    py::object registration;                     // whom sys.unraisablehook is told of
+    std::array<py::object, n_phases> functions;  // null: none
+    py::object registration;                     // the object for sys.unraisablehook
     const Pool::Place timings;
 };
 using List = forkfd::AtForkList<std::unique_ptr<PyHandlers>>;
 
-// No Python code runs while `mutex` is held; recursive, for a handler that could not be added
-// dies under it.
+// No Python code runs while `mutex` is held.  Recursive, since a handler that could not be added
+// is destroyed under it.
 struct Handlers {
     std::recursive_mutex mutex;
     List list;
@@ -47,11 +47,11 @@ struct Handlers {
     List::Round begin() {
         return guarded([this] { return list.begin(); });
     }
-    // What is dropped may run Python code, with `mutex` free.
+    // Dropping entries may run Python code, after `mutex` is unlocked.
     void end() {
         const auto dropped = guarded([this] { return list.end(); });
     }
-    // Unguarded: no other thread is there, and one that was could hold the mutex for ever.
+    // Without the mutex: the child has no other thread, and one of the parent may hold it.
     void end_in_child(std::size_t left) {
         const auto dropped = list.end_but(static_cast<int>(left));
     }
@@ -59,7 +59,7 @@ struct Handlers {
 
 FORKFD_IN_CHILD Handlers& handlers() {
     alignas(Handlers) FORKFD_FORK_PAGE static unsigned char place[sizeof(Handlers)];
-    static Handlers* const made = new (place) Handlers;  // Python objects may not die at exit
+    static Handlers* const made = new (place) Handlers;  // not destroyed at exit
     return *made;
 }
 
@@ -74,12 +74,12 @@ thread_local std::vector<List::Round> rounds;
 thread_local bool refusable = false;
 thread_local std::optional<py::error_already_set> refusal;
 
-// Calls from C in one go: each costs a call, a look at the clock and four additions.
+// Calls all handlers from C: each costs a call, a clock reading and four additions.
 class Caller {
   public:
     Caller(Phase phase, bool keep_error) : phase_(phase), keep_error_(keep_error) {}
 
-    // False: it raised, and the error is left for the caller.
+    // False: the handler raised, and the error is left for the caller.
     FORKFD_IN_CHILD bool operator()(List::Entry& entry) {
         PyHandlers& h = *entry.handler;
         const py::object& function = h.functions[phase_];
@@ -118,7 +118,7 @@ py::object run_before() {
 template <Phase phase>
 FORKFD_IN_CHILD py::object run_after() {
     List::Round round;
-    if (rounds.empty()) {  // the hooks before were not run: an embedder's fork
+    if (rounds.empty()) {  // no `before` hook has run: a fork by an embedder
         round = handlers().begin();
         round.reach_all();
     } else {
@@ -134,12 +134,12 @@ template py::object run_after<after_in_parent>();
 template py::object run_after<after_in_child>();
 
 int add_handlers(const std::array<std::optional<py::object>, n_phases>& functions,
-        const py::object& registration, int order) {
+                 const py::object& registration, int order) {
     auto made = std::make_unique<PyHandlers>();
     for (int i = 0; i < n_phases; ++i)
         if (functions[i]) made->functions[i] = *functions[i];
     made->registration = registration;
-    const auto old = handlers().entries();  // dies after the lock, if it does
+    const auto old = handlers().entries();  // destroyed after the lock, if at all
     return handlers().guarded([&] { return handlers().list.add(std::move(made), order); });
 }
 
@@ -169,7 +169,7 @@ Refusable::Refusable() {
     refusable = true;
     refusal.reset();
 }
-// Writes where there is something to write alone: it is after a fork.
+// Writes only if needed: after a fork each page that is written costs a fault.
 FORKFD_IN_CHILD Refusable::~Refusable() {
     if (refusable) refusable = false;
     if (refusal) refusal.reset();

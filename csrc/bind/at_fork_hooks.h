@@ -1,4 +1,4 @@
-// Python's handlers around a fork: the list of them, and what the interpreter's hooks call.
+// Python's at-fork handlers: their list, and the functions that the interpreter's hooks call.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -12,12 +12,12 @@ namespace forkfd::bind {
 
 enum Phase { before, after_in_parent, after_in_child, n_phases };
 
-// The id; a handler of a lower order is as if registered earlier.
+// Returns an id.  A lower order counts as registered earlier.
 int add_handlers(const std::array<std::optional<pybind11::object>, n_phases>& functions,
                  const pybind11::object& registration, int order);
-// False: there is none of that id.
+// False: no handler has that id.
 bool remove_handlers(int id);
-// (registration, and for each phase its numbers), in the order of the list.
+// (registration, and for each phase its timing), in the order of the list.
 pybind11::list all_handlers();
 
 // None, for os.register_at_fork().
@@ -32,12 +32,12 @@ class Refusable {
     Refusable(const Refusable&) = delete;
     Refusable& operator=(const Refusable&) = delete;
     ~Refusable();
-    // Throws what the handler raised, if one did.
+    // Throws the exception of the handler that refused, if one did.
     void rethrow() const;
     bool refused() const;
 };
 
-// calls, failures, nanoseconds in all, and of the longest
+// (calls, failures, nanoseconds in all, nanoseconds of the longest)
 pybind11::tuple numbers(const Timing& timing);
 
 }  // namespace forkfd::bind

@@ -18,13 +18,15 @@ FORKFD_IN_CHILD PyObject* child_hook(PyObject*, PyObject*) {
 }  // namespace
 
 void bind_at_fork(py::module_& m) {
-    m.def("add_at_fork", &add_handlers, py::arg("functions"), py::arg("registration"), py::arg("order"));
-    m.def("remove_at_fork", &remove_handlers, py::arg("number"), py::pos_only(), "False: there is none of that id.");
+    m.def("add_at_fork", &add_handlers, py::arg("functions"), py::arg("registration"),
+          py::arg("order"), "Add (before, after_in_parent, after_in_child); return their id.");
+    m.def("remove_at_fork", &remove_handlers, py::arg("number"), py::pos_only(),
+          "Remove handlers by their id; return False if no handler has it.");
     m.def("at_fork_handlers", &all_handlers,
-          "(registration, and for each phase calls, failures, ns in all, ns of the longest), "
-          "in the order of the list.");
-    // For os.register_at_fork().  Not by pybind11, whose call touches pages that every fork
-    // has left protected, with or without a handler.
+          "List the handlers in order: (registration, and for each phase calls, failures, ns in "
+          "all, ns of the longest).");
+    // For os.register_at_fork().  Not through pybind11, whose call writes to pages that every
+    // fork has left protected, with or without a handler.
     static PyMethodDef hooks[] = {
         {"run_before", [](PyObject*, PyObject*) { return guarded(run_before); }, METH_NOARGS,
          nullptr},

@@ -11,7 +11,7 @@ using forkfd::Progress;
 
 namespace {
 
-// A transfer that may be left and taken up again, for channels.
+// A transfer that may be interrupted and continued, for channels.
 class ChannelSending {
   public:
     ChannelSending(const py::object& data, const py::object& fds)
@@ -19,7 +19,7 @@ class ChannelSending {
           sending_(buffers_.pieces(), borrowed_.numbers.data(), borrowed_.numbers.size(), nullptr,
                    true) {
         if (borrowed_.numbers.empty() && buffers_.size() == 0)
-            throw py::value_error("send: an empty message would read as the channel's end");
+            throw py::value_error("send: an empty message would mean the end of the channel");
     }
     bool advance(int sock) { return sending_.advance(sock, MSG_DONTWAIT) == Progress::done; }
     bool begun() const { return sending_.begun(); }

@@ -19,7 +19,7 @@ namespace py = pybind11;
 
 namespace {
 
-// The GIL is held: the child has no other thread, and goes on with this one's state.
+// The GIL stays held: the child has no other thread, and continues with this thread's state.
 py::tuple clone_self(std::uint64_t flags, int exit_signal, int cgroup_fd,
                      const std::optional<py::buffer>& pid_slot) {
     forkfd::SelfClone how;
@@ -29,7 +29,7 @@ py::tuple clone_self(std::uint64_t flags, int exit_signal, int cgroup_fd,
     if (pid_slot) {
         const py::buffer_info slot = pid_slot->request(true);
         if (slot.size * slot.itemsize < static_cast<py::ssize_t>(sizeof(pid_t)))
-            throw py::value_error("clone: the slot is too small for a pid");
+            throw py::value_error("clone: pid_slot: too small for a pid");
         how.pid_slot = static_cast<pid_t*>(slot.ptr);
     }
     PyOS_BeforeFork();
@@ -85,13 +85,15 @@ void bind_clone(py::module_& m) {
     });
     m.def("clone", &clone_self, py::arg("flags"), py::arg("exit_signal"), py::arg("cgroup_fd"),
           py::arg("pid_slot"),
-          "(pid, pidfd owned) in the parent, (0, -1) in the child; at-fork hooks have run.");
+          "Clone this process, with at-fork hooks; return (pid, owned pidfd) in the parent, (0, "
+          "-1) in the child.");
     m.def("why_not_clone", &forkfd::why_not_clone, py::arg("flags"),
-          "Why clone() cannot serve here; empty where it can.");
+          "Return why clone() is not possible here; empty where it is.");
     m.def("other_threads", [] { return named(forkfd::other_tasks()); },
-          "(thread id, name) of each thread but the calling one.");
+          "List (thread id, name) of each thread but the calling one.");
     m.def("become_subreaper", &become_subreaper,
-          "Orphans among our descendants become our children: PR_SET_CHILD_SUBREAPER(2const).");
-    m.def("trim_memory", &trim_memory, "malloc_trim(3), where libc has it.");
+          "Make orphans among our descendants our children: PR_SET_CHILD_SUBREAPER(2const).");
+    m.def("trim_memory", &trim_memory,
+          "Return free memory to the kernel: malloc_trim(3), where libc has it.");
     m.attr("CLONE_FLAGS") = forkfd::clone_flags_for_processes;
 }

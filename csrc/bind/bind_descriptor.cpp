@@ -11,6 +11,7 @@ void bind_descriptor(py::module_& m) {
           py::arg("cloexec"), py::arg("unshare"), py::call_guard<py::gil_scoped_release>());
     m.def("same_open_file", &forkfd::same_open_file, py::arg("a"), py::arg("b"), py::pos_only());
     m.def("stream_kind", &forkfd::stream_kind, py::arg("fd"), py::pos_only());
+    m.def("disconnect", &forkfd::disconnect, py::arg("fd"), py::pos_only());
     m.def(
         "signal_fd", [](std::uint64_t mask) { return forkfd::signal_fd(mask).release(); },
         py::arg("mask"), py::pos_only());

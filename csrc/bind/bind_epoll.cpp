@@ -34,7 +34,8 @@ int milliseconds(double seconds) {
     return seconds <= 0 ? 0 : seconds >= 1e6 ? kLongest : static_cast<int>(seconds * 1e3 + 0.999);
 }
 
-// Python's signal handlers run in between, and the time that is left is waited for (PEP 475).
+// Python's signal handlers run in between; then the wait continues for the remaining time
+// (PEP 475).
 py::list wait(EpollSet& set, std::optional<double> timeout, int size) {
     epoll_event few[32];
     std::vector<epoll_event> many;
@@ -102,15 +103,15 @@ void bind_epoll(py::module_& m) {
             const py::gil_scoped_release release;
             return std::unique_ptr<EpollSet, DeleteWithoutGil>(new EpollSet);
         }))
-        .def("fileno", &EpollSet::fd, NoGil(), "-1 once closed.")
+        .def("fileno", &EpollSet::fd, NoGil(), "Return the descriptor; -1 once closed.")
         .def("add", &EpollSet::add, py::arg("fd"), py::arg("events"), py::pos_only(), NoGil())
         .def("modify", &EpollSet::modify, py::arg("fd"), py::arg("events"), py::pos_only(),
              NoGil())
         .def("remove", &EpollSet::remove, py::arg("fd"), py::pos_only(), NoGil())
         .def("wait", &wait, py::arg("timeout"), py::arg("size"), py::pos_only(),
-             "Rows of (number, events); seconds, None for ever.")
+             "Wait for `timeout` seconds, None: without limit; return rows of (number, events).")
         .def("registrations", &registrations,
-             "Rows of (number, events, data, device, inode, errno of a failed re-registration).")
+             "List (number, events, data, device, inode, errno of a failed re-registration).")
         .def("rebuilds", &EpollSet::rebuilds, NoGil())
         .def("close", &EpollSet::close, NoGil());
     m.def("epoll_entries", [](int epfd) {
@@ -123,7 +124,7 @@ void bind_epoll(py::module_& m) {
     }, py::arg("epfd"), py::pos_only());
     m.def("watches_file", &forkfd::watches_file, py::arg("epfd"), py::arg("number"),
           py::arg("nth"), py::arg("fd"), py::pos_only(),
-          "Whether fd is what that entry watches; None where the kernel does not say.");
+          "Return whether fd is the file of that entry; None: unknown.");
     m.def("is_parents", &forkfd::is_parents, py::arg("fd"), py::pos_only(),
-          "Whether our parent has the same open file at that number; None: not to be known.");
+          "Return whether our parent has the same open file at that number; None: unknown.");
 }

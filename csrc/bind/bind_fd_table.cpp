@@ -36,7 +36,7 @@ py::object unix_name(const std::string& name) {
     return decoded(name.substr(0, name.find('\0')));
 }
 
-// As the socket module has it.
+// The address as the socket module returns it.
 py::object address(const std::string& raw) {
     if (raw.size() < sizeof(sa_family_t)) return py::none();
     char host[INET6_ADDRSTRLEN] = "";
@@ -133,6 +133,6 @@ py::list fd_table(pid_t pid) {
 
 void bind_fd_table(py::module_& m) {
     m.def("fd_table", &fd_table, py::arg("pid"), py::pos_only(),
-          "Rows of (number, kind, target, cloexec, flags, offset, device, inode, fields of the "
+          "List (number, kind, target, cloexec, flags, offset, device, inode, fields of the "
           "details, numbers of the same open file); pid 0 is the calling thread.");
 }

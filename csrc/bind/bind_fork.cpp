@@ -15,7 +15,7 @@ using forkfd::FdSection;
 
 namespace {
 
-// Not by a call_guard: pybind11 then enters the object into its tables without the GIL.
+// Not by a call_guard, with which pybind11 would update its tables without the GIL.
 template <class T, class... Args>
 std::unique_ptr<T> made_unlocked(const Args&... args) {
     const py::gil_scoped_release release;
@@ -26,7 +26,7 @@ std::unique_ptr<T> made_unlocked(const Args&... args) {
 
 void bind_fork(py::module_& m) {
     const auto unlocked = py::call_guard<py::gil_scoped_release>();
-    forkfd::fork_lock();  // made while nobody forks
+    forkfd::fork_lock();  // made while no other thread forks
     add_fork_function(m);
     m.def("lock_fork_lock", &wait_for_fork_lock, py::arg("exclusive"));
     m.def("unlock_fork_lock", [](bool exclusive) {

@@ -12,7 +12,7 @@ using forkfd::SpawnPlan;
 
 namespace {
 
-// The child's descriptors: what it gets of 0, 1 and 2, and what keeps its number.
+// The child's descriptors: its 0, 1 and 2, and those that keep their numbers.
 std::vector<FdAction> descriptors(const SpawnPlan& plan, const py::tuple& pass_fds,
                                   int left_out, const int (&standard)[3]) {
     using Kind = FdAction::Kind;
@@ -44,9 +44,9 @@ std::vector<FdAction> descriptors(const SpawnPlan& plan, const py::tuple& pass_f
 py::tuple fork_exec(const py::object& args, const py::object& executables, bool close_fds,
                     const py::tuple& pass_fds, const py::object& cwd, const py::object& env,
                     int p2cread, int c2pwrite, int errwrite, int errpipe_write,
-                    bool restore_signals, bool new_session, int process_group, const py::object& gid,
-                    const py::object& groups, const py::object& uid, int umask,
-                    const SpawnPlan* options) {
+                    bool restore_signals, bool new_session, int process_group,
+                    const py::object& gid, const py::object& groups, const py::object& uid,
+                    int umask, const SpawnPlan* options) {
     SpawnPlan plan;
     if (options != nullptr) plan = *options;
     else plan.wants_pidfd = false;
@@ -91,6 +91,6 @@ void bind_fork_exec(py::module_& m) {
           py::arg("restore_signals"), py::arg("call_setsid"), py::arg("pgid_to_set"),
           py::arg("gid").none(), py::arg("extra_groups").none(), py::arg("uid").none(),
           py::arg("child_umask"), py::arg("options").none(), py::pos_only(),
-          "(pid, pidfd or -1, {child's number: our end of the pipe}) of a child as the standard "
-          "_posixsubprocess.fork_exec makes it, and with the options of a plan.");
+          "Start a child as the standard _posixsubprocess.fork_exec does, with the options of a "
+          "plan; return (pid, pidfd or -1, {child's number: our end of the pipe}).");
 }

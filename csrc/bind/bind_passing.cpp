@@ -46,7 +46,7 @@ void run(Transfer& transfer, int sock, int flags, std::optional<double> seconds,
 std::string so_far(const char* what, bool begun, std::size_t some, std::size_t all) {
     if (!begun) return std::string(what) + ": ";
     return std::string(what) + ": " + std::to_string(some) + " of " + std::to_string(all) +
-           " descriptors have gone through; close this socket, the rest cannot follow: ";
+           " descriptors were transferred; close this socket, the transfer cannot continue: ";
 }
 
 py::object send_fds(py::handle sock, py::handle data, py::handle fds, int flags,
@@ -57,7 +57,7 @@ py::object send_fds(py::handle sock, py::handle data, py::handle fds, int flags,
     const auto ids = credentials_of(credentials);
     forkfd::Sending sending(buffers.pieces(), borrowed.numbers.data(), borrowed.numbers.size(),
                             ids ? &*ids : nullptr, is_unix(sock));
-    run(sending, number, flags, patience(sock, timeout), POLLOUT, [&] {
+    run(sending, number, flags, timeout_of(sock, timeout), POLLOUT, [&] {
         return so_far("send_fds", sending.begun(), sending.fds_sent(), sending.fd_count());
     });
     return py::int_(sending.bytes_sent());
@@ -67,14 +67,14 @@ py::object recv_fds(py::handle sock, Py_ssize_t max_bytes, Py_ssize_t max_fds, i
                     py::handle timeout) {
     const int number = borrowed_number(sock, "recv_fds");
     if (max_bytes < 0 || max_fds < 0 || max_fds > INT_MAX)
-        throw py::value_error("recv_fds: max_bytes and max_fds are not negative");
+        throw py::value_error("recv_fds: max_bytes, max_fds: must not be negative");
     const auto size = static_cast<std::size_t>(max_bytes);
     char small[kOnStack];
     const std::unique_ptr<char[]> large(size > kOnStack ? new char[size] : nullptr);
     char* const buffer = large ? large.get() : small;
     forkfd::Receiving receiving(buffer, size, static_cast<unsigned>(max_fds));
     try {
-        run(receiving, number, flags, patience(sock, timeout), POLLIN, [&] {
+        run(receiving, number, flags, timeout_of(sock, timeout), POLLIN, [&] {
             return so_far("recv_fds", receiving.begun(), receiving.fds.numbers.size(),
                           receiving.expected());
         });
@@ -124,10 +124,11 @@ PyObject* call_close_received(PyObject*, PyObject* received) {
 
 PyMethodDef methods[] = {
     {"send_fds", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_send_fds)),
-     METH_FASTCALL, "(sock, data, fds, flags, timeout, credentials)"},
+     METH_FASTCALL, "Send (sock, data, fds, flags, timeout, credentials); return the bytes sent."},
     {"recv_fds", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_recv_fds)),
-     METH_FASTCALL, "(sock, max_bytes, max_fds, flags, timeout)"},
-    {"close_received", call_close_received, METH_O, "Close what is left of a Received."},
+     METH_FASTCALL, "Receive (sock, max_bytes, max_fds, flags, timeout); return a Received."},
+    {"close_received", call_close_received, METH_O,
+     "Close the descriptors that a Received still owns."},
     {nullptr, nullptr, 0, nullptr},
 };
 

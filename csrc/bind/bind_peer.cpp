@@ -8,7 +8,7 @@
 
 namespace py = pybind11;
 
-// Who is at the other end of a socket; waiting for it; and what a test looks at.
+// The peer of a socket, waiting for a socket, and a function for tests.
 void bind_peer(py::module_& m) {
     m.def("wait_ready", [](int fd, short events, std::optional<double> timeout) {
         return wait_ready(fd, events, Deadline(timeout));
@@ -32,5 +32,5 @@ void bind_peer(py::module_& m) {
             control.has_pidfd ? py::object(py::int_(control.pidfd)) : py::none(),
             control.malformed);
     }, py::arg("area"), py::pos_only(),
-          "Test-only: (descriptors, credentials, pidfd or -errno, malformed) of these bytes.");
+          "Test-only: parse bytes; return (descriptors, credentials, pidfd or -errno, malformed).");
 }

@@ -13,9 +13,9 @@ using forkfd::SpawnPlan;
 
 namespace {
 
-py::tuple plan_of_worker(const py::tuple& state, const std::vector<int>& held, int answer) {
+py::tuple plan_of_worker(const py::tuple& state, const std::vector<int>& held, int reply) {
     SpawnPlan plan = plan_of_state(state);
-    const int number = forkfd::keep_open(plan, held, answer);
+    const int number = forkfd::keep_open(plan, held, reply);
     return py::make_tuple(std::move(plan), number);
 }
 
@@ -27,7 +27,7 @@ void become(const SpawnPlan& plan, const std::vector<int>& sources, int parent_p
 
 py::tuple failed(const SpawnPlan& plan, const std::vector<int>& sources, int stage, int index) {
     if (stage < 0 || stage >= static_cast<int>(forkfd::Stage::count))
-        throw py::value_error("failed: no such stage");
+        throw py::value_error("failed: stage: no such stage");
     const auto s = static_cast<forkfd::Stage>(stage);
     return py::make_tuple(forkfd::stage_name(s), forkfd::failed_on(plan, sources, s, index),
                           forkfd::stage_text(s));
@@ -84,14 +84,16 @@ void bind_plan(py::module_& m) {
         .def("add_gid_map", [](SpawnPlan& p, unsigned in, unsigned out, unsigned n) {
             p.gid_map.push_back({in, out, n});
         }, py::arg("inside"), py::arg("outside"), py::arg("count"))
-        .def("state", &state_of_plan, "All but the id maps, as plain values; for from_state().")
+        .def("state", &state_of_plan,
+             "Return all but the id maps as plain values, for from_state().")
         .def_static("from_state", &plan_of_state, py::arg("state"));
     m.def("plan_of_worker", &plan_of_worker, py::arg("state"), py::arg("held"),
-          py::arg("answer"),
-          "(plan, number): from_state(), and leaves `held` open and a duplicate of `answer`.");
+          py::arg("reply"),
+          "Make the plan of a worker, which leaves `held` open and a duplicate of `reply`; return "
+          "(plan, number of the duplicate).");
     m.def("become", &become, py::arg("plan"), py::arg("sources"), py::arg("parent_pid"),
           py::arg("parent_pidfd"), py::arg("report_fd"),
           "Apply the plan to this process; a failure at a stage writes a Report and ends it.");
     m.def("failed", &failed, py::arg("plan"), py::arg("sources"), py::arg("stage"),
-          py::arg("index"), "(stage, subject, text) of a Report.");
+          py::arg("index"), "Describe a Report: (stage, subject, text).");
 }

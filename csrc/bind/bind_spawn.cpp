@@ -46,11 +46,13 @@ py::dict released_pipes(forkfd::SpawnResult& child) {
 
 void bind_spawn(py::module_& m) {
     m.def("spawn", &spawn, py::arg("plan"), py::arg("sources"),
-          "(pid, pidfd, back end, {child's number: our end of the pipe}); descriptors owned.");
+          "Start a child; return (pid, pidfd, back end, {child's number: our end of the pipe}), "
+          "all owned.");
     m.def("force_backend", [](const std::optional<std::string>& name) {
         forkfd::force_backend(name ? backend_named(*name) : std::nullopt);
     }, py::arg("name"), "Test-only: demand one back end; None chooses again.");
-    m.def("capability_names", &forkfd::capability_names, "By number, without CAP_.");
+    m.def("capability_names", &forkfd::capability_names,
+          "List the names of capabilities by number, without CAP_.");
     m.def("refusals", [] {
         const forkfd::Refusals& r = forkfd::refusals();
         py::dict seen;
@@ -63,5 +65,5 @@ void bind_spawn(py::module_& m) {
         add("unshare", r.unshare.err());
         add("shared_memory", r.shared_memory.err());
         return seen;
-    }, "errno with which the kernel refused each feature so far; 0: not refused.");
+    }, "Return the errno with which the kernel has refused each facility; 0: not refused.");
 }

@@ -23,8 +23,9 @@ const char* kind_name(forkfd::SysmonEvent::Kind kind) {
     }
 }
 
-// Once stopped it keeps the GIL: while the interpreter ends, a thread that wants it back
-// does not return, and from here it would end the process (an exception through noexcept).
+// Once the monitor is stopped, the GIL is not released: while the interpreter ends, a thread that
+// takes it again does not return, and here that would end the process (an exception through
+// noexcept).
 py::object next(Sysmon& monitor) {
     if (monitor.begin_wait()) {
         const py::gil_scoped_release release;
@@ -60,8 +61,8 @@ void bind_sysmon(py::module_& m) {
         .def("stop", &Sysmon::stop, py::call_guard<py::gil_scoped_release>())
         .def("next", &next)
         .def_property_readonly("stopped_at_work", &Sysmon::stopped_at_work)
-        .def("loop_asked", &Sysmon::loop_asked, py::arg("slot"))
-        .def("loop_answered", &Sysmon::loop_answered, py::arg("slot"))
+        .def("loop_probed", &Sysmon::loop_probed, py::arg("slot"))
+        .def("loop_replied", &Sysmon::loop_replied, py::arg("slot"))
         .def("loop_forgotten", &Sysmon::loop_forgotten, py::arg("slot"));
     m.def("call", [](const py::object& callback, const py::object& argument) {
         try {
@@ -70,19 +71,19 @@ void bind_sysmon(py::module_& m) {
             error.discard_as_unraisable(callback);
         }
     }, py::arg("callback"), py::arg("argument"), py::pos_only(),
-       "Calls it; what it raises goes to sys.unraisablehook.");
+       "Call it; its exception goes to sys.unraisablehook.");
     m.attr("MAX_LOOPS") = Sysmon::kMaxLoops;
     m.def("gauges", [] {
         std::vector<std::string> names;
         for (int i = 0; i < forkfd::gauge_count(); ++i)
             names.emplace_back(forkfd::gauge(i).name);
         return names;
-    }, "What can be bounded, by number.");
+    }, "List the names of the gauges by number.");
     m.def("read_gauge", [](int number) {
         const forkfd::Gauge& gauge = forkfd::gauge(number);
         return gauge.read(gauge.context);
     }, py::arg("number"), py::pos_only(), py::call_guard<py::gil_scoped_release>(),
-       "-1: it cannot be known.");
+       "Read a gauge; -1: not available.");
     m.def("unused_signal", &forkfd::unused_signal);
     m.def("name_this_thread", &forkfd::name_this_thread, py::arg("name"));
     m.def("count_descriptors", &forkfd::count_descriptors);

@@ -4,8 +4,8 @@
 #include <pybind11/stl.h>
 #include <string>
 
-#include "core/base/counters.h"
 #include "core/atfork/fork_trace.h"
+#include "core/base/counters.h"
 #include "core/base/trace.h"
 
 namespace py = pybind11;
@@ -18,13 +18,13 @@ void bind_trace(py::module_& m) {
     m.def("trace_on", [](unsigned topics) { return (trace::topics.load() & topics) != 0; },
           py::arg("topics"), py::pos_only());
     m.def("trace_now", &trace::now_ns);
-    // The pipe that it goes to may be full, so the GIL is released.
+    // Without the GIL: the pipe that the line goes to may be full.
     m.def("trace_line", [](const std::string& event, const std::string& stage,
                            const std::string& subject, std::uint64_t begun) {
         trace::Line(event.c_str(), stage.c_str(), subject).duration(begun);
     }, py::arg("event"), py::arg("stage"), py::arg("subject") = "", py::arg("begun") = 0,
        py::call_guard<py::gil_scoped_release>(),
-       "One line, whether or not the topic is on; begun: trace_now() then, 0: no duration.");
+       "Write one line, whether or not the topic is on; begun: trace_now() then, 0: no duration.");
     m.def("counters", [] {
         const forkfd::Counters& c = forkfd::counters();
         py::dict seen;

@@ -1,4 +1,4 @@
-// What each topic adds to the module.  A binding converts, releases the GIL, calls the
+// The topics of the module, one function each.  A binding converts, releases the GIL, calls the
 // core and converts back; nothing else.
 #pragma once
 

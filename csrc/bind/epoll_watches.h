@@ -1,4 +1,4 @@
-// Rows with the arguments of the Python class EpollWatch.
+// Entries of an epoll as dicts with the arguments of the Python class EpollWatch.
 #pragma once
 
 #include <pybind11/pybind11.h>

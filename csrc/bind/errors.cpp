@@ -8,9 +8,9 @@
 
 namespace py = pybind11;
 
-// forkfd::SysError becomes _core.SysError(stage, errno, subject, text); the Python
-// package turns it into a SpawnError, which knows the program.  std::system_error, of what
-// is not a spawn, becomes OSError.
+// forkfd::SysError becomes _core.SysError(stage, errno, subject, text); the Python package makes
+// a SpawnError of it, which names the program.  std::system_error, of all other calls, becomes
+// OSError.
 void bind_errors(py::module_& m) {
     static py::object* const type =
         new py::object(py::exception<forkfd::SysError>(m, "SysError"));
@@ -34,7 +34,7 @@ void bind_errors(py::module_& m) {
         for (int i = 1; i < static_cast<int>(forkfd::Stage::count); ++i)
             names.append(forkfd::stage_name(static_cast<forkfd::Stage>(i)));
         return names;
-    }, "The names of all stages of a spawn, in order.");
+    }, "List the names of all stages of a spawn, in order.");
     m.def("inject_fault", [](const std::string& stage, int err) {
         forkfd::fault::slot() = {forkfd::stage_named(stage), err};
     }, py::arg("stage"), py::arg("errno"), "Test-only: make every spawn fail at this stage.");

@@ -16,6 +16,6 @@ std::string file_name(PyObject* value);    // os.fsencode() of a str, bytes or p
 std::string plain_bytes(PyObject* value);  // of bytes without a NUL
 std::vector<std::string> strings(const pybind11::object& sequence, const char* complaint,
                                  std::string (*convert)(PyObject*));
-// A user or group id; OverflowError with one of the texts.
+// Reads a user or group id; OverflowError with one of the texts.
 std::uint32_t id(const pybind11::handle& value, const char* too_small, const char* too_large);
 std::vector<gid_t> group_ids(const pybind11::object& groups);

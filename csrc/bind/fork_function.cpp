@@ -21,7 +21,7 @@ void wait_for_fork_lock(bool exclusive) {
         forkfd::ForkLock& l = forkfd::fork_lock();
         return exclusive ? l.try_lock_for(time) : l.try_lock_shared_for(time);
     };
-    if (locked(std::chrono::milliseconds(0))) return;  // without letting go of the GIL
+    if (locked(std::chrono::milliseconds(0))) return;  // with the GIL held
     for (;;) {
         {
             const py::gil_scoped_release release;
@@ -47,7 +47,7 @@ struct Unlock {
     throw py::error_already_set();
 }
 
-// What fork() needs of Python; for good, as the module is.
+// Python objects that fork() uses; never freed, as the module is.
 struct Needs {
     PyObject *process, *open_procs, *warn;
 };
@@ -72,21 +72,22 @@ bool finalizing() {
 #endif
 }
 
-// A Process that was made and is not needed.  In the child of a fork there always is one, and
-// to free it would write to five pages, what its neighbours' garbage collection links among them.
+// A Process that was made and is not needed.  The child of a fork always has one, and freeing it
+// would write to five pages, among them the garbage collector's links in its neighbours.
 PyObject* spare = nullptr;
 
 struct Prepared {
-    py::object process = spare == nullptr ? make_forked(reinterpret_cast<PyTypeObject*>(needs.process))
-                                          : steal(std::exchange(spare, nullptr));
+    py::object process = spare == nullptr
+                             ? make_forked(reinterpret_cast<PyTypeObject*>(needs.process))
+                             : steal(std::exchange(spare, nullptr));
     ~Prepared() {
         if (process && spare == nullptr) spare = process.release().ptr();
     }
 };
 
-// os.fork() with a lock around it, a way out, and the child's pidfd; None in the child.  What
-// can be made before the fork is, and nothing in here is Python's: after a fork, this one or
-// the last, each page that is written costs a fault, be it for a count of references.
+// os.fork() under the fork lock, with refusal and the child's pidfd; None in the child.  All that
+// can be made before the fork is, and nothing here is Python code: after a fork, this one or the
+// last, each page that is written costs a fault, even for a reference count.
 FORKFD_IN_CHILD py::object fork_process(PyObject* cgroup) {
     if (finalizing()) {
         PyErr_SetString(PyExc_RuntimeError, "fork: the interpreter shuts down");
@@ -95,7 +96,7 @@ FORKFD_IN_CHILD py::object fork_process(PyObject* cgroup) {
     Prepared prepared;
     std::optional<Cgroup> entered;
     if (cgroup != Py_None) entered.emplace(cgroup);
-    if (forkfd::ask_single_threaded() != 0) steal(PyObject_CallNoArgs(needs.warn));
+    if (forkfd::check_single_threaded() != 0) steal(PyObject_CallNoArgs(needs.warn));
     if (PySys_Audit("os.fork", nullptr) < 0) throw py::error_already_set();
     wait_for_fork_lock(true);
     Unlock unlock;
@@ -109,7 +110,7 @@ FORKFD_IN_CHILD py::object fork_process(PyObject* cgroup) {
     const pid_t pid = ::fork();
     const int err = errno;
     if (pid == 0 && entered) entered->entry->enter();
-    // What comes after runs without the lock: it may wait for threads that want it.
+    // Handlers after the fork run without the lock: they may wait for threads that take it.
     unlock.now();
     if (pid == 0) {
         PyOS_AfterFork_Child();
@@ -122,7 +123,7 @@ FORKFD_IN_CHILD py::object fork_process(PyObject* cgroup) {
         const py::gil_scoped_release release;
         entered->entry->await(pid, pidfd.get());
     }
-    const bool reaped = !pidfd;  // by somebody else, before it could get one
+    const bool reaped = !pidfd;  // by another caller, before its pidfd was open
     set_forked(prepared.process.ptr(), pid, pidfd.release());
     py::object process = std::move(prepared.process);
     if (reaped) steal(PyObject_CallMethod(process.ptr(), "poll", nullptr));
@@ -131,7 +132,7 @@ FORKFD_IN_CHILD py::object fork_process(PyObject* cgroup) {
 
 // (*, cgroup=None)
 PyObject* cgroup_of(PyObject* const* args, Py_ssize_t count, PyObject* keywords) {
-    if (count != 0) throw py::type_error("fork: cgroup is given by name");
+    if (count != 0) throw py::type_error("fork: cgroup: keyword-only");
     const Py_ssize_t named = keywords == nullptr ? 0 : PyTuple_GET_SIZE(keywords);
     for (Py_ssize_t i = 0; i < named; ++i) {
         PyObject* const name = PyTuple_GET_ITEM(keywords, i);
@@ -148,20 +149,20 @@ constexpr char kForkDoc[] =
 
 Fork this process, as os.fork does; the parent gets the child as a :class:`Process`.
 
-The parent waits and signals through its pidfd, as for a spawned child.  The fork lock
-is held, so no descriptor of :func:`inheriting`, :func:`redirected` or :func:`no_forks`
-of another thread gets into the child, and no thread spawns with ``close_others=False``
-meanwhile.  It is taken first, and released when the child exists: ``before`` handlers
-run under it, and must not wait for a thread that wants it.
+The parent waits and signals through the child's pidfd, as for a spawned child.  The fork
+lock is held, so no descriptor of :func:`inheriting`, :func:`redirected` or
+:func:`no_forks` of another thread gets into the child, and no thread spawns with
+``close_others=False`` meanwhile.  The lock is taken first, and released when the child
+exists: ``before`` handlers run under it, and must not wait for a thread that takes it.
 
-A ``before`` handler of :func:`atfork.register` may refuse by an exception, which is
-raised here.  Then nothing was forked.  ``after_in_parent`` is called of those handlers
-whose ``before`` came earlier; of the one that refused, and those after it, nothing
-is; functions of os.register_at_fork have run as for a fork that failed.
+A ``before`` handler of :func:`atfork.register` may refuse the fork by an exception, which
+is raised here.  Then nothing was forked.  ``after_in_parent`` is called for the handlers
+whose ``before`` was called earlier; none is called for the one that refused and those
+after it.  Functions of os.register_at_fork have run as for a fork that failed.
 
 Args:
     cgroup: a cgroup directory, by path or borrowed descriptor, that the child enters
-        before any of its code runs: what cgroups(7) has as writing 0 to cgroup.procs.
+        before any of its code runs, by writing 0 to cgroup.procs, cgroups(7).
 
 Returns:
     The child in the parent, which owns it; None in the child.
@@ -186,13 +187,13 @@ PyMethodDef fork_method = {"fork", fast(fork_function), METH_FASTCALL | METH_KEY
 }  // namespace
 
 void add_fork_function(py::module_& m) {
-    // Its place is where users find it.
+    // The module in which users find it.
     m.attr("fork") = steal(PyCFunction_NewEx(&fork_method, nullptr, py::str("pyforkfd").ptr()));
     m.def("prepare_fork", [](const py::object& process, const py::object& open_procs,
                              const py::object& warn) {
         needs = {py::object(process).release().ptr(), py::object(open_procs).release().ptr(),
                  py::object(warn).release().ptr()};
     }, py::arg("process"), py::arg("open_procs"), py::arg("warn"),
-       "What fork() makes, by what it opens a cgroup (cgroup.procs, owned, and its name), and "
-       "what it calls unless there is surely no other thread.");
+       "Set the class that fork() returns, the function that opens a cgroup (cgroup.procs, owned, "
+       "and its name), and the one called unless there is surely no other thread.");
 }

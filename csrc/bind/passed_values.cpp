@@ -8,13 +8,14 @@ namespace py = pybind11;
 
 namespace {
 
-// A class with __slots__, instances of which are filled without running its __init__: that
-// would take longer than receiving a descriptor.
+// A class with __slots__, whose instances are filled without its __init__, which would take
+// longer than receiving a descriptor.
 template <std::size_t N>
 class SlotClass {
   public:
     void set(py::type type, const std::array<const char*, N>& slots) {
-        for (std::size_t i = 0; i < N; ++i) members_[i] = py::object(type.attr(slots[i])).release().ptr();
+        for (std::size_t i = 0; i < N; ++i)
+            members_[i] = py::object(type.attr(slots[i])).release().ptr();
         type_ = reinterpret_cast<PyTypeObject*>(type.release().ptr());
     }
     py::object make(const std::array<py::object, N>& values) const {
@@ -38,7 +39,7 @@ class SlotClass {
     std::array<PyObject*, N> members_ = {};
 };
 
-// For the life of the process, as the module is.
+// Never freed, as the module is.
 SlotClass<1> fd_class;
 SlotClass<5> received_class;
 SlotClass<3> credentials_class;
@@ -70,7 +71,7 @@ std::vector<int> take_numbers(py::handle received) {
     std::vector<int> numbers;
     const auto take = [&numbers](PyObject* owner) {
         const py::object held = fd_class.get(owner, 0);
-        // As Fd.close() does: of two that take the number, one gets it.
+        // As Fd.close() does: of two concurrent callers, one gets the number.
         const auto one =
             py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(held.ptr(), pop_name));
         if (one) numbers.push_back(static_cast<int>(PyLong_AsLong(one.ptr())));

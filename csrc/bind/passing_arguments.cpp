@@ -8,10 +8,10 @@ namespace py = pybind11;
 
 namespace {
 
-// For the life of the process, as the module is.
+// Never freed, as the module is.
 PyTypeObject* socket_class;
 PyObject* socket_family;  // the member itself: the property makes an enum of it
-PyObject* fileno_name;    // interned: calling by name costs a lookup then, and no string
+PyObject* fileno_name;    // interned: a call by name then makes no string
 PyObject* gettimeout_name;
 
 }  // namespace
@@ -30,7 +30,7 @@ bool is_unix(py::handle sock) {
     return PyLong_AsLong(family.ptr()) == AF_UNIX;
 }
 
-std::optional<double> patience(py::handle sock, py::handle timeout) {
+std::optional<double> timeout_of(py::handle sock, py::handle timeout) {
     py::object given = py::reinterpret_borrow<py::object>(timeout);
     if (given.is_none() && PyObject_TypeCheck(sock.ptr(), socket_class)) {
         given = steal(PyObject_CallMethodNoArgs(sock.ptr(), gettimeout_name));

@@ -1,4 +1,4 @@
-// What is to be sent, and over what, as the core wants it.
+// Python arguments of sending: data, descriptors, socket, converted for the core.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -8,7 +8,7 @@
 #include <optional>
 #include <vector>
 
-// bytes-like, or an iterable of such, held while it is being sent.
+// A bytes-like object, or an iterable of such; held while it is being sent.
 class Buffers {
   public:
     explicit Buffers(pybind11::handle data);
@@ -22,7 +22,7 @@ class Buffers {
     std::vector<Py_buffer> views_;
 };
 
-// Numbers of borrowed descriptors, and whatever has them.
+// Numbers of borrowed descriptors, and references to the objects that own them.
 class Borrowed {
   public:
     explicit Borrowed(pybind11::handle fds);  // an iterable
@@ -35,10 +35,11 @@ class Borrowed {
 int borrowed_number(pybind11::handle fd, const char* what);
 std::optional<ucred> credentials_of(pybind11::handle value);  // None: none
 
-// Seconds; std::nullopt: as the socket itself is.  For None a socket.socket is asked.
-std::optional<double> patience(pybind11::handle sock, pybind11::handle timeout);
+// The timeout in seconds; std::nullopt: block as the socket does.  None: the timeout of a
+// socket.socket.
+std::optional<double> timeout_of(pybind11::handle sock, pybind11::handle timeout);
 
-// A socket.socket that says so; others may be one too.
+// Whether it is a socket.socket of AF_UNIX; other objects may be UNIX sockets too.
 bool is_unix(pybind11::handle sock);
 
 void register_socket(pybind11::type socket);  // socket.socket

@@ -1,5 +1,5 @@
-// Functions of CPython's own interface, for where a call through pybind11 would take as long
-// as what it calls.
+// Functions through CPython's own interface, where a call through pybind11 would take as long as
+// the function itself.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -10,7 +10,7 @@
 #include <string>
 #include <system_error>
 
-// pybind11's does more than is wanted, for a call that takes as long as the kernel's.
+// Releases the GIL; pybind11's class does more, and takes as long as the system call.
 class WithoutGil {
   public:
     WithoutGil() : state_(PyEval_SaveThread()) {}
@@ -22,7 +22,7 @@ class WithoutGil {
     PyThreadState* state_;
 };
 
-// The result of `body`, a pybind11::object; or NULL, and its exception as Python's.
+// Returns the result of `body`, a pybind11::object; or NULL, with its exception set in Python.
 template <class Body>
 PyObject* guarded(const Body& body) {
     try {
@@ -54,8 +54,8 @@ inline std::uint64_t natural_of(PyObject* value) {
     return number;
 }
 
-// (name=default, ...), by position or by name: what PyArg_ParseTupleAndKeywords would take a
-// tuple and a dictionary for.
+// Parses (name=default, ...), by position or by name, without the tuple and the dictionary that
+// PyArg_ParseTupleAndKeywords takes.
 template <std::size_t N>
 void named_numbers(const char* function, const char* const (&names)[N],
                    std::uint64_t (&values)[N], PyObject* const* args, Py_ssize_t count,

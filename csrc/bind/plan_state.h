@@ -1,4 +1,4 @@
-// A plan as plain values, for a zygote: another process makes the same plan of them.
+// A plan as plain values, from which a zygote, another process, makes the same plan.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -18,11 +18,11 @@ namespace {
 struct Process {
     PyObject_HEAD
     PyObject *args, *backend, *status;  // null is None
-    PyObject* pipes;                    // null until asked for
+    PyObject* pipes;                    // null until first read
     pid_t pid, owner;
     struct Shared {
         std::atomic<int> pidfd{-1};
-        std::mutex mutex;  // of who reaps, or takes the pidfd
+        std::mutex mutex;  // held to reap, or to take the pidfd
         std::optional<forkfd::ExitInfo> end;
     } shared;
 };
@@ -32,7 +32,7 @@ PyObject *no_args = nullptr, *forked = nullptr;
 
 Process& of(PyObject* self) { return *reinterpret_cast<Process*>(self); }
 
-// Never waited for with the GIL: its holder may want that.
+// Never waits with the GIL held: the holder of the lock may need the GIL.
 std::unique_lock<std::mutex> locked(Process& p) {
     std::unique_lock<std::mutex> lock(p.shared.mutex, std::try_to_lock);
     if (!lock) {
@@ -60,7 +60,7 @@ int number_of(PyObject* value) {
     return static_cast<int>(number);
 }
 
-// Not an __init__, whose call would take longer than this.
+// Not an __init__, whose call would take longer.
 PyObject* begin(PyObject* self, PyObject* const* args, Py_ssize_t count) {
     return guarded([=]() -> py::object {
         if (count != 4) throw py::type_error("_begin() takes args, pid, pidfd and backend");
@@ -93,7 +93,7 @@ int clear(PyObject* self) {
     return 0;
 }
 
-// No Python code where there is nothing to do: the child of a fork has one of these to drop.
+// No Python code if there is nothing to do: the child of a fork drops one of these.
 void finalize(PyObject* self) {
     if (of(self).shared.pidfd < 0) return;
     const py::error_scope kept;
@@ -135,7 +135,7 @@ PyObject* reap(PyObject* self, PyObject*) {
 PyObject* take_pidfd(PyObject* self, PyObject*) {
     return guarded([self]() -> py::object {
         Process& p = of(self);
-        // The lock of a copy may be held for ever, by a thread of the parent.
+        // In a forked copy a thread of the parent may hold the lock for ever.
         std::unique_lock<std::mutex> lock;
         if (p.owner == ::getpid()) lock = locked(p);
         return steal(PyLong_FromLong(p.shared.pidfd.exchange(-1)));
@@ -146,30 +146,30 @@ PyMemberDef members[] = {
     {"args", T_OBJECT, offsetof(Process, args), 0, nullptr},
     {"backend", T_OBJECT, offsetof(Process, backend), 0, nullptr},
     {"pid", T_INT, offsetof(Process, pid), READONLY, nullptr},
-    {"_owner", T_INT, offsetof(Process, owner), READONLY, "whose child it is"},
+    {"_owner", T_INT, offsetof(Process, owner), READONLY, "pid of the process whose child it is"},
     {"_status", T_OBJECT, offsetof(Process, status), 0, nullptr},
     {nullptr, 0, 0, 0, nullptr},
 };
 PyGetSetDef properties[] = {
-    {"pidfd", pidfd, nullptr, "The descriptor that means the child; borrowed, -1 once closed.",
+    {"pidfd", pidfd, nullptr, "The pidfd of the child; borrowed, -1 once closed.",
      nullptr},
     {"pipes", pipes, nullptr, nullptr, nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr},
 };
 PyMethodDef methods[] = {
     {"_begin", fast(begin), METH_FASTCALL,
-     "_begin($self, args, pid, pidfd, backend, /)\n--\n\nThis is the child; takes the pidfd."},
+     "_begin($self, args, pid, pidfd, backend, /)\n--\n\nSet the child, and take its pidfd."},
     {"_reap", reap, METH_NOARGS,
-     "_reap($self, /)\n--\n\n(known, CLD_ code, status, rusage), also later again; None while the "
-     "process runs, and when the pidfd was closed before it was known to have ended."},
+     "_reap($self, /)\n--\n\nReap the child: (known, CLD_ code, status, rusage), the same at later "
+     "calls; None while it runs, and if the pidfd was closed before its end was known."},
     {"_take_pidfd", take_pidfd, METH_NOARGS,
-     "_take_pidfd($self, /)\n--\n\nThe pidfd, owned by the caller, or -1; there is none any more."},
+     "_take_pidfd($self, /)\n--\n\nGive up the pidfd: the caller owns it; -1: there is none."},
     {nullptr, nullptr, 0, nullptr},
 };
 
 constexpr char kDoc[] =
-    "What a Process knows of its child.\n\n"
-    "_dropped() is called when an object goes whose pidfd is open.";
+    "The child of a Process: pid, pidfd, pipes and exit status.\n\n"
+    "_dropped() is called when an object is destroyed whose pidfd is open.";
 
 PyType_Slot slots[] = {
     {Py_tp_doc, const_cast<char*>(kDoc)},
@@ -188,7 +188,7 @@ PyType_Spec spec = {"pyforkfd._core.ProcessBase", sizeof(Process), 0,
 
 }  // namespace
 
-// For good, as the module is: its types are never freed.
+// Never freed, as the module is.
 void add_process_type(py::module_& m) {
     base_type = reinterpret_cast<PyTypeObject*>(steal(PyType_FromSpec(&spec)).release().ptr());
     no_args = steal(PyTuple_New(0)).release().ptr();

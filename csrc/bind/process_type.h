@@ -1,5 +1,5 @@
-// ProcessBase, what a Process knows of its child: a type of CPython's own, since after a fork
-// each page that is written costs a page fault, and this is one place.
+// ProcessBase, the part of a Process that holds its child: a type of CPython's own, since after a
+// fork each page that is written costs a page fault, and this type is in one place.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -8,8 +8,8 @@
 
 void add_process_type(pybind11::module_& m);
 
-// Of `type`, a class made from ProcessBase, without its __init__: a child that is not there
-// yet, of backend "fork".
+// Makes an instance of `type`, a class derived from ProcessBase, without its __init__: a child
+// that does not exist yet, of backend "fork".
 pybind11::object make_forked(PyTypeObject* type);
-// It is there.  pidfd is taken; -1: somebody else has reaped it already.
+// Sets the child.  Takes the pidfd; -1: another caller has reaped the child already.
 void set_forked(PyObject* process, pid_t pid, int pidfd) noexcept;

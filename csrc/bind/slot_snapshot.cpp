@@ -11,19 +11,19 @@ namespace {
 PyTypeObject* snapshot_type = nullptr;
 
 PyStructSequence_Field snapshot_fields[] = {
-    {"requests", "how many were answered"},
-    {"errors", "how many of them failed"},
-    {"in_flight", "how many are being answered"},
-    {"beat_ns", "when the worker last moved, in ns of CLOCK_MONOTONIC; 0: it never said so"},
-    {"deadline_ns", "by when what it does is to be done; 0: it has promised nothing"},
-    {"ready_ns", "since when it has been ready; 0: it is not"},
-    {"worker", "who has the slot; 0: nobody"},
-    {"generation", "of the worker"},
+    {"requests", "number of answered requests"},
+    {"errors", "number of those that failed"},
+    {"in_flight", "number of requests being answered"},
+    {"beat_ns", "time of the last heartbeat, in ns of CLOCK_MONOTONIC; 0: never"},
+    {"deadline_ns", "time by which the work at hand is done; 0: no deadline"},
+    {"ready_ns", "time at which the worker became ready; 0: it is not"},
+    {"worker", "worker_id of the slot; 0: free"},
+    {"generation", "generation of the worker"},
     {nullptr, nullptr},
 };
 PyStructSequence_Desc snapshot_description = {
     "pyforkfd._core.SlotSnapshot",
-    "What a slot said at one moment.\n\nEach number is true; together they may be a moment apart.",
+    "The numbers of a slot.\n\nEach was read at once; together they may be a moment apart.",
     snapshot_fields, 8};
 
 }  // namespace

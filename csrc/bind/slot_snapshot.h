@@ -1,5 +1,4 @@
-// SlotSnapshot, a struct sequence, since a supervisor makes one for every worker five times a
-// second.
+// SlotSnapshot, a struct sequence: a supervisor makes one for every worker five times a second.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -51,10 +51,11 @@ PyObject* end(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject*
 
 PyObject* claim(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* keywords) {
     return guarded([&]() -> py::object {
-        if (count != 0) throw py::type_error("claim: worker and generation are given by name");
+        if (count != 0) throw py::type_error("claim: worker, generation: keyword-only");
         std::uint64_t values[] = {0, 0};
         named_numbers("claim", {"worker", "generation"}, values, args, count, keywords);
-        if (values[0] == 0) throw py::value_error("claim: worker=0 means nobody");
+        if (values[0] == 0)
+            throw py::value_error("claim: worker: must not be 0, which means a free slot");
         slot_of(self).claim(values[0], values[1]);
         return py::none();
     });
@@ -95,32 +96,31 @@ void forget(PyObject* self) {
 
 PyMethodDef methods[] = {
     {"beat", beat, METH_NOARGS,
-     "beat($self, /)\n--\n\nSay that the worker moves: the time is noted.  No system call."},
+     "beat($self, /)\n--\n\nRecord a heartbeat: the time now.  No system call."},
     {"add", fast(add), METH_FASTCALL | METH_KEYWORDS,
-     "add($self, /, requests=1, errors=0)\n--\n\nCount requests that were answered, and how "
-     "many of them failed."},
-    {"begin", begin, METH_NOARGS, "begin($self, /)\n--\n\nOne request more is in flight."},
+     "add($self, /, requests=1, errors=0)\n--\n\nCount answered requests, and those of them "
+     "that failed."},
+    {"begin", begin, METH_NOARGS, "begin($self, /)\n--\n\nCount one request more in flight."},
     {"end", fast(end), METH_FASTCALL | METH_KEYWORDS,
-     "end($self, /, errors=0)\n--\n\nOne request less is in flight; it is counted."},
+     "end($self, /, errors=0)\n--\n\nCount one request less in flight, and as answered."},
     {"set_ready", set_ready, METH_O,
-     "set_ready($self, ready, /)\n--\n\nSay that the worker serves from now on, or that it "
-     "does not."},
+     "set_ready($self, ready, /)\n--\n\nRecord whether the worker is ready."},
     {"set_deadline", set_deadline, METH_O,
-     "set_deadline($self, ns, /)\n--\n\nPromise that what is done now is done by then, in ns of "
-     "CLOCK_MONOTONIC (time.monotonic_ns()); None: no promise."},
+     "set_deadline($self, ns, /)\n--\n\nRecord the time by which the work at hand is done, in "
+     "ns of CLOCK_MONOTONIC (time.monotonic_ns()); None: no deadline."},
     {"claim", fast(claim), METH_FASTCALL | METH_KEYWORDS,
-     "claim($self, /, *, worker, generation)\n--\n\nA new worker has the slot; all else is 0."},
-    {"clear", clear, METH_NOARGS, "clear($self, /)\n--\n\nNobody has the slot."},
-    {"snapshot", snapshot, METH_NOARGS, "snapshot($self, /)\n--\n\nWhat it says now."},
+     "claim($self, /, *, worker, generation)\n--\n\nAssign the slot to a worker; all else is 0."},
+    {"clear", clear, METH_NOARGS, "clear($self, /)\n--\n\nFree the slot."},
+    {"snapshot", snapshot, METH_NOARGS, "snapshot($self, /)\n--\n\nRead the slot."},
     {nullptr, nullptr, 0, nullptr},
 };
 
 constexpr char kSlotDoc[] =
-    "One worker's part of a SharedPage: a cache line that it alone writes to.\n\n"
+    "One worker's part of a SharedPage: a cache line that no other worker writes to.\n\n"
     "beat, add, begin, end, set_ready and set_deadline are the worker's, claim and clear the\n"
     "supervisor's, while no worker has the slot.  Any thread may call any of them at any time;\n"
     "none takes a lock, waits or makes a system call.  A child of fork has the slot too, and\n"
-    "should leave it alone.  The slot keeps the page's memory, also when the page is closed.";
+    "must not write to it.  The slot holds the page's memory, also when the page is closed.";
 
 PyType_Slot type_slots[] = {
     {Py_tp_doc, const_cast<char*>(kSlotDoc)},
@@ -133,7 +133,7 @@ PyType_Spec type_spec = {"pyforkfd._core.Slot", sizeof(Slot), 0,
 
 }  // namespace
 
-// For good, as the module is: its types are never freed.
+// Never freed, as the module is.
 void add_slot_type(py::module_& m) {
     slot_type = reinterpret_cast<PyTypeObject*>(steal(PyType_FromSpec(&type_spec)).release().ptr());
     m.attr("Slot") = py::handle(reinterpret_cast<PyObject*>(slot_type));

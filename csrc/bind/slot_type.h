@@ -1,4 +1,4 @@
-// Slot, a type of CPython's own: a beat through pybind11 would take longer than the beat.
+// Slot, a type of CPython's own: a call through pybind11 would take longer than the heartbeat.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -10,6 +10,6 @@
 
 void add_slot_type(pybind11::module_& m);
 
-// A Slot, which keeps the mapping; IndexError.
+// Makes a Slot, which holds the mapping; IndexError.
 pybind11::object make_slot(const std::shared_ptr<forkfd::PageMapping>& mapping,
                            std::uint32_t index);

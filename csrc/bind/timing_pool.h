@@ -1,5 +1,5 @@
-// Timings of Python's handlers, those of one phase side by side: after a fork each page that
-// is written costs a page fault, so a hundred handlers shall write one page, not fifty.
+// Timings of Python's handlers, those of one phase side by side: after a fork each page that is
+// written costs a page fault, so a hundred handlers write one page, not fifty.
 #pragma once
 
 #include <array>

@@ -19,7 +19,7 @@ constexpr int kDay = 24 * 60 * 60 * 1000;
 }  // namespace
 
 Deadline::Deadline(std::optional<double> seconds) {
-    // Beyond a few hundred years the clock's count has no room.
+    // The clock's count overflows beyond a few hundred years.
     if (seconds && *seconds < 1e9)
         at_ = Clock::now() + std::chrono::duration_cast<Clock::duration>(
                                  std::chrono::duration<double>(std::max(*seconds, 0.0)));

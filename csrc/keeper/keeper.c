@@ -9,7 +9,8 @@
  *   supervisor: "+NAME" with one descriptor: hold it; "-NAME": close it; "-": close them all;
  *               "=": it serves.
  *   keeper:     struct report, for each child it has reaped.
- * FORKFD_HANDOVER="keeper=3 NAME=4 ..." names the supervisor's end and every held descriptor.
+ * FORKFD_HANDOVER="keeper=3 NAME=4 ..." names the supervisor's end and every held descriptor,
+ * FORKFD_NOFILE the soft limit of descriptors that the keeper was started with: it is raised.
  *
  * The keeper ends when its supervisor ends by itself and has taken back everything that it
  * deposited.
@@ -27,6 +28,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -49,6 +51,7 @@ static unsigned forwarded_now; /* signals that were sent to this supervisor */
 static sigset_t original;      /* the mask that the keeper was started with */
 static void (*original_pipe)(int);
 static int signals = -1;
+static struct rlimit descriptors; /* as the keeper was started with */
 
 static long long now_ms(void) {
     struct timespec t;
@@ -56,10 +59,52 @@ static long long now_ms(void) {
     return t.tv_sec * 1000LL + t.tv_nsec / 1000000;
 }
 
+/* Read a file of the supervisor's in /proc; an empty text where there is none. */
+static void read_proc(const char *name, char *text, size_t size) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/%s", (int)supervisor, name);
+    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    const ssize_t length = fd < 0 ? 0 : read(fd, text, size - 1);
+    if (fd >= 0) close(fd);
+    text[length > 0 ? length : 0] = '\0';
+}
+
+/* Return whether the supervisor has ended or is about to, so that it reads no signal any more:
+ * SIGKILL is pending, the process exits, or it is a zombie.  The kernel drops signals to it then.
+ * proc_pid_stat(5). */
+static int is_dying(void) {
+    enum { EXITING = 4 }; /* PF_EXITING */
+    char text[1024], state = 'Z';
+    unsigned long flags = 0, pending = 0;
+    read_proc("stat", text, sizeof text);
+    const char *after = strrchr(text, ')'); /* the name before it may have any character */
+    if (after != NULL)
+        sscanf(after + 1,
+               " %c %*s %*s %*s %*s %*s %lu %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s"
+               " %*s %*s %*s %*s %*s %*s %*s %lu",
+               &state, &flags, &pending);
+    return state == 'Z' || state == 'X' || (flags & EXITING) != 0 ||
+           (pending >> (SIGKILL - 1) & 1) != 0;
+}
+
+/* Hand the unread signals of a supervisor that is not reaped yet to the next one. */
+static void keep_unread(void) {
+    char text[4096];
+    read_proc("status", text, sizeof text);
+    const char *found = strstr(text, "\nShdPnd:");
+    if (found == NULL) return;
+    const unsigned long long pending = strtoull(found + strlen("\nShdPnd:"), NULL, 16);
+    for (int i = 0; i < FORWARDED; i++)
+        if (pending >> (forwarded[i] - 1) & 1) waiting |= 1u << forwarded[i];
+}
+
 static void reap(void) {
     for (;;) {
         siginfo_t info = {0};
-        if (waitid(P_ALL, 0, &info, WEXITED | WNOHANG | __WALL) != 0 || info.si_pid == 0) return;
+        const int flags = WEXITED | WNOHANG | __WALL;
+        if (waitid(P_ALL, 0, &info, flags | WNOWAIT) != 0 || info.si_pid == 0) return;
+        if (info.si_pid == supervisor) keep_unread();
+        if (waitid(P_PID, (id_t)info.si_pid, &info, flags) != 0) return;
         if (info.si_pid == supervisor) {
             supervisor = 0;
             last_end = info;
@@ -76,8 +121,8 @@ static void take_signals(void) {
     while (read(signals, &info, sizeof info) == sizeof info) {
         const int number = (int)info.ssi_signo;
         if (number == SIGCHLD) continue; /* one may stand for many: see reap() */
-        *(supervisor > 0 ? &forwarded_now : &waiting) |= 1u << number;
         if (supervisor > 0) kill(supervisor, number); /* not reaped yet: the pid is its own */
+        *(supervisor > 0 && !is_dying() ? &forwarded_now : &waiting) |= 1u << number;
     }
     reap();
 }
@@ -91,7 +136,7 @@ static void wait_for_something(int timeout_ms) {
 
 /* In the child of fork(), which has one thread: any libc function is allowed. */
 static _Noreturn void become_supervisor(char **argv, int theirs, pid_t keeper) {
-    char pid[16];
+    char pid[24];
     /* Workers without supervisor and keeper would have no owner: without its keeper the
      * supervisor stops in order. */
     prctl(PR_SET_PDEATHSIG, SIGTERM);
@@ -110,6 +155,10 @@ static _Noreturn void become_supervisor(char **argv, int theirs, pid_t keeper) {
         setenv("LISTEN_PID", pid, 1);
         unsetenv("LISTEN_PIDFDID");
     }
+    /* The supervisor may inherit more descriptors than the former limit would let it open
+     * beside them: it keeps the raised one, and gives the former to the workers. */
+    snprintf(pid, sizeof pid, "%llu", (unsigned long long)descriptors.rlim_cur);
+    setenv("FORKFD_NOFILE", pid, 1);
     link_hand_over(theirs);
     execvp(argv[0], argv);
     const int error = errno;
@@ -214,6 +263,10 @@ int main(int argc, char **argv) {
         } else {
             fcntl(fd, F_SETFD, 0);
         }
+    if (getrlimit(RLIMIT_NOFILE, &descriptors) == 0) {
+        const struct rlimit raised = {descriptors.rlim_max, descriptors.rlim_max};
+        setrlimit(RLIMIT_NOFILE, &raised); /* refused: what is above is reported when it comes */
+    }
     sigset_t taken;
     sigemptyset(&taken);
     sigaddset(&taken, SIGCHLD);

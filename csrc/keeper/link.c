@@ -115,7 +115,13 @@ static void receive_requests(void) {
             ours = -1;
             return;
         }
-        perform(text, (size_t)size, descriptor_in(&message));
+        const int fd = descriptor_in(&message);
+        if (fd < 0 && (message.msg_flags & MSG_CTRUNC)) {
+            text[size] = '\0';
+            keeper_report("RLIMIT_NOFILE is reached: a descriptor is not held", text + 1);
+            continue;
+        }
+        perform(text, (size_t)size, fd);
     }
 }
 

@@ -12,11 +12,13 @@
 struct Line {
     char text[1024];
     size_t length;
+    size_t room;
 };
+enum { ADVICE = 64 }; /* what it takes behind a command that is cut */
 
 /* Append text; cut what is too long, and replace control characters, which could begin a line. */
 static void add(struct Line *line, const char *text) {
-    for (; *text != '\0' && line->length < sizeof line->text - 1; ++text)
+    for (; *text != '\0' && line->length < line->room; ++text)
         line->text[line->length++] = (unsigned char)*text < ' ' || *text == 127 ? '?' : *text;
 }
 
@@ -30,7 +32,7 @@ static void add_number(struct Line *line, int number) {
 }
 
 static void add_target(struct Line *line, int number) {
-    struct Line path = {.length = 0};
+    struct Line path = {.room = sizeof path.text - 1};
     char target[256];
     add(&path, "/proc/thread-self/fd/");
     add_number(&path, number);
@@ -59,9 +61,17 @@ static void write_line(int log, const struct Line *line) {
     pthread_sigmask(SIG_SETMASK, &mask, NULL);
 }
 
-void report(const struct Stopped *stopped, const char *how, const char *command,
+static void add_advice(struct Line *line, int number) {
+    line->room = sizeof line->text - 1;
+    add(line, "; to pass it on: --keep ");
+    add_number(line, number);
+    add(line, ", or FORKFD_KEEP=");
+    add_number(line, number);
+}
+
+void report(const struct Numbers *stopped, const char *how, const char *command,
             const char *unless) {
-    static const struct Stopped none;
+    static const struct Numbers none;
     if (memcmp(stopped, &none, sizeof none) == 0) return;
     int log = settings.log_fd;
     if (settings.log_path != NULL)
@@ -70,8 +80,8 @@ void report(const struct Stopped *stopped, const char *how, const char *command,
                            O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0666);
     if (log < 0) return;
     for (int number = FIRST; number < NUMBERS; ++number) {
-        if ((stopped->bits[number / 8] >> number % 8 & 1) == 0) continue;
-        struct Line line = {.length = 0};
+        if (!has(stopped, number)) continue;
+        struct Line line = {.room = sizeof line.text - 1 - ADVICE};
         add(&line, "pid ");
         add_number(&line, getpid());
         add(&line, ": descriptor ");
@@ -81,6 +91,7 @@ void report(const struct Stopped *stopped, const char *how, const char *command,
         add(&line, how);
         add(&line, command);
         add(&line, unless);
+        if (settings.stop) add_advice(&line, number);
         line.text[line.length++] = '\n';
         write_line(log, &line);
     }

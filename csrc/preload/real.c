@@ -20,5 +20,6 @@ void *find_real(enum Function function) {
 __attribute__((constructor)) static void load(void) {
     for (int function = 0; function < FUNCTION_COUNT; ++function) find_real(function);
     read_settings();
+    remember_program();
     remember_given();
 }

@@ -10,6 +10,7 @@
 
 struct Settings settings = {.stop = true, .log_fd = -1};
 
+char program_path[PATH_SIZE];
 static char words[PATH_SIZE];    /* a copy: programs change their environment */
 static char log_path[PATH_SIZE];
 
@@ -37,12 +38,8 @@ static int as_number(const char *text) {
 static bool is_shell(void) {
     static const char *const shells[] = {"ash",  "bash", "busybox", "dash", "fish", "ksh",
                                          "ksh93", "lksh", "mksh",    "sh",   "yash", "zsh"};
-    char path[PATH_SIZE];
-    const ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
-    if (length <= 0) return false;
-    path[length] = '\0';
-    const char *slash = strrchr(path, '/');
-    const char *name = slash ? slash + 1 : path;
+    const char *slash = strrchr(program_path, '/');
+    const char *name = slash ? slash + 1 : program_path;
     for (size_t i = 0; i < sizeof shells / sizeof *shells; ++i)
         if (strcmp(name, shells[i]) == 0) return true;
     return false;
@@ -51,6 +48,8 @@ static bool is_shell(void) {
 void read_settings(void) {
     const char *value = getenv("FORKFD_CLOSE_OTHERS");
     settings.stop = value == NULL || strcmp(value, "0") != 0;
+    if (readlink("/proc/self/exe", program_path, sizeof program_path - 1) < 0)
+        program_path[0] = '\0';
     settings.shell = is_shell();
 
     if ((value = getenv("FORKFD_LOG")) != NULL && *value != '\0' && strlen(value) < PATH_SIZE) {

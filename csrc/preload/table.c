@@ -5,6 +5,7 @@
 #include <limits.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
@@ -40,15 +41,17 @@ static uint64_t mix(uint64_t inode, uint32_t device_major, uint32_t device_minor
     return ((inode * 0x9e3779b97f4a7c15U) ^ ((uint64_t)device_major << 32 | device_minor)) | 1;
 }
 
-/* Never 0.  All epolls and other anonymous files share one inode: only their numbers differ. */
-static uint64_t identity(int number) {
+uint64_t identity_at(int folder, const char *path) {
     struct Statx info;
-    if (syscall(SYS_statx, number, "", STATX_QUIETLY, STATX_WANT_INODE, &info) == 0)
+    if (syscall(SYS_statx, folder, path, STATX_QUIETLY, STATX_WANT_INODE, &info) == 0)
         return mix(info.inode, info.device_major, info.device_minor);
     struct stat plain;
-    if (fstat(number, &plain) != 0) return 1;
+    if ((*path == '\0' ? fstat(folder, &plain) : fstatat(folder, path, &plain, 0)) != 0) return 1;
     return mix(plain.st_ino, major(plain.st_dev), minor(plain.st_dev));
 }
+
+/* All epolls and other anonymous files share one inode: only their numbers differ. */
+static uint64_t identity(int number) { return identity_at(number, ""); }
 
 static bool is_inheritable(int number) {
     const int flags = fcntl(number, F_GETFD);
@@ -148,16 +151,20 @@ void mark_own(void) { walk(see_and_mark_own); }
 
 /* Remove our mark from each descriptor that is passed, not leaked; collect the others, which
  * are stopped. */
-void settle(const struct Program *program, bool in_place, struct Stopped *stopped) {
-    for (unsigned i = 0; i < sizeof stopped->bits; ++i) stopped->bits[i] = 0;
+void settle(const struct Program *program, enum Passing passing, struct Numbers *stopped) {
+    memset(stopped, 0, sizeof *stopped);
+    struct Numbers announced;
+    bool read = false;
     const int end = seen_end;
     for (int number = FIRST; number < end; ++number) {
         if (seen[number] == 0) continue;
         const int flags = fcntl(number, F_GETFD);
         if (flags < 0 || (flags & FD_CLOEXEC) == 0 || identity(number) != seen[number]) continue;
-        const bool passed =
-            is_announced(number, program) || (in_place && was_given(number));
-        if (!passed) stopped->bits[number / 8] |= (uint8_t)(1U << number % 8);
+        if (!read) read_announced(program, &announced); /* once, and seldom at all */
+        read = true;
+        const bool passed = has(&announced, number) || passing == TO_ITSELF ||
+                            (passing == IN_PLACE && was_given(number));
+        if (!passed) add_to(stopped, number);
         if (passed || !settings.stop) fcntl(number, F_SETFD, 0);
     }
 }

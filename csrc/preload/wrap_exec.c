@@ -20,17 +20,29 @@ EXPORT int list_execlp(const char *, const char *, ...) __asm__("execlp");
 EXPORT int list_execle(const char *, const char *, ...) __asm__("execle");
 
 /* command: the program that will run, or NULL where exec is going to fail. */
-static void before(const char *command, char *const argv[], char *const envp[], int executed) {
+static void before_program(const struct Program *program, const char *command) {
     const int err = errno;
-    const struct Program program = {argv, envp, executed, false};
-    const bool in_place = !was_born();
-    struct Stopped stopped;
-    if (in_place) mark_own();
+    const bool restart = is_restart(program), in_place = !was_born();
+    struct Numbers stopped;
+    if (in_place && !restart) mark_own();
     if (command != NULL) {
-        settle(&program, in_place, &stopped);
+        settle(program, restart ? TO_ITSELF : in_place ? IN_PLACE : TO_CHILD, &stopped);
         report(&stopped, "", command, "");
     }
     errno = err;
+}
+
+static void before(const char *path, const char *command, char *const argv[],
+                   char *const envp[]) {
+    const struct Program program = {path, argv, envp, -1, false};
+    before_program(&program, command);
+}
+
+/* The interpreter of a script opens /dev/fd/N, or a path below it: N is passed. */
+static void before_descriptor(int executed, const char *path, char *const argv[],
+                              char *const envp[]) {
+    const struct Program program = {path, argv, envp, executed, false};
+    before_program(&program, *path != '\0' ? path : "a descriptor's program");
 }
 
 /* Programs try one directory of PATH after the other: only the one that exists is logged. */
@@ -44,9 +56,7 @@ static const char *if_executable(const char *path) {
 /* Find the program as execvp(3) will. */
 static const char *search(const char *file, char *path, size_t size) {
     if (strchr(file, '/') != NULL) return if_executable(file);
-    const char *at = NULL;
-    for (char **entry = environ; entry != NULL && *entry != NULL; ++entry)
-        if (strncmp(*entry, "PATH=", 5) == 0) at = *entry + 5;
+    const char *at = value_of(environ, "PATH");
     if (at == NULL) at = "/bin:/usr/bin";
     for (;; ++at) {
         const size_t length = strcspn(at, ":"), rest = strlen(file) + 1;
@@ -62,17 +72,18 @@ static const char *search(const char *file, char *path, size_t size) {
 }
 
 static void before_search(const char *file, char *const argv[], char *const envp[]) {
-    char path[1024];
-    before(search(file, path, sizeof path), argv, envp, -1);
+    char buffer[1024];
+    const char *path = search(file, buffer, sizeof buffer);
+    before(path != NULL ? path : file, path, argv, envp);
 }
 
 EXPORT int execve(const char *path, char *const argv[], char *const envp[]) {
-    before(if_executable(path), argv, envp, -1);
+    before(path, if_executable(path), argv, envp);
     return REAL(execve)(path, argv, envp);
 }
 
 EXPORT int execv(const char *path, char *const argv[]) {
-    before(if_executable(path), argv, environ, -1);
+    before(path, if_executable(path), argv, environ);
     return REAL(execv)(path, argv);
 }
 
@@ -86,15 +97,14 @@ EXPORT int execvpe(const char *file, char *const argv[], char *const envp[]) {
     return REAL(execvpe)(file, argv, envp);
 }
 
-/* The interpreter of a script opens /dev/fd/N, or a path below it: N is passed. */
 EXPORT int fexecve(int program, char *const argv[], char *const envp[]) {
-    before("a descriptor's program", argv, envp, program);
+    before_descriptor(program, "", argv, envp);
     return REAL(fexecve)(program, argv, envp);
 }
 
 EXPORT int execveat(int folder, const char *path, char *const argv[], char *const envp[],
                     int flags) {
-    before(*path != '\0' ? path : "a descriptor's program", argv, envp, folder);
+    before_descriptor(folder, path, argv, envp);
     if (REAL(execveat) == NULL)
         return (int)syscall(SYS_execveat, folder, path, argv, envp, flags);
     return REAL(execveat)(folder, path, argv, envp, flags);
@@ -116,7 +126,7 @@ EXPORT int execveat(int folder, const char *path, char *const argv[], char *cons
 int list_execl(const char *path, const char *first, ...) {
     COLLECT(first, list, argv);
     va_end(list);
-    before(if_executable(path), argv, environ, -1);
+    before(path, if_executable(path), argv, environ);
     return REAL(execv)(path, argv);
 }
 
@@ -131,14 +141,14 @@ int list_execle(const char *path, const char *first, ...) {
     COLLECT(first, list, argv);
     char *const *envp = va_arg(list, char *const *);
     va_end(list);
-    before(if_executable(path), argv, envp, -1);
+    before(path, if_executable(path), argv, envp);
     return REAL(execve)(path, argv, envp);
 }
 
 /* For `python -m pyforkfd run`, which loads the library: its first program gets the descriptors
  * that a child would, and no others. */
 EXPORT int forkfd_preload_exec(const char *path, char *const argv[], char *const envp[]) {
-    born(false);
-    before(path, argv, envp, -1);
+    born(false, 0);
+    before(path, path, argv, envp);
     return REAL(execve)(path, argv, envp);
 }

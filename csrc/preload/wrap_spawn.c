@@ -16,11 +16,11 @@ typedef int Spawn(int *restrict, const char *restrict, const posix_spawn_file_ac
                   const posix_spawnattr_t *restrict, char *const[restrict], char *const[restrict]);
 EXPORT Spawn pidfd_spawn, pidfd_spawnp; /* glibc 2.39 */
 
-static void before(char *const argv[], char *const envp[], struct Stopped *stopped) {
+static void before(char *const argv[], char *const envp[], struct Numbers *stopped) {
     const int err = errno;
-    const struct Program program = {argv, envp, -1, true};
+    const struct Program program = {NULL, argv, envp, -1, true};
     mark_all();
-    settle(&program, false, stopped);
+    settle(&program, TO_CHILD, stopped);
     errno = err;
 }
 
@@ -28,7 +28,7 @@ static int spawn(Spawn *real, int *child, const char *path,
                  const posix_spawn_file_actions_t *actions, const posix_spawnattr_t *attributes,
                  char *const argv[], char *const envp[]) {
     if (real == NULL) return ENOSYS;
-    struct Stopped stopped;
+    struct Numbers stopped;
     before(argv, envp, &stopped);
     const int rc = real(child, path, actions, attributes, argv, envp);
     const int err = errno;
@@ -53,7 +53,7 @@ SPAWN(pidfd_spawnp)
 
 static void before_shell(const char *command) {
     char *const argv[] = {(char *)"sh", (char *)"-c", (char *)command, NULL};
-    struct Stopped stopped;
+    struct Numbers stopped;
     before(argv, environ, &stopped);
     const int err = errno;
     report(&stopped, "sh -c ", command, "");

@@ -7,7 +7,7 @@
 
 #include <errno.h>
 
-__attribute__((used, visibility("hidden"))) void forkfd_born_by_vfork(void) { born(true); }
+__attribute__((used, visibility("hidden"))) void forkfd_born_by_vfork(void) { born(true, 0); }
 
 __attribute__((used, visibility("hidden"))) int forkfd_vfork_failed(long rc) {
     errno = (int)-rc;

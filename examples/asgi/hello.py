@@ -1,4 +1,4 @@
-"""Says who answers, and can be made to block its loop: the supervisor then replaces it."""
+"""Answer with the worker's identity; /block blocks the loop, and the supervisor evicts it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ async def app(
     if scope["type"] != "http":
         raise NotImplementedError(scope["type"])
     if scope["path"] == "/block":
-        time.sleep(3600)  # what no coroutine should do
+        time.sleep(3600)  # blocks the loop, as no coroutine should
     me = worker.current()
-    who = "nobody's worker" if me is None else f"worker {me.number}, generation {me.generation}"
+    who = "no supervisor" if me is None else f"worker {me.number}, generation {me.generation}"
     body = f"hello from {who}, pid {os.getpid()}\n".encode()
     headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})

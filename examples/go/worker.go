@@ -1,5 +1,5 @@
-// An HTTP worker that takes its listener from LISTEN_FDS, says READY=1 and WATCHDOG=1 over
-// NOTIFY_SOCKET, and on SIGTERM leaves without failing a request.  The standard library alone.
+// An HTTP worker that takes its listener from LISTEN_FDS, sends READY=1 and WATCHDOG=1 to
+// NOTIFY_SOCKET, and on SIGTERM drains without failing a request.  The standard library alone.
 package main
 
 import (
@@ -21,7 +21,7 @@ const firstFd = 3
 
 func listener() (net.Listener, error) {
 	if os.Getenv("LISTEN_PID") != strconv.Itoa(os.Getpid()) || os.Getenv("LISTEN_FDS") != "1" {
-		return nil, fmt.Errorf("no listener was given to us: LISTEN_FDS=%q, LISTEN_PID=%q",
+		return nil, fmt.Errorf("no listener was passed to this process: LISTEN_FDS=%q, LISTEN_PID=%q",
 			os.Getenv("LISTEN_FDS"), os.Getenv("LISTEN_PID"))
 	}
 	file := os.NewFile(firstFd, "listener")
@@ -44,7 +44,7 @@ func notify(state string) {
 	manager.Write([]byte(state))
 }
 
-// A worker whose lock is held for ever does not beat.
+// A worker; while its lock is held it sends no heartbeat.
 type worker struct {
 	lock     sync.Mutex
 	answered int
@@ -91,8 +91,8 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	told := make(chan os.Signal, 1)
-	signal.Notify(told, syscall.SIGTERM)
+	terminated := make(chan os.Signal, 1)
+	signal.Notify(terminated, syscall.SIGTERM)
 	w := &worker{}
 	server := &http.Server{Handler: w, ConnState: w.count, IdleTimeout: 20 * time.Second}
 	served := make(chan struct{})
@@ -102,11 +102,11 @@ func main() {
 	}()
 	go w.beat()
 	notify("READY=1\nWATCHDOG=1")
-	<-told
-	// Not Shutdown at once: it closes idle connections, and a request may be on its way.
+	<-terminated
+	// Not Shutdown at once: it closes idle connections, on which a request may be on its way.
 	w.draining.Store(true)
 	accepting.Close()
-	<-served // what it has accepted is counted
+	<-served // all accepted connections are counted
 	w.open.Wait()
 	server.Shutdown(context.Background())
 }

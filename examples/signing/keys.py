@@ -1,4 +1,4 @@
-"""The only process that has the key: it signs what it is sent, a line each."""
+"""The only process that has the key: signs each line that it receives."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ KEY = Path("signing.key")
 
 
 class Keys:
-    """The key in use, and the file that it comes from."""
+    """The key in use, read from a file."""
 
     def __init__(self) -> None:
         self._key = KEY.read_bytes()
 
     def load(self) -> None:
-        """Take the new one; whatever is wrong with it, the old one goes on to serve."""
+        """Read the new key; retain the old one if that fails."""
         try:
             self._key = KEY.read_bytes()
         except OSError as error:
-            print(f"keys: the old key stays: {error}", flush=True)
+            print(f"keys: {error}: the old key stays in use", flush=True)
 
     def sign(self, message: bytes) -> str:
         name = hashlib.sha256(self._key).hexdigest()[:8]
@@ -44,14 +44,14 @@ async def run(me: worker.Worker) -> None:
     keys = Keys()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGUSR2, keys.load)
-    enough = asyncio.Event()
+    stop = asyncio.Event()
     for order in ("drain", "orphaned"):
-        me.on(order, lambda _: enough.set())
+        me.on(order, lambda _: stop.set())
     (listener,) = me.listeners().values()
     server = await asyncio.start_unix_server(lambda r, w: answer(keys, r, w), sock=listener)
     me.attach()
     me.ready()
-    await enough.wait()
+    await stop.wait()
     server.close()
     me.detach()
 

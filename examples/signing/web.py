@@ -1,7 +1,6 @@
-"""Signs what it is asked to: by the keys component, or by itself while that is gone.
+"""Sign the path of a request: by the keys component, or by a local key while that is down.
 
-A signature of its own is marked as such, for whoever can live with less: this is what a service
-does that would rather answer than wait.
+A local signature is marked as such: a service may prefer a weaker answer to waiting.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ Message = MutableMapping[str, Any]
 
 
 class Signer:
-    """One connection to the keys component, made again whenever it is there again."""
+    """One connection to the keys component, made again whenever the component is up again."""
 
     def __init__(self, me: worker.Worker) -> None:
         self._me = me
         self._own_key = os.urandom(32)
-        self._lock = asyncio.Lock()  # one question at a time on the connection
+        self._lock = asyncio.Lock()  # one request at a time on the connection
         self._stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-        me.on("peer", lambda order: self._forget())
+        me.on("peer", lambda order: self._disconnect())
 
-    def _forget(self) -> None:
+    def _disconnect(self) -> None:
         if self._stream is not None:
             self._stream[1].close()
             self._stream = None
@@ -39,13 +38,13 @@ class Signer:
         if self._me.peers.get("keys", 0):
             try:
                 async with self._lock, asyncio.timeout(PATIENCE):
-                    return await self._ask(message)
+                    return await self._request(message)
             except (OSError, EOFError, TimeoutError):
-                self._forget()  # it has died this moment, and nobody has told us yet
+                self._disconnect()  # it has just died, and the order "peer" has not come yet
         signature = hmac.new(self._own_key, message.encode(), hashlib.sha256).hexdigest()
         return f"local {signature}"
 
-    async def _ask(self, message: str) -> str:
+    async def _request(self, message: str) -> str:
         if self._stream is None:
             self._stream = await asyncio.open_unix_connection(os.environ["SIGNING_SOCKET"])
         reader, writer = self._stream

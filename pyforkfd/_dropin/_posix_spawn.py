@@ -95,7 +95,9 @@ class _PosixSpawn:
         if setsigdef is not _NOT_GIVEN:
             plan.default_signals = signal_bits(setsigdef, "setsigdef") & ~UNCHANGEABLE
         if scheduler is not _NOT_GIVEN and scheduler is not None:
-            if not isinstance(scheduler, tuple) or len(scheduler) != 2:
+            if not isinstance(scheduler, tuple):
+                raise TypeError(f"{self.__name__}: scheduler must be a tuple or None")
+            if len(scheduler) != 2:
                 raise TypeError("A scheduler tuple must have two elements")
             policy, param = scheduler
             plan.scheduler_policy = os.sched_getscheduler(0) if policy is None else policy

@@ -1,4 +1,4 @@
-"""Why a descriptor is open or not, in a process or a program, on this kernel and Python.
+"""Reasons why a descriptor is open or not, in a process or a program, on this kernel and Python.
 
 ::
 

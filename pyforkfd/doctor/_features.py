@@ -73,7 +73,7 @@ close_range|close_range(2)|5.9|closing at flat cost|/proc/self/fd is read, close
 close_range_cloexec|CLOSE_RANGE_CLOEXEC|5.11|marking many at once|they are marked one by one
 close_range_unshare|CLOSE_RANGE_UNSHARE|5.9|a start without a copied table|it is copied, then closed
 f_dupfd_query|fcntl(F_DUPFD_QUERY)|6.10|same_open_file|kcmp(2)
-kcmp|kcmp(2)|3.5|which descriptors are one open file|inodes, where they can tell
+kcmp|kcmp(2)|3.5|which descriptors are one open file|inodes, where they differ
 execveat|execveat(2)|3.19|executable= by descriptor|an error at stage exec
 seccomp|seccomp(2) filters|3.5|seccomp=|an error at stage seccomp: never dropped
 bpf|bpf(2)|3.18|watching execs and exits in the kernel|nothing of ours needs it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import signal
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ._failures import report
 from ._service_manager import Manager
 from ._signals import SignalQueue
 from .control._requests import Supervised
@@ -135,7 +137,6 @@ class Engine:
         self._poll_at = 0.0
         reactor = resources.reactor
         reactor.add(signals.fileno(), self._on_signals)
-        reactor.add(resources.notify.fileno(), lambda _: self.workers.read_notify())
         reactor.add(resources.zygotes.fileno(), self._on_zygotes)
         if (keeper := self._succession.keeper) is not None:
             reactor.add(keeper.fileno(), lambda _: self._on_keeper(keeper))
@@ -151,7 +152,8 @@ class Engine:
         self.feed(Tick())
         self._succession.serving()
         while self._exit_code is None:
-            self._manager.update(time.monotonic(), lambda: summary(self.state))
+            now = time.monotonic()
+            self._manager.update(now, functools.partial(summary, self.state, now))
             self.resources.reactor.run_once(self._timeout())
             self._poll()
             self.feed(Tick())
@@ -188,19 +190,33 @@ class Engine:
         self._replies.append(reply)
         self.feed(event)
 
+    def addresses(self) -> list[str]:
+        """Return the addresses that are bound, as the specification writes them."""
+        listeners = {address for address, _, _ in self.resources.sockets.all()}
+        return sorted(listeners.union(self._endpoint.addresses))
+
     def upgrade(self) -> None:
         """Execute this program anew in our place, once a trial has shown that it can take over."""
-        self._save(())  # sockets may have changed since
-        self._upgrade.begin(self._execute)
+        if self._is_saved():  # sockets may have changed since
+            self._upgrade.begin(self._execute)
 
     def _execute(self) -> None:
         if self.state.stopping:
             return
         self.resources.zygotes.keep(())  # the successor would not know these children
-        self._save(())
-        self._upgrade.execute()
+        if self._is_saved():
+            self._upgrade.execute()
         self._start_waiting()  # it failed: this program goes on
         self.feed(Tick())
+
+    def _is_saved(self) -> bool:
+        """Write the record for an upgrade; return False where there is no memory for it."""
+        try:
+            self._succession.save(self._handover(()))
+        except OSError as error:
+            log.error("upgrade: nothing has changed: %s", error)
+            return False
+        return True
 
     def tidy_later(self) -> None:
         """Close what is unused after the next event."""
@@ -222,7 +238,13 @@ class Engine:
             while self._events:
                 event = self._events.popleft()
                 before = self.state
-                state, actions = step(before, event, time.monotonic())
+                try:
+                    state, actions = step(before, event, time.monotonic())
+                except Exception as error:
+                    if not isinstance(event, Reload | RollBack):
+                        raise
+                    why = report("reload", error, ())
+                    state, actions = before, [Reloaded(before.generation, why)]
                 self._go_to(state, actions)
                 if isinstance(event, (Ended, SpawnFailed)) and event.worker_id in before.workers:
                     self._count_end(event, actions)
@@ -240,7 +262,7 @@ class Engine:
         if actions or state != before:
             self._watch.changed(before, state)
             if has_keeper:
-                self._save(actions)
+                self._succession.try_to_save(self._handover(actions))
         for action in actions:
             self._perform(action)
             if has_keeper:
@@ -253,19 +275,17 @@ class Engine:
             cause = crashes[0].cause
         self._watch.ended(event.worker_id, cause, expected=not crashes)
 
-    def _save(self, todo: Sequence[Action]) -> None:
-        """Write the record that a successor goes on from."""
+    def _handover(self, todo: Sequence[Action]) -> Handover:
+        """Return the record that a successor goes on from."""
         self._succession.resources["metrics"] = self._watch.metrics.state()
-        self._succession.save(
-            Handover(
-                state=self.state,
-                service=self.generations.serving,
-                services=self.generations.all(),
-                todo=tuple(todo),
-                sockets=self._succession.put_sockets(self.resources.sockets.all()),
-                directory=self._succession.directory,
-                resources=self._succession.resources,
-            )
+        return Handover(
+            state=self.state,
+            service=self.generations.serving,
+            services=self.generations.all(),
+            todo=tuple(todo),
+            sockets=self._succession.put_sockets(self.resources.sockets.all()),
+            directory=self._succession.directory,
+            resources=self._succession.resources,
         )
 
     # Polling
@@ -296,6 +316,7 @@ class Engine:
             return
         self._poll_at = now + _POLL
         self.workers.report_refusals(now)
+        self.workers.guard.poll(now)
         self.workers.send_log_file(self._output.poll(now))
         for event in list(self._watch.poll(self.state, now)):
             self.feed(event)
@@ -314,8 +335,12 @@ class Engine:
 
     def _on_signals(self, events: int) -> None:
         for signum, _ in self._signals.read():
-            log.info("got %s", signal.Signals(signum).name)
-            self._on_signal(signum)
+            name = signal.Signals(signum).name
+            log.info("got %s", name)
+            try:
+                self._on_signal(signum)
+            except Exception as error:  # a request like any other: the service goes on
+                report(name, error, (OSError, ValueError))
 
     def _on_keeper(self, keeper: Keeper) -> None:
         keeper.read()
@@ -388,4 +413,5 @@ class Engine:
         else:
             log.info("generation %d serves", outcome.generation)
             self.generations.serve(outcome.generation)
+        self.workers.guard.check()
         self._replies.popleft()(outcome)  # each request has one outcome, in their order

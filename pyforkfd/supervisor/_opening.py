@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 from ._engine import Engine, Front
 from ._service_manager import Manager
+from ._shortage import raised_limit
 from ._signals import SignalQueue
 from .control._requests import Requests
 from .control._server import ControlSocket
@@ -37,6 +38,7 @@ def open_engine(stack: ExitStack, service: Service, succession: Succession, fron
         KeyError: a user of control.allow_users does not exist.
     """
     enter = stack.enter_context
+    enter(raised_limit())  # the first: children are given the former one
     resources = open_resources(stack, service, succession)
     if succession.past is None:
         resources.sockets.open(service)

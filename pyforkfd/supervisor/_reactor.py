@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import select
+import time
 from collections.abc import Callable
 
 from pyforkfd._closing import Closing
@@ -12,6 +13,7 @@ READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
 
 _MOST_AT_ONCE = 64
+_LONGEST_WAIT = 86400.0  # seconds
 
 
 class Reactor(Closing):
@@ -21,6 +23,7 @@ class Reactor(Closing):
         """Make an empty epoll."""
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[int], None]] = {}
+        self._resting: dict[int, float] = {}  # until when
 
     def add(self, fd: int, callback: Callable[[int], None], events: int = READABLE) -> None:
         """Watch a descriptor.
@@ -42,23 +45,55 @@ class Reactor(Closing):
         """Wait for other events of a descriptor."""
         self._epoll.modify(fd, events)
 
+    def rest(self, fd: int, seconds: float) -> None:
+        """Stop watching a descriptor for a while.
+
+        For a listener whose connections cannot be accepted, as no descriptor is free: it would
+        be ready all the time.
+
+        Args:
+            fd: watched for READABLE.
+            seconds: until it is watched again.
+        """
+        self._epoll.modify(fd, 0)
+        self._resting[fd] = time.monotonic() + seconds
+
+    def __contains__(self, fd: int) -> bool:
+        """Whether a descriptor is watched."""
+        return fd in self._callbacks
+
     def remove(self, fd: int) -> None:
         """Stop watching a descriptor; events that were found already are dropped."""
         del self._callbacks[fd]
+        self._resting.pop(fd, None)
         self._epoll.unregister(fd)
 
     def run_once(self, timeout: float | None) -> None:
         """Wait for events, then call back for all that are there.
 
         Args:
-            timeout: seconds at most; None: for ever.
+            timeout: seconds at most, and never more than a day; None: for ever.
         """
+        if self._resting:
+            timeout = self._wake(timeout)
         # Rounded up, or the last millisecond before a deadline would be spent in circles.
-        wait = -1.0 if timeout is None else math.ceil(max(0.0, timeout) * 1000) / 1000
+        # At most a day: epoll_wait(2) takes 24 days, and the caller looks at its clock anyway.
+        wait = -1.0
+        if timeout is not None:
+            wait = math.ceil(min(max(0.0, timeout), _LONGEST_WAIT) * 1000) / 1000
         for fd, events in self._epoll.poll(wait, _MOST_AT_ONCE):
             # One call may remove the descriptor of the next.
             if (callback := self._callbacks.get(fd)) is not None:
                 callback(events)
+
+    def _wake(self, timeout: float | None) -> float | None:
+        """Watch those that have rested; return the time-out, less where others rest."""
+        now = time.monotonic()
+        for fd in [fd for fd, until in self._resting.items() if until <= now]:
+            del self._resting[fd]
+            self._epoll.modify(fd, READABLE)
+        left = [until - now for until in self._resting.values()]
+        return min([*left, *(() if timeout is None else (timeout,))], default=None)
 
     def close(self) -> None:
         """Close the epoll; the watched descriptors stay open."""

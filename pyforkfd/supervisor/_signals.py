@@ -17,6 +17,9 @@ _INFO = struct.Struct("IiII112x")  # signalfd_siginfo: signo, errno, code, pid
 class SignalQueue(Closing):
     """A signalfd(2); its signals are blocked in this thread until it is closed.
 
+    An ignored SIGCHLD is reset meanwhile: with it the kernel would reap the children itself, and
+    nobody would have their exit codes.
+
     A child needs a signal mask of its own, or it would inherit the blocked signals.
     """
 
@@ -37,6 +40,9 @@ class SignalQueue(Closing):
         except BaseException:
             signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
             raise
+        self._reaped_by_kernel = signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN
+        if self._reaped_by_kernel:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def fileno(self) -> int:
         """Return the number of the descriptor; borrowed."""
@@ -55,4 +61,6 @@ class SignalQueue(Closing):
     def close(self) -> None:
         """Restore the thread's signal mask; signals that still wait are delivered now."""
         self._fd.close()
+        if self._reaped_by_kernel:
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._before)

@@ -10,14 +10,21 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
+from pyforkfd._standard_streams import open_standard_descriptors
+
 from ._engine import Engine, Front
+from ._failures import report
 from ._opening import open_engine
 from .control._status import describe
+from .metrics._prometheus import MetricsUnavailableError, demand_client
+from .spec._bounds import WORKERS
 from .spec._diff import diff
+from .spec._reader import shown
 from .spec._spec import Service, SpecError
 from .spec._validate import validate
 from .state._events import Reload, Reloaded, Retire, RollBack, Scale, Stop
 from .state._model import SERVING, Phase, initial, sharded
+from .succession._handover import check_savable
 from .succession._keeper import execute_keeper
 from .succession._succession import Succession
 from .worker._messages import Message
@@ -73,7 +80,7 @@ class Supervisor:
         runs.  It may be called again after it has returned: the service then starts anew.
 
         Returns:
-            An exit code: 0, or 1 if nothing could be kept running.
+            An exit code: 0, or 1 if no worker could be run any more.
 
         Raises:
             OSError, ValueError: a listener could not be made; nothing was started.
@@ -82,6 +89,7 @@ class Supervisor:
         """
         if self._engine is not None:
             raise RuntimeError("Supervisor.run: the service runs already")
+        open_standard_descriptors()
         with contextlib.ExitStack() as stack:
             succession = stack.enter_context(Succession())
             if succession.rehearsal is not None:
@@ -133,20 +141,46 @@ class Supervisor:
             RuntimeError: the service does not run.
         """
         engine = self._running("reload")
-        current = engine.generations.serving
         try:
-            service = current if self._read_again is None else self._read_again()
-            if problems := validate(service):
-                raise SpecError(tuple(problems))
-            for name in sorted(only or ()):
-                _demand_component(name, service.components)
-            engine.resources.sockets.open(service)
-        except (OSError, ValueError) as error:
+            service, event, signalled = self._prepare(engine, only)
+        except Exception as error:  # whatever it is: the workers that serve go on
             engine.tidy_later()
-            log.error("reload: %s", error)
-            reply(Reloaded(engine.state.generation, str(error)))
+            why = report("reload", error, (OSError, ValueError, MetricsUnavailableError))
+            reply(Reloaded(engine.state.generation, why))
             return
+
+        def done(outcome: Reloaded) -> None:
+            if not outcome.why:
+                for name in signalled:
+                    self.signal_component(name)
+            reply(outcome)
+
+        engine.generations.add(engine.state.generation + 1, service)
+        engine.request(event, done)
+
+    def _prepare(
+        self, engine: Engine, only: frozenset[str] | None
+    ) -> tuple[Service, Reload, frozenset[str]]:
+        """Read, check and compare the specification of a reload, and bind its listeners.
+
+        Returns:
+            The specification, the event, and the components whose workers are signalled.
+
+        Raises:
+            Exception: any; what was bound is unused, and closed by the next tidying.
+        """
+        current = engine.generations.serving
+        service = current if self._read_again is None else self._read_again()
+        if problems := validate(service):
+            raise SpecError(tuple(problems))
+        for name in sorted(only or ()):
+            _demand_component(name, service.components)
+        demand_client(service.metrics)  # a successor could not start
+        if engine.resources.succession.keeper is not None:
+            check_savable(service)
         difference = diff(current, service)
+        engine.resources.sockets.open(service)
+        engine.workers.guard.demand(service)
         if later := sorted(_AT_START.intersection(difference.sections)):
             log.warning("reload: %s: as before until the next start", ", ".join(later))
         changed = {*difference.components.changed}
@@ -156,25 +190,14 @@ class Supervisor:
             if spec.reload_signal is not None and name not in changed
         }
         wanted = frozenset(service.components) if only is None else only
-        replaced = (wanted | changed) - signalled
-
-        def done(outcome: Reloaded) -> None:
-            if not outcome.why:
-                for name in wanted & signalled:
-                    self.signal_component(name)
-            reply(outcome)
-
-        engine.generations.add(engine.state.generation + 1, service)
-        engine.request(
-            Reload(
-                dict(service.components),
-                replaced,
-                sharded=sharded(service),
-                rollback=service.rollback,
-                max_generations=service.max_generations,
-            ),
-            done,
+        event = Reload(
+            dict(service.components),
+            (wanted | changed) - signalled,
+            sharded=sharded(service),
+            rollback=service.rollback,
+            max_generations=service.max_generations,
         )
+        return service, event, wanted & signalled
 
     def roll_back(self, reply: Callable[[Reloaded], None] = lambda _: None) -> None:
         """Go back to the generation that is paused.
@@ -191,15 +214,23 @@ class Supervisor:
         """Change the number of a component's workers.
 
         Raises:
-            ValueError: there is no such component, or the number is negative.
+            ValueError: there is no such component, or the number is out of range.
             OSError: a shard for a new worker could not be made.
             RuntimeError: the service does not run.
         """
         engine = self._running("scale")
         _demand_component(component, engine.state.crews)
-        if count < 0:
-            raise ValueError(f"scale {component}: {count} is negative")
-        engine.generations.open_shards(engine.state.crews[component], count)
+        others = sum(crew.count for name, crew in engine.state.crews.items() if name != component)
+        if not WORKERS.contain(count) or not WORKERS.contain(count + others):
+            raise ValueError(
+                f"scale {component}: {shown(count)} is out of range; write a number "
+                f"{WORKERS.text()}, of all components together at most {WORKERS.most:g}"
+            )
+        try:
+            engine.generations.open_shards(engine.state.crews[component], count)
+        except BaseException:
+            engine.tidy_later()
+            raise
         engine.feed(Scale(component, count))
 
     def retire(self, worker_id: int, why: str) -> None:
@@ -289,6 +320,7 @@ class Supervisor:
     def status(self) -> dict[str, Any]:
         """Return the state of the service and its workers, see :func:`describe`.
 
+        ``addresses`` are those that the service has bound, of listeners and metrics.
         Before and after :meth:`run` the condition is ``"stopped"``, and there is no worker.
         """
         now = time.monotonic()
@@ -296,8 +328,9 @@ class Supervisor:
         if engine is None:
             service, pid = self._service, os.getpid()
             found = describe(initial(service), now, service=service.name, pid=pid, started=now)
-            return {**found, "condition": "stopped", "reasons": ["the service does not run"]}
-        return describe(
+            reasons = ["the service does not run"]
+            return {**found, "condition": "stopped", "reasons": reasons, "addresses": []}
+        found = describe(
             engine.state,
             now,
             service=engine.generations.serving.name,
@@ -306,6 +339,8 @@ class Supervisor:
             details=engine.workers.measure(now),
             deaths=engine.deaths,
         )
+        found = _with_dead_listeners(found, list(engine.workers.guard.dead.values()))
+        return {**found, "addresses": engine.addresses()}
 
     def upgrade(self) -> None:
         """Execute this program anew in our place, once a trial has shown that it can take over.
@@ -316,6 +351,15 @@ class Supervisor:
             RuntimeError: the service does not run.
         """
         self._running("upgrade").upgrade()
+
+
+def _with_dead_listeners(found: dict[str, Any], dead: list[str]) -> dict[str, Any]:
+    """Return a state with the listeners that nobody can put right among its reasons."""
+    if not dead:
+        return found
+    condition = found["condition"]
+    condition = "degraded" if condition in ("ready", "starting") else condition
+    return {**found, "condition": condition, "reasons": [*found["reasons"], *dead]}
 
 
 def _demand_component(name: str, known: Collection[str]) -> None:

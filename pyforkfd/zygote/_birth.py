@@ -21,7 +21,7 @@ from ._messages import Kind, ProtocolError, Received, Report, receive, send
 from ._request import Request
 
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 0.2  # seconds until a worker is continued again
-_DISCARD_TIMEOUT = 10.0  # seconds for a birth that nobody waits for any more
+_DISCARD_TIMEOUT = 10.0  # seconds for a birth that is not waited for any more
 _END_TIMEOUT = 1.0  # seconds between a killed zygote's last descriptor and its end
 
 
@@ -185,7 +185,9 @@ class Birth:
             self._accept(answer)
         except ConnectionResetError:  # unix(7): closed with a message of ours in it, unread
             self._error = RequestLost()
-        except (ProtocolError, PassingError, TypeError, ValueError, IndexError) as error:
+        except PassingError as error:  # no descriptor is free here for the pidfd
+            self._lose(error, self._maker.last_born(self._serial))
+        except (ProtocolError, TypeError, ValueError, IndexError) as error:
             self._error = ZygoteError(f"an answer that no worker of ours sends: {error}")
 
     def _accept(self, answer: Received | Report | None) -> None:
@@ -214,8 +216,19 @@ class Birth:
         if (pid := self._maker.last_born(self._serial)) == 0:
             self._refused = True
             self._error = RequestLost()
-        else:  # our child, not yet reaped: the number cannot mean another
+            return
+        try:  # our child, not yet reaped: the number cannot mean another
             self._pid, self._pidfd = pid, Fd(os.pidfd_open(pid))
+        except OSError as error:
+            self._lose(error, pid)
+
+    def _lose(self, error: OSError, pid: int) -> None:
+        """End a worker without a pidfd, which nobody could wait for; 0: there is none."""
+        self._refused, self._error = True, error
+        if pid != 0:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)  # our child, not yet reaped
+                os.waitpid(pid, 0)
 
 
 def _reap(pidfd: int) -> ExitStatus:
@@ -231,5 +244,6 @@ def _error(name: str, kind: str, detail: Any) -> Exception:
         stage, err, subject, text = detail
         return SpawnError(name, stage, err, subject, text)
     if kind == "threads":
-        return ThreadsError({int(thread): text for thread, text in detail.items()})
+        threads, remedy = detail
+        return ThreadsError({int(thread): text for thread, text in threads.items()}, remedy)
     return ZygoteError(*detail)

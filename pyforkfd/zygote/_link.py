@@ -28,7 +28,7 @@ from ._messages import SLOT, Kind, ProtocolError, Received, answer_pair, receive
 from ._request import Request, directory
 
 Scope: TypeAlias = Literal["process", "thread"]
-"""Whose end sends the parent-death signals of a zygote and its workers."""
+"""The parent whose end sends the parent-death signals of a zygote and its workers."""
 
 CHANNEL = 3  # the zygote's end, in the zygote
 _ROOT = str(Path(__file__).parents[2])
@@ -45,8 +45,11 @@ class Configuration:
     setup: str | None
     freeze_gc: bool
     env: tuple[tuple[str, str], ...] | None
+    rlimits: tuple[tuple[int, tuple[int, int]], ...]
     warm: int
     scope: Scope
+    signal_mask: tuple[int, ...] | None
+    default_signals: tuple[int, ...]
 
 
 class Link:
@@ -67,7 +70,6 @@ class Link:
             configuration: the options.
             wait: wait for all imports; False: :meth:`settle` waits, once fileno() is readable.
         """
-        env = configuration.env
         self._environment = _environment()
         self.home = directory(".")
         self.held: Mapping[int, str] = {}
@@ -87,7 +89,7 @@ class Link:
             self._channel, theirs = FdChannel.pair()
             undo.callback(self._channel.close)
             lent.enter_context(theirs)
-            self.process = _start(theirs, None if env is None else dict(env), configuration.scope)
+            self.process = _start(theirs, configuration)
             undo.callback(self.close)
             theirs.close()  # or the end of the zygote would not close the channel
             self._configure(configuration, [page.fileno(), own_pidfd.fileno()])
@@ -254,16 +256,17 @@ class Link:
         return birth
 
     def has_environment(self) -> bool:
-        """Whether our environment is still the one that the zygote was started with."""
+        """Return whether our environment is still that with which the zygote was started."""
         return _environment() == self._environment
 
     def last_born(self, serial: int) -> int:
         """Return the pid that the kernel wrote for this request, or 0.
 
-        To be called when the zygote has ended.
+        0 as well where the zygote serves another request by now.
         """
+        found = SLOT.unpack_from(self._slot)
         written, pid = SLOT.unpack_from(self._slot)
-        return pid if written == serial else 0
+        return pid if found == (serial, pid) and written == serial else 0
 
 
 def _environment() -> object:
@@ -281,7 +284,7 @@ def _import_path() -> list[str]:
     return [found for path in sys.path for found in ([path] if path else here)]
 
 
-def _start(channel: FdChannel, env: Mapping[str, str] | None, scope: Scope) -> Process:
+def _start(channel: FdChannel, configuration: Configuration) -> Process:
     if not sys.executable:
         raise ZygoteError("there is no interpreter to start: sys.executable is empty")
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
@@ -292,10 +295,12 @@ def _start(channel: FdChannel, env: Mapping[str, str] | None, scope: Scope) -> P
     return spawn(
         [sys.executable, *flags, "-c", _CODE, _ROOT],
         fds={0: DEVNULL, CHANNEL: channel},
-        env=env,
-        default_signals=(),
+        env=None if configuration.env is None else dict(configuration.env),
+        rlimits=dict(configuration.rlimits),
+        signal_mask=configuration.signal_mask,
+        default_signals=configuration.default_signals,
         parent_death_signal=signal.SIGKILL,
-        parent_death_scope=scope,
+        parent_death_scope=configuration.scope,
     )
 
 

@@ -25,10 +25,12 @@ from pyforkfd._clone import core_clone, demand_one_thread
 from pyforkfd._entry_points import resolve
 from pyforkfd._errors import PassingError, ThreadsError
 from pyforkfd._fd import Fd
+from pyforkfd._standard_streams import restore_standard_streams
 from pyforkfd._types import CloneFlag
 
 from ._errors import in_a_line
 from ._messages import MAX_FDS, SLOT, SLOT_PID, Kind, ProtocolError, Received, receive, send
+from ._pools import end_pools, remedy
 from ._streams import flush, prepare_streams
 from ._worker import Birthplace, rehearse, rehearsed_request, wait, work
 
@@ -43,6 +45,7 @@ _REHEARSALS = 20  # the interpreter specializes its code after a few calls
 def main() -> NoReturn:
     """Apply the application's configuration, serve until its end is closed, and exit."""
     code = 0
+    restore_standard_streams()  # or what is opened here would be a worker's output
     try:
         _live()
     except (BrokenPipeError, ConnectionResetError):
@@ -79,6 +82,7 @@ def _live() -> None:
     held = {fd: _target(fd) for fd in _open_numbers() if fd not in before}
     for fd in placeholders:
         os.close(fd)
+    end_pools()
     why_not = _core.why_not_clone(CloneFlag.PARENT)
     place = Birthplace(
         channel=channel,
@@ -172,8 +176,9 @@ def _settle(*, freeze: bool) -> None:
         gc.freeze()
     gc.disable()  # each worker enables it again
     _core.trim_memory()
-    # Ctrl-C is for the application and its workers, which have masks of their own.
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    # The terminal's Ctrl-C and its end are for the application and its workers, which have masks
+    # of their own.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGHUP])
 
 
 def _serve(place: Birthplace) -> None:
@@ -222,7 +227,7 @@ def _answer(place: Birthplace, message: Received, ahead: Iterable[tuple[float, R
     try:
         pid, pidfd = _clone(place, flags, -1 if cgroup is None else fds[cgroup].fileno())
     except ThreadsError as error:
-        _send(reply, Kind.REFUSED, ("threads", error.threads))
+        _send(reply, Kind.REFUSED, ("threads", (error.threads, remedy())))
     except OSError as error:
         stage = ("clone", error.errno, str(error), "clone")
         _send(reply, Kind.REFUSED, ("stage", stage))

@@ -52,8 +52,11 @@ class Zygote:
         setup: str | None = None,
         freeze_gc: bool = True,
         env: Mapping[str, str] | None = None,
+        rlimits: Mapping[int, tuple[int, int]] | None = None,
         warm: int = 0,
         parent_death_scope: Scope = "process",
+        signal_mask: Iterable[int] | None = None,
+        default_signals: Iterable[int] = (),
     ) -> None:
         """Describe a zygote; nothing is started yet.
 
@@ -67,12 +70,18 @@ class Zygote:
             env: the whole environment of the zygote, and of its workers unless they have
                 their own; None: ours.  Variables that libraries read at import belong here,
                 such as ``OPENBLAS_NUM_THREADS``.
+            rlimits: resource -> (soft, hard), as :class:`Command` has it, for the zygote and for
+                its workers unless they have their own; None: ours.
             warm: number of workers to make ahead: they wait for their function, and are
                 replaced once taken.  A worker with namespaces or a cgroup is not one of them.
             parent_death_scope: the parent whose end the kernel signals to the zygote, and to
                 workers with a parent_death_signal: "process" starts it from one long-lived
                 thread; "thread" from the calling one, which is right for the main thread of a
                 program that executes another in its place, where all other threads end.
+            signal_mask: exactly these are blocked in the zygote while it imports; None: as in
+                the thread that starts it.  Its workers have masks of their own.
+            default_signals: reset to default in the zygote before it imports, such as those
+                that we ignore; its workers begin with the handlers of the zygote.
 
         Raises:
             TypeError, ValueError: an argument makes no sense; the message begins with it.
@@ -89,8 +98,11 @@ class Zygote:
             setup=setup,
             freeze_gc=flag(freeze_gc, "freeze_gc"),
             env=None if env is None else tuple(sorted(_checked_environment(env).items())),
+            rlimits=tuple(pairs(rlimits or {}, "rlimits")),
             warm=integer(warm, "warm", 0, MAX_INT, "a number of workers"),
             scope=parent_death_scope,
+            signal_mask=None if signal_mask is None else tuple(signal_mask),
+            default_signals=tuple(default_signals),
         )
         self.generation = 0
         self._forget()

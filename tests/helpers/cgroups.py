@@ -31,6 +31,13 @@ AS_NOBODY: dict[str, Any] = {
 }
 
 
+class Refused(Limits):
+    """A limit that the kernel refuses: more processes than there are numbers for."""
+
+    def files(self) -> dict[str, str]:
+        return {"pids.max": str(2**40)}
+
+
 def mount() -> Path:
     """Return the mount point of the v2 tree, or of the v2 part of a hybrid one."""
     for line in Path("/proc/mounts").read_text().splitlines():

@@ -20,7 +20,7 @@ REPORT = 99  # the descriptor on which the child of look() reports
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
-# Where any of these is wanted, the child must not share the parent's memory.
+# With any of these options the child must not share the parent's memory.
 CREDENTIALS = {"user", "group", "extra_groups", "capabilities", "namespaces"}
 
 

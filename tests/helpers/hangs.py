@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import _thread
 import faulthandler
+import functools
 import os
 import signal
 from dataclasses import dataclass
+from queue import SimpleQueue
 
 import pytest
 import pytest_timeout
+from leaks import gone
 from processes import descendants, kill
 
 # Beyond the limit, for what holds the GIL for ever: no timer of Python's runs then.
@@ -62,9 +65,8 @@ class _Timer:
 
     def __init__(self, item: pytest.Item, limit: float) -> None:
         self._enough = _thread.allocate_lock()
-        self._ended = _thread.allocate_lock()
         self._enough.acquire()
-        self._ended.acquire()
+        self._ids: SimpleQueue[int] = SimpleQueue()
         # A signal for the process goes to a thread that does not block it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
@@ -73,13 +75,18 @@ class _Timer:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _run(self, item: pytest.Item, limit: float) -> None:
+        self._ids.put(_thread.get_native_id())
         if not self._enough.acquire(timeout=limit):
             _end(item, limit)
-        self._ended.release()
 
     def cancel(self) -> None:
+        """Return when the next test finds nothing of the thread, in /proc either."""
         self._enough.release()
-        self._ended.acquire()
+        assert gone(functools.partial(_has_ended, self._ids.get()))
+
+
+def _has_ended(thread: int) -> bool:
+    return not os.path.exists(f"/proc/self/task/{thread}")
 
 
 @dataclass

@@ -278,7 +278,7 @@ static const struct {
 
 int main(int argc, char **argv) {
     setvbuf(stdout, NULL, _IOLBF, 0);
-    if (argc == 2 && strcmp(argv[1], "show") == 0) {
+    if (argc >= 2 && strcmp(argv[1], "show") == 0) {
         show();
         return 0;
     }

@@ -122,6 +122,14 @@ def _children() -> dict[int, str]:
 
 
 def _threads() -> dict[int, str]:
+    """All of them: a listing may miss one while another ends, so two must agree."""
+    found = _listed_threads()
+    while (again := _listed_threads()) != found:
+        found = again
+    return found
+
+
+def _listed_threads() -> dict[int, str]:
     held = {}
     for task in os.listdir("/proc/self/task"):
         try:

@@ -23,10 +23,12 @@ class LoggedService(Service):
         supervisor: the pid of the process that logged last.
     """
 
-    def __init__(self, config: Path, program: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, config: Path, program: Sequence[str] | None = None, *, cgroup: Path | None = None
+    ) -> None:
         command = [sys.executable, HERE / "serve.py"] if program is None else program
         # Supervisors log to standard error, with their pid.
-        super().__init__([*command, config], config.parent, fds={2: ff.PIPE})
+        super().__init__([*command, config], config.parent, fds={2: ff.PIPE}, cgroup=cgroup)
         self.supervisor = self.process.pid
 
     def wait_for(self, pattern: str) -> re.Match[str]:

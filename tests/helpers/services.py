@@ -181,7 +181,7 @@ class Running(Service):
         """Send one request on a connection of its own, and return the answer's body."""
         client = self.connect()
         try:
-            return ask(client, path)[0]
+            return fetch(client, path)[0]
         finally:
             client.close()
 
@@ -195,7 +195,7 @@ class Running(Service):
             assert time.monotonic() < end, f"the last answer is {body!r}, without {pattern!r}"
 
 
-def ask(client: http.client.HTTPConnection, path: str = "/") -> tuple[bytes, bool]:
+def fetch(client: http.client.HTTPConnection, path: str = "/") -> tuple[bytes, bool]:
     """Send a request, and return the answer's body and whether the connection stays."""
     client.request("GET", path)
     answer = client.getresponse()
@@ -258,7 +258,7 @@ def until_last(client: http.client.HTTPConnection) -> set[bytes]:
     bodies = set()
     stays = True
     while stays:
-        body, stays = ask(client)
+        body, stays = fetch(client)
         bodies.add(body.split()[0])
         assert client.sock is not None or not stays  # http.client would connect anew
     client.close()

@@ -37,7 +37,7 @@ class Manager:
         path.chmod(0o666)
 
     def until(self, pidfd: int, wanted: Callable[[dict[str, str]], object]) -> dict[str, str]:
-        """Receive messages until one is wanted, and return it.
+        """Receive messages until one matches, and return it.
 
         Raises:
             TimeoutError: it did not come in time, or the process has ended.
@@ -137,7 +137,7 @@ class Load(clients.Load):
         super().__init__(address, keep_alive=0, new=4)
 
 
-def ask(address: tuple[str, int] | str) -> str:
+def fetch(address: tuple[str, int] | str) -> str:
     """Send one request on a connection of its own, and return the answer."""
     family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as sock:

@@ -249,7 +249,7 @@ def die_both() -> None:
 
 
 def obey_faults() -> None:
-    """Each worker fails at the stage that a file names."""
+    """Let each worker fail at the stage that a file names."""
     path = Path(os.environ["FAULT"])
 
     def inject() -> None:
@@ -260,7 +260,7 @@ def obey_faults() -> None:
 
 
 def stop_at_gate() -> None:
-    """Each worker waits at a FIFO before it becomes anything."""
+    """Let each worker wait at a FIFO before its options are applied."""
     path = os.environ["GATE"]
     os.register_at_fork(after_in_child=lambda: open(path).close())
 

@@ -21,7 +21,7 @@ DOCTOR = shlex.join([*COMMAND, "doctor"])
 
 
 def run(*args: str, code: int = 0, errors: str = "") -> str:
-    """Its output; it must exit and complain so."""
+    """Run the command, and return its output; exit code and errors must be these."""
     done = subprocess.run([*COMMAND, *args], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (code, errors), done
     return done.stdout
@@ -151,7 +151,7 @@ def test_a_contradiction_is_an_exit_code() -> None:
 
 
 def on_a_terminal(*args: str, columns: int) -> list[str]:
-    """The lines that Python with these arguments writes to a terminal."""
+    """Run Python with these arguments on a terminal, and return its lines."""
     controller, terminal = os.openpty()
     with ff.Fd(controller), ff.Fd(terminal):
         env = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm"}

@@ -1,5 +1,5 @@
-// The smallest test frame that serves: TEST() registers, CHECK() stays under NDEBUG and
-// says both values.  Around each test the map of descriptors, the children and the signal
+// A minimal test framework: TEST() registers, CHECK() stays under NDEBUG and prints both
+// values.  Around each test the map of descriptors, the children and the signal
 // mask must be as they were, so that a leak is named by the test that made it.
 #pragma once
 

@@ -14,9 +14,9 @@
 #include <ctime>
 #include <system_error>
 
-#include "core/fork/become.h"
-#include "core/descriptors/descriptor.h"
 #include "core/base/raw_syscall.h"
+#include "core/descriptors/descriptor.h"
+#include "core/fork/become.h"
 #include "core/fork/self_clone.h"
 #include "support.h"
 
@@ -40,7 +40,7 @@ struct SharedMutex {
         ::pthread_mutexattr_setrobust(&attributes, PTHREAD_MUTEX_ROBUST);
         ::pthread_mutex_init(mutex, &attributes);
     }
-    // Not for ever: a mutex whose dead owner nobody was told of is never free.
+    // With a limit: a mutex is never free if its owner's death was not reported.
     int lock() const {
         timespec until;
         ::clock_gettime(CLOCK_REALTIME, &until);
@@ -275,16 +275,16 @@ TEST(other_threads_are_named_and_nothing_is_cloned) {
                  return nullptr;
              }, &gate), 0);
     ::pthread_setname_np(thread, "some-pool");
-    std::string said;
+    std::string text;
     try {
         in_clone([] { return 0; });
     } catch (const forkfd::OtherThreads& e) {
         CHECK_EQ(e.tasks.size(), 1U);
-        said = e.what();
+        text = e.what();
     }
     ::pthread_mutex_unlock(&gate);
     ::pthread_join(thread, nullptr);
-    CHECK(said.find("some-pool (") != std::string::npos);
+    CHECK(text.find("some-pool (") != std::string::npos);
     CHECK_EQ(in_clone([] { return 6; }), 6);  // a joined thread is none
 }
 

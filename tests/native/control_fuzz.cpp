@@ -28,10 +28,10 @@ Control parse(const std::vector<unsigned char>& bytes) {
     if (!bytes.empty()) std::memcpy(copy.get(), bytes.data(), bytes.size());
     Control control;
     forkfd::parse_control(copy.get(), bytes.size(), control);
-    demand(control.count <= control.fds.size(), "there is room");
+    demand(control.count <= control.fds.size(), "more descriptors than fit");
     demand(control.count <= bytes.size() / sizeof(int), "no more than the bytes can hold");
     for (unsigned i = 0; i < control.count; ++i) demand(control.fds[i] >= 0, "all are numbers");
-    demand(control.malformed || bytes.size() <= forkfd::kControlRoom, "no kernel writes so much");
+    demand(control.malformed || bytes.size() <= forkfd::kControlSpace, "no kernel writes so much");
     return control;
 }
 

@@ -9,9 +9,9 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "core/watch/features.h"
 #include "core/base/probe.h"
 #include "core/base/raw_syscall.h"
+#include "core/watch/features.h"
 #include "support.h"
 
 using namespace support;
@@ -213,7 +213,7 @@ TEST(a_failed_exec_is_told_and_leaves_nothing) {
 
 // A stage that no plan of ours enters is one where the fault does not strike.
 TEST(every_stage_is_told_when_it_fails) {
-    std::map<Stage, int> told;
+    std::map<Stage, int> reported;
     with_each_backend([&](Backend backend) {
         for (const Stage stage : all_stages()) {
             if (!can_enter(stage, backend)) continue;
@@ -222,11 +222,11 @@ TEST(every_stage_is_told_when_it_fails) {
             const forkfd::SysError error = error_of(plan);
             CHECK_EQ(error.stage(), stage);
             CHECK_EQ(error.err(), ENOTNAM);
-            ++told[stage];
+            ++reported[stage];
         }
     });
     for (const Stage stage : all_stages())
-        if (told[stage] == 0)
+        if (reported[stage] == 0)
             std::printf("     not entered on this machine: %s\n", forkfd::stage_name(stage));
 }
 

@@ -14,10 +14,10 @@
 #include <system_error>
 #include <vector>
 
-#include "core/fork/child_actions.h"
 #include "core/epoll/epoll_rebuild.h"
 #include "core/epoll/epoll_set.h"
 #include "core/epoll/epoll_view.h"
+#include "core/fork/child_actions.h"
 #include "support.h"
 #include "threads.h"
 
@@ -49,7 +49,7 @@ struct Pipe {
     UniqueFd reader, writer;
 };
 
-// Exactly what the map says is what the kernel says.
+// Whether map and kernel have the same registrations.
 bool agree(const EpollSet& set) {
     std::map<int, std::uint64_t> known, watched;
     for (const forkfd::EpollRegistration& r : set.registrations()) known[r.number] = r.data;
@@ -78,12 +78,12 @@ TEST(a_childs_changes_are_its_own) {
     const Pipe pipe;
     set.add(pipe.reader.get(), EPOLLIN);
     pipe.fill();
-    const int said = in_child_of_fork([&] {
+    const int code = in_child_of_fork([&] {
         const bool same = agree(set) && set.rebuilds() == 1 && ready(set) == 1;
         set.remove(pipe.reader.get());
         return same && ready(set) == 0 ? 0 : 1;
     });
-    CHECK_EQ(said, 0);
+    CHECK_EQ(code, 0);
     CHECK_EQ(ready(set), 1);
     CHECK_EQ(set.rebuilds(), 0U);
 }
@@ -163,9 +163,9 @@ TEST(a_signal_handler_may_fork_in_the_middle_of_a_change) {
     action.sa_handler = fork_here;
     action.sa_flags = SA_RESTART;
     ::sigaction(SIGALRM, &action, &before);
-    for (int asked = 0; asked < 100; ++asked) {
+    for (int round = 0; round < 100; ++round) {
         ask_for_a_signal();
-        while (forks <= asked) {
+        while (forks <= round) {
             set.add(pipe.reader.get(), EPOLLIN);
             set.remove(pipe.reader.get());
         }
@@ -219,7 +219,7 @@ TEST(anybodys_epoll_is_made_anew_in_a_child) {
     // gone's number is another eventfd in the child: the same inode, another file.
     const UniqueFd other(::eventfd(0, EFD_CLOEXEC));
     forkfd::ChildActions actions({}, {}, {{gone.get(), other.get()}}, {inner.get(), outer.get()}, 0);
-    const int said = in_child_of_fork([&] {
+    const int code = in_child_of_fork([&] {
         if (forkfd::is_parents(inner.get()).value_or(true)) return 1;
         if (::fcntl(inner.get(), F_GETFD) != FD_CLOEXEC || ::fcntl(outer.get(), F_GETFD) != 0)
             return 2;
@@ -227,14 +227,14 @@ TEST(anybodys_epoll_is_made_anew_in_a_child) {
         if (entries.size() != 2) return 3;
         for (const forkfd::EpollWatch& w : entries)
             if (w.data >> 32 != 7 || w.number == gone.get()) return 4;
-        // The outer one watches the new inner one: it hears of what only that is told.
+        // The outer one watches the new inner one, which alone has the event.
         epoll_event ready[4];
         if (::epoll_wait(outer.get(), ready, 4, 0) != 1) return 5;
         for (const int fd : {pipe.reader.get(), first.get()})
             if (::epoll_ctl(inner.get(), EPOLL_CTL_DEL, fd, nullptr) != 0) return 6;
         return ::epoll_wait(outer.get(), ready, 4, 0) == 0 ? 0 : 7;
     });
-    CHECK_EQ(said, 0);
+    CHECK_EQ(code, 0);
     epoll_event ready[4];
     CHECK_EQ(::epoll_wait(inner.get(), ready, 4, 0), 2);
     CHECK_EQ(actions.timing().failures.load(), 0U);

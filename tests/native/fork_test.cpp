@@ -18,10 +18,10 @@
 
 #include "core/atfork/at_fork_list.h"
 #include "core/atfork/atfork.h"
-#include "core/fork/child_actions.h"
-#include "core/descriptors/descriptor.h"
 #include "core/atfork/fd_section.h"
 #include "core/atfork/fork_lock.h"
+#include "core/descriptors/descriptor.h"
+#include "core/fork/child_actions.h"
 #include "support.h"
 #include "threads.h"
 
@@ -183,10 +183,9 @@ TEST(what_was_removed_goes_when_no_round_is_left) {
 }
 
 TEST(native_handlers_run_in_the_order_of_posix) {
-    static std::array<char, 32> said;
+    static std::array<char, 32> calls;
     static std::size_t length;
-    const auto say = [](char c) { said[length++] = c; };
-    static const auto speak = say;
+    static const auto record = [](char c) { calls[length++] = c; };
     std::vector<int> ids;
     struct Names {
         char before, parent, child;
@@ -195,16 +194,19 @@ TEST(native_handlers_run_in_the_order_of_posix) {
     const int orders[] = {0, 0, -1};
     for (int i = 0; i < 3; ++i)
         ids.push_back(forkfd::add_native(
-            {[](void* n) noexcept { speak(static_cast<Names*>(n)->before); },
-             [](void* n) noexcept { speak(static_cast<Names*>(n)->parent); },
-             [](void* n) noexcept { speak(static_cast<Names*>(n)->child); }, &names[i]},
+            {[](void* n) noexcept { record(static_cast<Names*>(n)->before); },
+             [](void* n) noexcept { record(static_cast<Names*>(n)->parent); },
+             [](void* n) noexcept { record(static_cast<Names*>(n)->child); }, &names[i]},
             orders[i]));
     length = 0;
-    CHECK_EQ(in_child_of_fork([] { return std::string(said.data(), length) == "baczxy" ? 0 : 1; }), 0);
-    CHECK_EQ(std::string(said.data(), length), "bac312");
+    const auto calls_are = [](const char* wanted) {
+        return std::string(calls.data(), length) == wanted ? 0 : 1;
+    };
+    CHECK_EQ(in_child_of_fork([&] { return calls_are("baczxy"); }), 0);
+    CHECK_EQ(std::string(calls.data(), length), "bac312");
     forkfd::remove_native(ids[0]);
     length = 0;
-    CHECK_EQ(in_child_of_fork([] { return std::string(said.data(), length) == "bczy" ? 0 : 1; }), 0);
+    CHECK_EQ(in_child_of_fork([&] { return calls_are("bczy"); }), 0);
     forkfd::remove_native(ids[1]);
     forkfd::remove_native(ids[2]);
     length = 0;
@@ -239,7 +241,7 @@ TEST(threads_add_and_remove_native_handlers_while_others_fork) {
     const int rounds = emulated() ? 20 : 300;
     for (int i = 0; i < 4; ++i)
         changers.start([&stop] {
-            // What a handler reads is plain memory: the sanitizers tell if it is read
+            // What a handler reads is plain memory: the sanitizers report it if it is read
             // after remove_native(), or while another thread writes it.
             while (!stop) {
                 auto* const count = new int[3]();
@@ -306,7 +308,7 @@ TEST(a_signal_handler_forks_at_any_moment) {
 }
 
 TEST(many_hold_the_fork_lock_shared_and_one_exclusively) {
-    int plain = 0;  // ThreadSanitizer tells if the lock does not order its uses
+    int plain = 0;  // ThreadSanitizer reports it if the lock does not order its uses
     std::atomic<int> readers{0}, most{0};
     Threads threads;
     const int rounds = emulated() ? 200 : 3000;

@@ -129,7 +129,7 @@ TEST(its_size_is_for_good_and_exec_closes_it) {
         CHECK_EQ(::ftruncate(page.get(), size), -1);
         CHECK_EQ(errno, EPERM);
     }
-    CHECK_EQ(::fcntl(page.get(), 1024 + 9, 0x8), -1);  // nobody can forbid to write either
+    CHECK_EQ(::fcntl(page.get(), 1024 + 9, 0x8), -1);  // nor can writing be forbidden
     CHECK_EQ(errno, EPERM);
 }
 

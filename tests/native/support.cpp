@@ -446,7 +446,7 @@ SpawnPlan plan_entering(Stage stage) {
 
 bool can_enter(Stage stage, Backend backend) {
     switch (stage) {
-        case Stage::cgroup:  // with clone3 the kernel puts the child there, or says why not
+        case Stage::cgroup:  // with clone3 the kernel puts the child there, or fails
             return backend == Backend::clone && some_cgroup() >= 0;
         case Stage::unshare_descriptors: return !emulated();  // the table is never shared
         case Stage::id_maps: return !emulated() && can_make_user_namespace();

@@ -1,8 +1,8 @@
 // The allocation trap: an allocator that notices when it is called in the child.
 //
 // The allocator replaces the C library's, so that what libc itself allocates is seen too.
-// A child is known by its pid, asked of the kernel: with CLONE_VM it runs on our memory and
-// no variable tells it from us.  What it did is counted in MAP_SHARED memory: without
+// A child is identified by its pid, from the kernel: with CLONE_VM it runs on our memory, and no
+// variable distinguishes it from us.  What it did is counted in MAP_SHARED memory: without
 // CLONE_VM its own memory is a copy.
 #pragma once
 

@@ -1,5 +1,5 @@
 // Positive control of the trap: the same child, through the same clone, but one that
-// allocates first.  If the trap did not spring here its silence would say nothing.
+// allocates first.  If the trap did not spring here, its silence would prove nothing.
 #include "core/spawn/child_args.h"
 
 // child.cpp is part of this program under another name, and called from our own run().

@@ -5,8 +5,8 @@
 
 #include <cerrno>
 
-#include "core/epoll/epoll_set.h"
 #include "core/base/raw_syscall.h"
+#include "core/epoll/epoll_set.h"
 #include "support.h"
 #include "trap.h"
 

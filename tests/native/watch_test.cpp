@@ -12,13 +12,13 @@
 #include <mutex>
 #include <thread>
 
-#include "core/base/counters.h"
-#include "core/watch/dump.h"
 #include "core/atfork/fork_trace.h"
+#include "core/base/counters.h"
 #include "core/base/gauges.h"
 #include "core/base/raw_syscall.h"
-#include "core/watch/sysmon.h"
 #include "core/base/trace.h"
+#include "core/watch/dump.h"
+#include "core/watch/sysmon.h"
 #include "support.h"
 
 using namespace support;
@@ -74,7 +74,7 @@ bool has(const std::string& line, const std::string& part) {
     return line.find(part) != std::string::npos;
 }
 
-// A lock that somebody else may hold, for the helper to want, and the helper.
+// A lock that another thread may hold, which the helper takes, and the helper.
 class Watched {
   public:
     explicit Watched(const SysmonSettings& settings) : monitor(settings) {
@@ -368,9 +368,9 @@ TEST(a_loop_that_does_not_answer_is_seen) {
     settings.loop_stall = 50 * kMs;
     settings.interval = 5 * kMs;
     Watched watched(settings);
-    watched.monitor.loop_asked(2);
-    watched.monitor.loop_answered(2);
-    watched.monitor.loop_asked(3);
+    watched.monitor.loop_probed(2);
+    watched.monitor.loop_replied(2);
+    watched.monitor.loop_probed(3);
     const SysmonEvent event = watched.wait_for(Kind::loop_stalled);
     CHECK_EQ(event.index, 3);
     CHECK(event.ns >= settings.loop_stall);
@@ -384,7 +384,7 @@ TEST(descriptors_that_are_gained_are_seen) {
     std::vector<UniqueFd> leaked;
     for (int i = 0; i < 300; ++i) leaked.emplace_back(::open("/dev/null", O_RDONLY | O_CLOEXEC));
     std::atomic<bool> seen{false};
-    std::thread more([&] {  // the first look may have been between: go on until it is seen
+    std::thread more([&] {  // the first poll may have come in between: repeat until it is seen
         while (!seen && leaked.size() < 900) {
             leaked.emplace_back(::open("/dev/null", O_RDONLY | O_CLOEXEC));
             std::this_thread::sleep_for(std::chrono::milliseconds(5));

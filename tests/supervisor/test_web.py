@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from services import ask, load, raw, service, until_last
+from services import fetch, load, raw, service, until_last
 
 from pyforkfd.supervisor import asgi, wsgi
 
@@ -80,12 +80,14 @@ function = "pyforkfd.supervisor.asgi:serve"
 app = "application:app"
 access_log = false
 log_level = "warning"
+timeout_keep_alive = 60
 http = "{http}"
 loop = "{loop}"
 """
 UVICORN_COMMAND = """
 command = ["{python}", "-P", "-m", "pyforkfd.supervisor.asgi", "application:app",
-  "--no-access-log", "--log-level=warning", "--http={http}", "--loop={loop}"]
+  "--no-access-log", "--log-level=warning", "--timeout-keep-alive=60", "--http={http}",
+  "--loop={loop}"]
 """
 GUNICORN = """
 function = "pyforkfd.supervisor.wsgi:serve"
@@ -155,7 +157,7 @@ def test_it_serves_and_leaves(kind: Kind, tmp_path: Path) -> None:
 def test_a_kept_connection_is_told_that_it_was_the_last_time(kind: Kind, tmp_path: Path) -> None:
     with service(tmp_path, kind.config()) as running:
         client = running.connect()
-        assert ask(client)[1]
+        assert fetch(client)[1]
         running.reload()
         running.log.wait_for('message .*"still here"')
         assert until_last(client) == {b"1"}
@@ -206,9 +208,9 @@ def test_who_stays_silent_is_cut_when_patience_ends(kind: Kind, tmp_path: Path) 
 def test_paused_it_keeps_who_is_there_and_resumed_it_accepts(kind: Kind, tmp_path: Path) -> None:
     with service(tmp_path, kind.config(top='rollback = "1h"')) as running:
         old = running.connect()
-        assert ask(old)[0].startswith(b"1 ")
+        assert fetch(old)[0].startswith(b"1 ")
         running.reload()
-        body, stays = ask(old)
+        body, stays = fetch(old)
         assert body.startswith(b"1 ") and stays  # paused, it is not told to leave
         running.get_until(rb"^2 ")
         after = len(running.log)

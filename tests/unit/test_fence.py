@@ -1,4 +1,4 @@
-"""child.cpp keeps its promise: nothing of the outside, and the floors hold in C++."""
+"""The fence calls nothing outside itself, and includes of C++ go downwards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tools import NATIVE_TOOLS, tool
 
 CSRC = ROOT / "csrc"
 CHILD = CSRC / "core/spawn/child.cpp"
-# What defines numbers and plain structs, and no function that could be called.
+# Headers of constants and plain structures, without a function that could be called.
 PLAIN = {
     "cerrno",
     "fcntl.h",
@@ -25,10 +25,9 @@ PLAIN = {
     "sys/prctl.h",
 }
 
-
 # Compiler -> Debian's package.
 PACKAGES = {"g++": "g++", "clang++": "clang"}
-# Topics of the core, lowest first; those of one line do not know each other.
+# Folders of the core, lowest first; those of one line do not include each other.
 LAYERS = [
     {"base"},
     {"page", "descriptors"},
@@ -44,12 +43,16 @@ def core_files() -> list[Path]:
     return files
 
 
+# Folders of the headers of the kernel and of libc.
+SYSTEM = ("arpa/", "asm/", "linux/", "netinet/", "sys/")
+
+
 def includes(file: Path) -> list[str]:
     return re.findall(r'^#include ["<]([^">]+)[">]', file.read_text(), re.M)
 
 
 def undefined(source: Path, compiler: str, options: list[str], out: Path) -> str:
-    """The symbols that the object wants from elsewhere."""
+    """Compile a file and list the symbols that its object needs from elsewhere."""
     flags = ["-std=c++17", *options, f"-I{CSRC}", "-c", "-o"]
     subprocess.run(
         [tool(compiler, PACKAGES[compiler], NATIVE_TOOLS), *flags, out, source], check=True
@@ -122,15 +125,18 @@ def test_includes_of_the_core_go_downwards() -> None:
                 below = found[1]
                 assert below == topic or floor[below] < floor[topic], f"{file} includes {name}"
             else:
-                assert "/" not in name or name.startswith(
-                    ("sys/", "linux/", "asm/", "netinet/", "arpa/")
-                ), (file, name)
+                assert "/" not in name or name.startswith(SYSTEM), (file, name)
 
 
-def test_only_the_bindings_know_pybind() -> None:
-    for file in (CSRC / "bind").iterdir():
+def test_the_bindings_include_core_bind_and_pybind11_alone() -> None:
+    files = list((CSRC / "bind").rglob("*"))
+    assert len(files) > 30
+    for file in files:
         for name in includes(file):
-            assert re.match(r"(bind|core|pybind11)/|[a-z_/]+(\.h)?$", name), f"{file}: {name}"
+            known = ("bind/", "core/", "pybind11/", *SYSTEM)
+            assert name.startswith(known) or "/" not in name, f"{file} includes {name}"
+        own = re.findall(r'^#include "([^"]+)"', file.read_text(), re.M)
+        assert all(name.startswith(("bind/", "core/")) for name in own), (file, own)
 
 
 def test_every_function_of_the_fence_is_marked() -> None:
@@ -143,13 +149,15 @@ def test_every_function_of_the_fence_is_marked() -> None:
         assert re.search(r"FORKFD_CHILD|FORKFD_INLINE", head), head
 
 
-# What the library for LD_PRELOAD calls: nothing that allocates, locks or prints.  dlsym is
-# called when it is loaded, strtol, strtok_r and strcpy when it reads its settings.  memcmp, memcpy
-# and memset are calls that a compiler may put in the place of any comparison or assignment.
+# Functions that the library for LD_PRELOAD calls: none allocates, locks or prints.  dlsym and
+# getauxval are called when it is loaded, strtol, strtok_r and strcpy when it reads its settings
+# or remembers its program.  memcmp, memcpy and memset are calls that a compiler may put in the
+# place of any comparison or assignment.
 PRELOAD_CALLS = set(
-    """__errno_location access atoi dlsym environ fcntl fstat getenv getpid pthread_sigmask
-    readlink sigaddset sigemptyset sigismember sigpending sigtimedwait strchr strcmp strcpy
-    strcspn strlen strncmp strrchr strstr strtok_r strtol syscall memcmp memcpy memset
+    """__errno_location access atoi dlsym environ fcntl fstat fstatat getauxval getenv getpid
+    getppid pthread_sigmask readlink sigaddset sigemptyset sigismember sigpending sigtimedwait
+    strchr strcmp strcpy strcspn strlen strncmp strrchr strspn strtok_r strtol syscall memcmp
+    memcpy memset
     forkfd_born_by_vfork forkfd_vfork_failed _GLOBAL_OFFSET_TABLE_ __stack_chk_fail
     __isoc23_strtol""".split()
 )

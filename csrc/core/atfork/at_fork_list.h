@@ -1,18 +1,17 @@
-// An ordered list of at-fork handlers: who runs when, and nothing else.  No fork, no
-// lock, no thread: it can be tested without any of them, and its owners guard it.
+// An ordered list of at-fork handlers, which decides the order of their calls and nothing else.
+// No fork, no lock, no thread: the list is tested without any of them, and its owners guard it.
 //
-// before runs last in, first out, what comes after first in, first out, as
-// pthread_atfork(3) has it.  `order` sorts before the time of registration: a handler of a
-// lower order is as if registered earlier.
+// `before` handlers run last in, first out, the others first in, first out, as in
+// pthread_atfork(3).  `order` comes before the time of registration: a handler of a lower order
+// counts as registered earlier.
 //
-// A fork is a Round.  Who takes part is settled when it begins: a handler added later,
-// also by a handler that runs, waits for the next one, so that nobody's after comes
-// without its before.  One that is removed is not called any more, at once.
+// A fork is a Round.  Its handlers are fixed when it begins: a handler that is added later, even
+// by a running handler, waits for the next round, so no `after` is called without its `before`.
+// A removed handler is not called any more, at once.
 //
-// Copy on write: a change makes a new vector, and the old one stays until the rounds that
-// are under way are over.  They are counted in the list itself, not by the vector: what a
-// round writes after the fork is in one place.  A round allocates nothing, and what its end
-// drops was removed while it lasted.
+// Copy on write: a change makes a new vector, and the old one stays until the rounds that are
+// under way have ended.  The list counts them, not the vector, so that a round writes to one
+// place after the fork.  A round allocates nothing; its end drops what was removed during it.
 #pragma once
 
 #include <algorithm>
@@ -37,14 +36,14 @@ class AtForkList {
     using Entries = std::vector<std::shared_ptr<Entry>>;
     using Shared = std::shared_ptr<const Entries>;
 
-    // Not used any more after the list's end() for it; a copy is the same round.
+    // Not to be used after the list's end() for it; a copy is the same round.
     class Round {
       public:
         Round() = default;
         explicit Round(const Entries& entries) : entries_(&entries), first_(entries.size()) {}
 
-        // call(entry) for each, last to first, while it returns true.  False: one did not,
-        // and then it and those not reached are not called afterwards either.
+        // Calls call(entry) for each, last to first, until one returns false; then returns
+        // false, and neither that one nor those not reached are called afterwards.
         template <class Call>
         bool before(Call&& call) {
             while (first_ > 0) {
@@ -55,7 +54,7 @@ class AtForkList {
             return true;
         }
 
-        // call(entry) for each that was reached, first to last.
+        // Calls call(entry) for each that was reached, first to last.
         template <class Call>
         void after(Call&& call) {
             if (entries_ == nullptr) return;
@@ -65,12 +64,12 @@ class AtForkList {
             }
         }
 
-        // All take part in what comes after, for a round that began without a before.
+        // Calls all of them afterwards, for a round that began without before().
         void reach_all() noexcept { first_ = 0; }
 
       private:
         const Entries* entries_ = nullptr;
-        std::size_t first_ = 0;  // of those reached
+        std::size_t first_ = 0;  // the first one reached
     };
 
     int add(Handler handler, int order = 0) {
@@ -84,7 +83,7 @@ class AtForkList {
         return id;
     }
 
-    // False if there is none of that id, any more.
+    // False: no entry has that id (any more).
     bool remove(int id) {
         const Shared old = entries_;
         const auto found = std::find_if(old->begin(), old->end(),
@@ -103,9 +102,9 @@ class AtForkList {
         ++rounds_;
         return Round(*entries_);
     }
-    // What was kept for rounds alone, for the caller to drop: that may run anybody's code.
+    // Returns the vectors that were retained for rounds alone; dropping them may run any code.
     [[nodiscard]] std::vector<Shared> end() { return end_but(rounds_ - 1); }
-    // In a child: so many are left to end; those of threads that are not there never would.
+    // In a child: `left` rounds remain; those of the parent's other threads would never end.
     [[nodiscard]] std::vector<Shared> end_but(int left) {
         rounds_ = left;
         if (left > 0) return {};

@@ -17,13 +17,13 @@ namespace forkfd {
 
 namespace {
 
-// A lock that a child can go on with: words only, no libc object that knows its owner's
-// thread id.  Recursive, for a handler, or a signal handler between two of them, may fork.
+// A lock that is still valid in a child: words only, no libc object that records the owner's
+// thread id.  Recursive, since a handler, or a signal handler between two of them, may fork.
 class RecursiveLock {
   public:
     void lock() noexcept {
         if (!mine()) {
-            // 0 free, 1 taken, 2 taken and waited for: Drepper, "Futexes are tricky".
+            // 0 free, 1 locked, 2 locked and awaited: Drepper, "Futexes are tricky".
             int seen = 0;
             if (!word_.compare_exchange_strong(seen, 1, std::memory_order_acquire)) {
                 if (seen != 2) seen = word_.exchange(2, std::memory_order_acquire);
@@ -51,19 +51,19 @@ class RecursiveLock {
   private:
     std::atomic<int> word_{0};
     std::atomic<std::thread::id> owner_{};
-    int depth_ = 0;  // its owner's alone
+    int depth_ = 0;  // accessed by the owner alone
 };
-static_assert(sizeof(std::atomic<int>) == sizeof(int), "futex(2) wants a plain word");
+static_assert(sizeof(std::atomic<int>) == sizeof(int), "futex(2) takes a plain word");
 
 using List = AtForkList<NativeHandlers>;
 
 // A fork holds the lock from its first `before` to its last `in_parent`, as musl and older
-// glibc hold theirs: nobody changes the list meanwhile, and the round needs no memory.
+// glibc hold theirs: no thread changes the list meanwhile, and the round needs no memory.
 struct Native {
     RecursiveLock lock;
     List list;
     bool bound = false;
-    // One for each fork that a handler makes within a fork; deeper ones run nothing.
+    // One for each fork that a handler makes within a fork; deeper ones run no handler.
     static constexpr int kNested = 4;
     List::Round rounds[kNested];
     int depth = 0;
@@ -94,7 +94,7 @@ namespace {
 
 FORKFD_IN_CHILD void run_after(void (*NativeHandlers::*which)(void*) noexcept) noexcept {
     Native& n = native();
-    if (!n.lock.mine()) return;  // a fork that began before we were bound
+    if (!n.lock.mine()) return;  // a fork that began before bind_once()
     if (n.depth <= Native::kNested) {
         List::Round& round = n.rounds[n.depth - 1];
         round.after([which](List::Entry& entry) {
@@ -110,7 +110,7 @@ FORKFD_IN_CHILD void run_after(void (*NativeHandlers::*which)(void*) noexcept) n
 }  // namespace
 
 void run_native_in_parent() noexcept { run_after(&NativeHandlers::in_parent); }
-// The lock is ours here too: the thread that took it is the one that lives on.
+// Locked here too, by the one thread that the child has.
 FORKFD_IN_CHILD void run_native_in_child() noexcept { run_after(&NativeHandlers::in_child); }
 
 namespace {

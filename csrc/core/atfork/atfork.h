@@ -1,38 +1,38 @@
-// What runs for every fork(2) of this process that goes through libc's fork(): Python's,
-// C libraries', with the GIL and without.  Bound to pthread_atfork(3) once.
-// vfork, posix_spawn and our own spawn run nothing of it.
+// Native handlers of every fork(2) through libc's fork(): Python's, those of C libraries, with
+// and without the GIL.  Bound to pthread_atfork(3) once.  vfork, posix_spawn and our own spawn
+// run none of them.
 #pragma once
 
 namespace forkfd {
 
-// Each function may be null.  They run on the thread that forks, at a moment when any lock
-// may be held and any signal handler interrupted: system calls and plain memory only; no
-// GIL, no allocation, no lock.  One that forks runs all of them again.
+// Each function may be null.  It runs on the forking thread, when any lock may be held and any
+// code interrupted: system calls and plain memory only; no GIL, no allocation, no lock.  A
+// function that forks runs all of them again.
 struct NativeHandlers {
     void (*before)(void*) noexcept;     // last in, first out
-    void (*in_parent)(void*) noexcept;  // first in, first out; also when the fork has failed
+    void (*in_parent)(void*) noexcept;  // first in, first out; also after a failed fork
     void (*in_child)(void*) noexcept;   // first in, first out
     void* context;
 };
 
-// Returns an id.  A lower order is as if added earlier.  Waits while another thread forks:
-// for native handlers only, so the GIL may be held.  Throws std::bad_alloc and
-// std::system_error (ENOMEM of pthread_atfork).
+// Adds handlers and returns their id.  A lower order counts as added earlier.  Waits while
+// another thread forks: for native handlers only, so the GIL may be held.  Throws
+// std::bad_alloc and std::system_error (ENOMEM of pthread_atfork).
 int add_native(const NativeHandlers& handlers, int order = 0);
 
-// Once it returns, none of its functions runs or will run, in this process.  From within
-// one of them: none will run after this one.  An unknown id is ignored.
+// Removes handlers: once it returns, none of their functions runs or will run in this process.
+// Called from one of them: none will run after that one.  An unknown id is ignored.
 void remove_native(int id);
 
-// Around a fork of ours that is not libc's: the handlers run as they do for libc's.
-// in_parent also where the fork has failed.
+// Run the handlers around a fork of ours that bypasses libc's fork().  run_native_in_parent()
+// also after a failed fork.
 void run_native_before() noexcept;
 void run_native_in_parent() noexcept;
 void run_native_in_child() noexcept;
 
-// While it lives no other thread is between its `before` and its `in_parent`, so what is
-// changed meanwhile no child sees half done.  All signals of the thread are blocked, so
-// none of its handlers forks either.  For a few system calls: others may wait with the GIL
+// While it lives, no other thread is between its `before` and its `in_parent` handlers, so no
+// child sees a change half done.  All signals of the thread are blocked, so none of its signal
+// handlers forks either.  For a few system calls only: other threads may wait with the GIL
 // held.
 class NoForkNow {
   public:

@@ -6,14 +6,14 @@
 #include <string>
 
 #include "core/atfork/atfork.h"
-#include "core/descriptors/descriptor.h"
 #include "core/base/raw_syscall.h"
+#include "core/descriptors/descriptor.h"
 
 namespace forkfd {
 
 namespace {
 
-FdSection* sections = nullptr;  // those that have begun, the latest first; see NoForkNow
+FdSection* sections = nullptr;  // all that have begun, the latest first; guarded by NoForkNow
 
 std::string named(int number) { return "descriptor " + std::to_string(number); }
 
@@ -39,13 +39,14 @@ FdSection::FdSection(const std::vector<std::pair<int, int>>& redirect, Where whe
 FdSection::FdSection(const std::vector<int>& inheritable) : where_(Where::both) {
     const NoForkNow still;
     std::vector<Change> changes;
-    for (const int number : inheritable) changes.push_back({number, {}, {}, forkfd::cloexec(number)});
+    for (const int number : inheritable)
+        changes.push_back({number, {}, {}, forkfd::cloexec(number)});
     begin(std::move(changes));
 }
 
-// Where no fork is under way.
+// Called while no fork is under way.
 void FdSection::begin(std::vector<Change> changes) {
-    // Before all others' handlers: they find descriptors as if we had never been.
+    // Runs before all other handlers: they find the descriptors unchanged.
     static const int registered =
         add_native({nullptr, nullptr, &FdSection::all_in_child, nullptr}, INT_MIN);
     static_cast<void>(registered);
@@ -53,7 +54,7 @@ void FdSection::begin(std::vector<Change> changes) {
         const int err = apply(changes[i]);
         if (err == 0) continue;
         for (std::size_t done = i; done > 0; --done) undo(changes[done - 1]);
-        throw_errno(err, named(changes[i].number) + ": change for a moment");
+        throw_errno(err, named(changes[i].number) + ": change temporarily");
     }
     applied_ = where_ != Where::child;
     changes_ = std::move(changes);
@@ -67,7 +68,7 @@ int FdSection::apply(const Change& c) noexcept {
 }
 
 int FdSection::undo(const Change& c) noexcept {
-    if (!c.wanted) {  // it may have been closed meanwhile
+    if (!c.wanted) {  // the number may have been closed meanwhile
         if (c.cloexec) raw::call(SYS_fcntl, c.number, F_SETFD, FD_CLOEXEC);
         return 0;
     }
@@ -76,7 +77,7 @@ int FdSection::undo(const Change& c) noexcept {
     return 0;
 }
 
-// 0, or the first error and where it was.
+// Returns 0, or the first error and its number.
 int FdSection::undo_all(int* number) noexcept {
     int first = 0;
     if (!std::exchange(applied_, false)) return 0;
@@ -92,7 +93,7 @@ int FdSection::undo_all(int* number) noexcept {
 void FdSection::in_child() noexcept {
     int unused;
     if (owner_ != std::this_thread::get_id()) {
-        // Of a thread that is not here: nobody will end it.
+        // A section of a thread that the child does not have: nothing else ends it.
         undo_all(&unused);
         for (Change& c : changes_) {
             c.wanted.reset();
@@ -109,7 +110,7 @@ void FdSection::in_child() noexcept {
 }
 
 void FdSection::all_in_child(void*) noexcept {
-    // The latest first: where two change one number, what was first is there in the end.
+    // The latest first: where two change one number, the original is restored last.
     FdSection** at = &sections;
     while (FdSection* const section = *at) {
         section->in_child();
@@ -138,7 +139,7 @@ void FdSection::end() {
 FdSection::~FdSection() {
     try {
         end();
-    } catch (const std::exception&) {  // end() itself would have told
+    } catch (const std::exception&) {  // a caller that wants the error calls end()
     }
 }
 

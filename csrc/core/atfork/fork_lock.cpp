@@ -14,8 +14,8 @@
 
 namespace forkfd {
 
-// One lock, so one count for each thread.  It is not touched in the child's handler, where
-// the first touch could allocate; its generation tells that it is from before the fork.
+// There is one lock, so each thread has one count.  The child's handler does not touch it, since
+// the first access could allocate; an older generation marks a count from before the fork.
 ForkLock::Reads& ForkLock::reads() noexcept {
     thread_local Reads mine;
     const unsigned now = generation_.load();
@@ -23,7 +23,7 @@ ForkLock::Reads& ForkLock::reads() noexcept {
     return mine;
 }
 
-// False when the time is up.
+// Returns false when the time is up.
 bool ForkLock::sleep(std::uint32_t seen, const Clock::time_point* deadline) noexcept {
     timespec left = {};
     if (deadline != nullptr) {
@@ -46,13 +46,13 @@ bool ForkLock::enter_shared(const Clock::time_point* deadline) noexcept {
         return true;
     }
     Reads& r = reads();
-    if (r.depth > 0) {  // in already: a writer that waits, waits for us
+    if (r.depth > 0) {  // already shared: a waiting writer waits for this thread
         ++r.depth;
         return true;
     }
     for (;;) {
         std::uint32_t seen = word_.load();
-        // A writer that waits goes first: readers come and go, and would starve it.
+        // A waiting writer goes first: overlapping readers would starve it.
         if ((seen & (kWriter | kWaiting)) == 0) {
             if (!word_.compare_exchange_weak(seen, seen + 1)) continue;
             r.depth = 1;
@@ -86,7 +86,7 @@ bool ForkLock::try_lock_for(Milliseconds time) {
     }
     if (reads().depth > 0)
         throw std::system_error(EDEADLK, std::generic_category(),
-                                "fork lock: this thread holds it shared, lock it exclusively");
+                                "fork lock: lock exclusively: this thread holds it shared");
     const auto deadline = Clock::now() + time;
     for (;;) {
         std::uint32_t seen = word_.load();
@@ -101,7 +101,7 @@ bool ForkLock::try_lock_for(Milliseconds time) {
             continue;
         }
         if (!sleep(seen, &deadline)) {
-            word_ &= ~kWaiting;  // other writers that wait will set it again
+            word_ &= ~kWaiting;  // other waiting writers set it again
             wake();
             return false;
         }

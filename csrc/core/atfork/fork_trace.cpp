@@ -19,7 +19,7 @@ thread_local pid_t parent = 0;
 }  // namespace
 
 void before() noexcept {
-    if (begun != 0) begun = 0;  // a page that is not written costs nothing
+    if (begun != 0) begun = 0;  // a page that is not written costs no fault
     if (!trace::on(trace::kFork)) return;
     parent = ::getpid();
     trace::Line("fork", "before");
@@ -44,7 +44,7 @@ FORKFD_IN_CHILD void handle_in_child(void*) noexcept { in_child(); }
 }  // namespace
 
 void watch_forks() {
-    // The first before a fork and the last after it, so that a duration holds all others.
+    // First before a fork and last after it: the duration includes all other handlers.
     static const int once = add_native({[](void*) noexcept { before(); },
                                         [](void*) noexcept { in_parent(); },
                                         handle_in_child, nullptr},

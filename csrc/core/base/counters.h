@@ -1,4 +1,4 @@
-// How often things happened in this process.  Relaxed: they are for people to read.
+// Counts of events in this process, for people to read; hence relaxed.
 #pragma once
 
 #include <atomic>
@@ -9,8 +9,8 @@ namespace forkfd {
 struct Counters {
     std::atomic<std::uint64_t> spawned{0};  // children that executed
     std::atomic<std::uint64_t> failed{0};   // spawns that raised
-    std::atomic<std::uint64_t> reaped{0};   // children whose exit status was taken
-    std::atomic<std::uint64_t> forked{0};   // by whoever sees a fork; in the parent
+    std::atomic<std::uint64_t> reaped{0};   // children whose exit status was read
+    std::atomic<std::uint64_t> forked{0};   // forks, counted in the parent by the at-fork handler
 };
 
 Counters& counters() noexcept;

@@ -1,5 +1,5 @@
-// Where a spawn can fail, in the order in which things happen, and the one exception
-// of the core.  A Stage travels from the child as a number; its text is for people.
+// The stages at which a spawn can fail, in the order in which they run, and the exception that
+// names one.  A Stage travels from the child as a number; its text is for people.
 #pragma once
 
 #include <exception>
@@ -64,7 +64,7 @@ const char* stage_name(Stage stage) noexcept;  // "map_descriptor"
 const char* stage_text(Stage stage) noexcept;  // "map descriptor"
 Stage stage_named(const std::string& name);    // std::invalid_argument if there is none
 
-// A kernel call failed: at which stage, on what, with which errno.
+// A failed kernel call: its stage, its subject and its errno.
 class SysError : public std::exception {
   public:
     SysError(Stage stage, int err, std::string subject);

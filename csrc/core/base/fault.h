@@ -1,5 +1,5 @@
-// Test-only: makes one Stage fail with a chosen errno, in the parent or in the child.
-// One relaxed load where nothing is armed.
+// Test-only: one Stage that fails with a chosen errno, in the parent or in the child.
+// Costs one relaxed load where no fault is armed.
 #pragma once
 
 #include <atomic>
@@ -8,7 +8,7 @@
 
 namespace forkfd::fault {
 
-struct alignas(8) Armed {  // clang calls libatomic for what is aligned by less
+struct alignas(8) Armed {  // with less alignment clang calls libatomic
     Stage stage = Stage::none;
     int err = 0;
 };
@@ -21,7 +21,7 @@ inline std::atomic<Armed>& slot() noexcept {
 
 inline Armed armed() noexcept { return slot().load(std::memory_order_relaxed); }
 
-// Throws if `stage` is armed; called where the parent is about to do it.
+// Throw if `stage` is armed; called before the parent performs the stage.
 inline void point(Stage stage, const char* subject) {
     const Armed a = armed();
     if (a.stage == stage) throw_sys(stage, a.err, subject);

@@ -14,7 +14,7 @@ namespace forkfd {
 
 namespace {
 
-// -1 where it cannot be opened.  The descriptor that it is read by is counted too.
+// Return -1 if it cannot be opened.  The descriptor used for reading is counted too.
 std::int64_t count_entries(const char* path) noexcept {
     const long fd = raw::call(SYS_openat, AT_FDCWD, raw::addr(path),
                               O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -31,7 +31,7 @@ std::int64_t count_entries(const char* path) noexcept {
     return found - 2;  // . and ..
 }
 
-bool look(const char* path, struct statx& info) noexcept {
+bool stat_path(const char* path, struct statx& info) noexcept {
     return raw::call(SYS_statx, AT_FDCWD, raw::addr(path), 0, STATX_SIZE | STATX_NLINK,
                      raw::addr(&info)) == 0;
 }
@@ -41,7 +41,7 @@ std::int64_t read_descriptors(void*) noexcept { return count_descriptors(); }
 // proc(5): each task is a directory, and so a link to its parent.
 std::int64_t read_threads(void*) noexcept {
     struct statx info;
-    return look("/proc/self/task", info) ? std::int64_t{info.stx_nlink} - 2 : -1;
+    return stat_path("/proc/self/task", info) ? std::int64_t{info.stx_nlink} - 2 : -1;
 }
 
 std::int64_t read_children(void*) noexcept {
@@ -61,7 +61,7 @@ std::atomic<int> claimed{3}, published{3};
 // The directory's size is the number of descriptors since Linux 6.2, and 0 before.
 std::int64_t count_descriptors() noexcept {
     struct statx info;
-    if (look("/proc/self/fd", info) && info.stx_size != 0)
+    if (stat_path("/proc/self/fd", info) && info.stx_size != 0)
         return static_cast<std::int64_t>(info.stx_size);
     const std::int64_t listed = count_entries("/proc/self/fd");
     return listed > 0 ? listed - 1 : listed;
@@ -72,7 +72,7 @@ int add_gauge(const Gauge& added) noexcept {
     do if (number == kMaxGauges) return -1;
     while (!claimed.compare_exchange_weak(number, number + 1));
     gauges[number] = added;
-    int before = number;  // in order, so that a count says which are filled
+    int before = number;  // in order: all gauges below the count are filled
     while (!published.compare_exchange_weak(before, number + 1)) before = number;
     return number;
 }

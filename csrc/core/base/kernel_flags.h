@@ -1,5 +1,5 @@
-// Constants and structures of the kernel that older headers lack (glibc 2.28, musl).  Defined
-// here and nowhere else.
+// Constants and structures of the kernel that are missing from older headers (glibc 2.28, musl).
+// Defined here and nowhere else.
 #pragma once
 
 #include <cstddef>

@@ -19,6 +19,6 @@ static_assert(sizeof(KernelStatx) == 256);
 
 constexpr unsigned kStatxBasic = 0x7ff;   // STATX_BASIC_STATS
 constexpr unsigned kStatxMount = 0x1000;  // STATX_MNT_ID, Linux 5.8
-constexpr int kStatxDontSync = 0x4000;    // AT_STATX_DONT_SYNC: what is cached will do
+constexpr int kStatxDontSync = 0x4000;    // AT_STATX_DONT_SYNC: cached values suffice
 
 }  // namespace forkfd

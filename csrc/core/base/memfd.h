@@ -9,8 +9,8 @@
 
 namespace forkfd {
 
-// Close-on-exec, and never executable where the kernel can promise that (Linux 6.3).  Empty
-// and errno on failure.
+// Make a memfd that is close-on-exec, and sealed against execution from Linux 6.3 on.  Empty and
+// errno on failure.
 inline UniqueFd make_memfd(const char* name) noexcept {
     const auto make = [name](unsigned flags) {
         return raw::call(SYS_memfd_create, raw::addr(name),

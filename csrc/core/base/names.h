@@ -6,8 +6,8 @@
 
 namespace forkfd {
 
-std::string resource_name(int resource);           // "RLIMIT_NOFILE", getrlimit(2)
+std::string resource_name(int resource);             // "RLIMIT_NOFILE", getrlimit(2)
 const std::vector<std::string>& capability_names();  // "CHOWN", ... by number, capabilities(7)
-std::string capability_name(int capability);       // "CAP_CHOWN"
+std::string capability_name(int capability);         // "CAP_CHOWN"
 
 }  // namespace forkfd

@@ -15,10 +15,10 @@ namespace forkfd {
 
 namespace {
 
-// Children whose end sends another signal than SIGCHLD as well, or none (clone(2)).
+// __WALL: children whose exit signal is not SIGCHLD too, clone(2).
 constexpr int kExited = WEXITED | __WALL;
 
-// PIDFD_GET_INFO tells the exit status even of a child that somebody else reaped
+// PIDFD_GET_INFO has the exit status even of a child that another caller reaped
 // (PIDFD_INFO_EXIT, Linux 6.15; linux/pidfd.h).
 struct PidfdInfo {
     std::uint64_t mask, cgroup;
@@ -28,7 +28,7 @@ struct PidfdInfo {
 constexpr std::uint64_t kInfoExit = 1U << 3;
 constexpr unsigned long kGetInfo = _IOWR(0xFF, 11, PidfdInfo);
 
-ExitInfo status_after_the_fact(int pidfd) noexcept {
+ExitInfo status_after_reaping(int pidfd) noexcept {
     PidfdInfo info = {};
     info.mask = kInfoExit;
     if (::ioctl(pidfd, kGetInfo, &info) != 0 || (info.mask & kInfoExit) == 0)
@@ -38,7 +38,7 @@ ExitInfo status_after_the_fact(int pidfd) noexcept {
     return {true, WCOREDUMP(s) ? CLD_DUMPED : CLD_KILLED, WTERMSIG(s), false, {}};
 }
 
-void tell_end(const ExitInfo& end, pid_t pid) noexcept {
+void trace_end(const ExitInfo& end, pid_t pid) noexcept {
     count(counters().reaped);
     if (!trace::on(trace::kExec)) return;
     trace::Line line("exec", "reaped");
@@ -75,14 +75,14 @@ std::optional<ExitInfo> reap(int pidfd) noexcept {
                               raw::addr(&result.usage));
     if (rc == -ECHILD) {
         if (wait_readable(pidfd, 0) != 1) return std::nullopt;
-        const ExitInfo late = status_after_the_fact(pidfd);
-        tell_end(late, 0);
+        const ExitInfo late = status_after_reaping(pidfd);
+        trace_end(late, 0);
         return late;
     }
     if (rc < 0 || info.si_pid == 0) return std::nullopt;
     result.code = info.si_code;
     result.status = info.si_status;
-    tell_end(result, info.si_pid);
+    trace_end(result, info.si_pid);
     return result;
 }
 

@@ -1,4 +1,4 @@
-// A child is known by its descriptor: pids recycle, pidfds do not (pidfd_open(2)).
+// Signals and waits by pidfd: pids recycle, pidfds do not (pidfd_open(2)).
 #pragma once
 
 #include <sys/resource.h>
@@ -11,7 +11,7 @@
 namespace forkfd {
 
 struct ExitInfo {
-    bool known;        // false: somebody else took the status and the kernel kept no copy
+    bool known;        // false: another caller reaped the child, and the kernel has no copy
     int code;          // CLD_EXITED, CLD_KILLED or CLD_DUMPED
     int status;        // exit code or signal
     bool has_usage;
@@ -22,9 +22,9 @@ UniqueFd open_pidfd(pid_t pid) noexcept;           // close-on-exec; empty and e
 int send_signal(int pidfd, int sig) noexcept;      // 0 or errno; ESRCH once reaped
 // poll(2) on the pidfd.  1: the process has ended; 0: time is up; -1: errno (EINTR too).
 int wait_readable(int pidfd, int timeout_ms) noexcept;
-// Takes the exit status; std::nullopt while the process runs.  Never blocks.
+// Reap the child: its exit status; std::nullopt while the process runs.  Never blocks.
 std::optional<ExitInfo> reap(int pidfd) noexcept;
-// The same for a child whose spawn failed: waits for its end, discards the status.
+// Reap a child whose spawn failed: wait for its end, discard the status.
 void reap_failed(pid_t pid) noexcept;
 
 }  // namespace forkfd

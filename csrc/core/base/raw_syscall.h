@@ -1,7 +1,7 @@
 // System calls without libc: no errno, no interceptor, no cancellation point, no lock.
-// They return what the kernel returns: -errno on failure.  The only calls the child
-// may make (child.cpp); the numbers are here because libc's headers may be older than
-// the running kernel (syscalls(2): numbers from 424 up are the same on all architectures).
+// The result is the kernel's: -errno on failure.  These are the only calls that the child may
+// make (child.cpp).  The numbers are defined here because libc's headers may be older than the
+// running kernel (syscalls(2): numbers from 424 up are the same on all architectures).
 #pragma once
 
 #include <sys/syscall.h>

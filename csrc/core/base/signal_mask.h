@@ -1,5 +1,5 @@
-// Blocks every signal of the calling thread and puts back exactly what was.
-// Raw, because libc leaves its own signals (32 to 34) unblocked, and a handler that
+// Signal masks of the calling thread, and the kernel's structures for signals.
+// Raw system calls, because libc never blocks its own signals (32 to 34), and a handler that
 // runs in a CLONE_VM child would run on the parent's memory.
 #pragma once
 
@@ -29,6 +29,7 @@ inline KernelSigset current_signal_mask() noexcept {
     return mask;
 }
 
+// Blocks every signal, and restores the mask at the end of the scope.
 class AllSignalsBlocked {
   public:
     AllSignalsBlocked() noexcept {

@@ -1,4 +1,4 @@
-// How often something ran, how often it failed, how long it took.
+// Calls, failures and durations of a handler.
 #pragma once
 
 #include <atomic>
@@ -9,10 +9,11 @@
 
 namespace forkfd {
 
-// Written by one thread at a time, under the GIL or the lock of the native list: so without the bus lock of fetch_add, which a
-// hundred handlers would pay four hundred times.  Atomic for those who read meanwhile.
+// Written by one thread at a time, under the GIL or the lock of the native list: hence without
+// the bus lock of fetch_add, which a hundred handlers would pay four hundred times.  Atomic,
+// because other threads may read meanwhile.
 struct Timing {
-    // Of CLOCK_MONOTONIC; not by way of libstdc++, whose pages a child would map for this alone.
+    // CLOCK_MONOTONIC, not through libstdc++: a child would map its pages for this alone.
     static std::chrono::nanoseconds now() noexcept {
         timespec time;
         ::clock_gettime(CLOCK_MONOTONIC, &time);

@@ -14,14 +14,14 @@ namespace forkfd::trace {
 namespace {
 
 struct Identity {
-    std::uint64_t device, inode;  // inode 0: not known, and never compared
+    std::uint64_t device, inode;  // inode 0: unknown
 };
 
-// Each is read on its own: a change of target while others write may lose a line.
+// Read one by one: a change of target while other threads write may lose a line.
 std::atomic<int> target{2};
 std::atomic<bool> target_is_ours{false};
 std::atomic<std::uint64_t> target_device{0}, target_inode{0};
-std::atomic<unsigned> lost{0};  // lines that could not be written, since the last that could
+std::atomic<unsigned> lost{0};  // lines not written since the last that was
 
 Identity identity(int fd) noexcept {
     struct statx info;
@@ -58,7 +58,7 @@ std::uint64_t now_ns() noexcept {
            static_cast<std::uint64_t>(now.tv_nsec);
 }
 
-// Two bytes are kept free for the end of a text and of the line.
+// Two bytes stay free, for the end of a text and of the line.
 bool Line::put(std::string_view text) noexcept {
     if (text.size() > kSize - 2 - size_) return false;
     for (const char c : text) buffer_[size_++] = c;
@@ -98,7 +98,7 @@ Line::Line(const char* event, const char* stage, std::string_view subject) noexc
 Line& Line::field(const char* name, long long number) noexcept {
     const std::size_t start = size_;
     const bool negative = number < 0;
-    // Not -number, which the lowest of all has none of.
+    // Not -number, which overflows for the lowest number.
     const auto bits = static_cast<std::uint64_t>(number);
     if (!(begin(name) && (!negative || put("-")) && put(negative ? 0 - bits : bits)))
         size_ = start;
@@ -127,7 +127,7 @@ Line& Line::field(const char* name, std::string_view text) noexcept {
 }
 
 Line& Line::duration(std::uint64_t start) noexcept {
-    if (start == 0) return *this;  // nobody listened then
+    if (start == 0) return *this;  // the topic was off then
     const std::uint64_t now = now_ns();
     return field("us", static_cast<long long>(now > start ? (now - start) / 1000 : 0));
 }

@@ -3,10 +3,10 @@
 //
 //     if (trace::on(trace::kExec)) trace::Line("exec", "started", program).field("child", pid);
 //
-// Makes raw system calls only: no allocation, no libc, no lock, errno is kept.  So it may
-// be called with and without the GIL, in a child just born of fork(2), in handlers of
-// pthread_atfork(3) and of signals.  Not behind the fence: what a child on shared memory
-// did is told by its parent.
+// Makes raw system calls only: no allocation, no libc, no lock, errno is preserved.  So it may
+// be called with and without the GIL, in a new child of fork(2), in handlers of
+// pthread_atfork(3) and of signals.  Not behind the fence: the parent traces the steps of a child
+// on shared memory.
 #pragma once
 
 #include <atomic>
@@ -25,9 +25,9 @@ inline bool on(Topic topic) noexcept {
     return (topics.load(std::memory_order_relaxed) & topic) != 0;
 }
 
-// Lines about `wanted` (bits of Topic) go to `fd` from now on.  An owned one is closed when
-// it is replaced, and written to only while it is still the file that it was: a program that
-// closes all its descriptors gets no lines into what it opens next.
+// Send the lines about `wanted` (bits of Topic) to `fd` from now on.  An owned descriptor is
+// closed when it is replaced, and written to only while it is still the same file: a program
+// that closes all its descriptors gets no lines into a file that it opens next.
 void configure(unsigned wanted, int fd, bool owned) noexcept;
 
 std::uint64_t now_ns() noexcept;  // CLOCK_MONOTONIC
@@ -43,11 +43,11 @@ class Line {
     Line(const char* event, const char* stage, std::string_view subject = {}) noexcept;
     Line(const Line&) = delete;
     Line& operator=(const Line&) = delete;
-    ~Line();  // writes it
+    ~Line();  // writes the line
 
     Line& field(const char* name, std::string_view text) noexcept;
     Line& field(const char* name, long long number) noexcept;
-    // us: microseconds from `start` (now_ns()) until now; nothing where start is 0.
+    // Add us=, the microseconds from `start` (now_ns()) until now; nothing if start is 0.
     Line& duration(std::uint64_t start) noexcept;
 
   private:

@@ -1,5 +1,5 @@
-// Owner of one descriptor.  The destructor closes it and keeps errno, so that it
-// can run on the way out of a failed call without hiding why it failed.
+// The owner of one descriptor.  The destructor closes it and preserves errno, so that it can
+// run after a failed call without hiding the error.
 #pragma once
 
 #include <cerrno>

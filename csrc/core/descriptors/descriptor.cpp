@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -60,13 +61,13 @@ void close_range(unsigned first, unsigned last, bool cloexec, bool unshare) {
     for (const int fd : list_descriptors(std::move(folder), true)) {
         const auto number = static_cast<unsigned>(fd);
         if (number < first || number > last) continue;
-        // Another thread may have closed it; errors of the file are nobody's to hear.
+        // Another thread may have closed it; no caller handles errors of the file itself.
         if (cloexec) ::fcntl(fd, F_SETFD, FD_CLOEXEC);
         else ::close(fd);
     }
 }
 
-// libc's is younger than the oldest libc we run on.
+// Raw: gettid() is missing from glibc before 2.30.
 pid_t own_tid() noexcept { return static_cast<pid_t>(raw::call(SYS_gettid)); }
 
 int compare_open_files(pid_t pid, int a, int b) noexcept {
@@ -74,7 +75,7 @@ int compare_open_files(pid_t pid, int a, int b) noexcept {
 }
 
 bool same_open_file(int a, int b) {
-    get_flags(a, "compare");  // F_DUPFD_QUERY answers "no" for a number that is not open
+    get_flags(a, "compare");  // F_DUPFD_QUERY returns "no" for a number that is not open
     get_flags(b, "compare");
     if (a == b) return true;
     if (const int same = ::fcntl(a, kDupfdQuery, b); same >= 0) return same == 1;
@@ -87,7 +88,7 @@ bool same_open_file(int a, int b) {
         const int flags = ::fcntl(a, F_GETFL) & fixed;
         if (x.st_dev != y.st_dev || x.st_ino != y.st_ino) return false;
         if (flags != (::fcntl(b, F_GETFL) & fixed)) return false;
-        // A socket cannot be opened a second time, but for its name.
+        // A socket cannot be opened a second time, only its name (O_PATH) can.
         if (S_ISSOCK(x.st_mode) && (flags & O_PATH) == 0) return true;
     }
     throw_errno(-order, name(a) + " and " + std::to_string(b) + ": compare: kcmp");
@@ -111,10 +112,10 @@ std::vector<int> list_descriptors(UniqueFd folder, bool own) {
 UniqueFd duplicate_beside(int fd, const std::vector<int>& beside) {
     constexpr int kHigh = 64;
     UniqueFd copy;
-    std::vector<UniqueFd> unfit;  // closed at the end, so that the next one is another
+    std::vector<UniqueFd> unfit;  // closed at the end: the next duplicate gets another number
     for (int from = kHigh;;) {
         copy = UniqueFd(::fcntl(fd, F_DUPFD_CLOEXEC, from));
-        // EINVAL and EMFILE: no number is left up there (RLIMIT_NOFILE).
+        // EINVAL and EMFILE: no number is free up there (RLIMIT_NOFILE).
         if (!copy && from == kHigh && (errno == EINVAL || errno == EMFILE)) from = 0;
         else if (!copy) throw_errno(errno, name(fd) + ": duplicate");
         else if (std::find(beside.begin(), beside.end(), copy.get()) == beside.end()) return copy;
@@ -132,7 +133,7 @@ void demand_below_limit(int number) {
 int replace(int number, int source, bool cloexec) noexcept {
     for (;;) {
         const long rc = raw::call(SYS_dup3, source, number, cloexec ? O_CLOEXEC : 0);
-        // EBUSY: another thread is just opening that number, dup(2).
+        // EBUSY: another thread is opening that number, dup(2).
         if (rc != -EINTR && rc != -EBUSY) return rc < 0 ? static_cast<int>(-rc) : 0;
     }
 }
@@ -147,11 +148,17 @@ std::int64_t stream_kind(int fd) noexcept {
 }
 
 UniqueFd signal_fd(std::uint64_t mask) {
-    // Raw: the kernel's set is these 64 bits, which libc's functions only wrap.
+    // Raw: the kernel's set is these 64 bits; libc's type would have to be built from them.
     const long rc = raw::call(SYS_signalfd4, -1, raw::addr(&mask), sizeof mask,
                               O_CLOEXEC | O_NONBLOCK);
     if (rc < 0) throw_errno(static_cast<int>(-rc), "signalfd");
     return UniqueFd(static_cast<int>(rc));
+}
+
+void disconnect(int fd) {
+    sockaddr none = {};
+    none.sa_family = AF_UNSPEC;
+    if (::connect(fd, &none, sizeof none) != 0) throw_errno(errno, "connect");
 }
 
 }  // namespace forkfd

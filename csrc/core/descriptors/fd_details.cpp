@@ -45,7 +45,7 @@ std::string kind_of(const FdRow& row) {
         case S_IFSOCK: return "socket";
         default: break;
     }
-    // Without stat, as of a file whose server does not answer.
+    // Without stat: the server of the file does not respond.
     if (starts_with(t, "socket:[")) return "socket";
     return starts_with(t, "pipe:[") ? "pipe" : "unknown";
 }
@@ -55,7 +55,7 @@ bool has_offset(const std::string& kind) {
            kind == "character device";
 }
 
-// Splits in place: what sscanf is given ends at the line's end.
+// Splits in place, so that each text passed to sscanf ends at its line's end.
 template <class Handler>
 void each_line(std::string& text, Handler handle) {
     for (std::size_t start = 0; start < text.size();) {
@@ -156,9 +156,9 @@ FdDetails details_of(const FdRow& row, std::string& fdinfo, bool own) {
     return std::monostate();
 }
 
-// Is the row of one file, as far as can be told?  The link and the text of fdinfo have the
-// inode (Linux 5.14) and the mount (Linux 5.8) that stat has, or the line of their kind.  Of
-// other file systems fdinfo's inode may be another than stat's (overlayfs).
+// Whether link, stat and fdinfo are of one file, as far as they show.  The link and the text of
+// fdinfo have the inode (Linux 5.14) and the mount (Linux 5.8) of stat, or the line of their
+// kind.  On other file systems the inode of fdinfo may differ from that of stat (overlayfs).
 bool of_one_file(const FdRow& row, const std::string& fdinfo) {
     const auto number_after = [](const std::string& text, const char* mark) -> std::uint64_t {
         const std::size_t at = text.find(mark);
@@ -190,7 +190,7 @@ bool describe(FdRow& row, std::string fdinfo, bool own) {
     row.kind = kind_of(row);
     if (!of_one_file(row, fdinfo)) return false;
     row.offset.reset();
-    // The lines that every kind has come first.
+    // The lines that all kinds share come first.
     std::string common = fdinfo.substr(0, 64);
     each_line(common, [&](const char* line) { read_line(row, line); });
     if ((row.flags & O_PATH) != 0) row.offset.reset();

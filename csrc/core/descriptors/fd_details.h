@@ -1,4 +1,4 @@
-// What a descriptor is, and the details of its kind, from /proc/PID/fdinfo (proc(5)).
+// The kind of a descriptor and the details of that kind, from /proc/PID/fdinfo (proc(5)).
 #pragma once
 
 #include <cstdint>
@@ -62,7 +62,7 @@ struct PidfdDetails {
 
 struct MemfdDetails {
     std::uint64_t size = 0;
-    std::optional<int> seals;  // F_SEAL_ bits, fcntl(2); only of our own
+    std::optional<int> seals;  // F_SEAL_ bits, fcntl(2); only of our own process
 };
 
 using FdDetails = std::variant<std::monostate, FileDetails, PipeDetails, SocketDetails,
@@ -73,30 +73,30 @@ struct FileStat {
     unsigned mode = 0;  // 0: stat was refused
     unsigned links = 0, device_major = 0;
     std::uint64_t device = 0, inode = 0, size = 0;
-    std::uint64_t mount = 0;  // 0: not told (before Linux 5.8)
+    std::uint64_t mount = 0;  // 0: unknown (before Linux 5.8)
 };
 
 struct FdRow {
     int number = -1;
-    std::string target;  // what the link in /proc/PID/fd reads
+    std::string target;  // the target of the link in /proc/PID/fd
     FileStat stat;
     std::string kind;  // "socket", "epoll", ...
-    int flags = 0;     // as F_GETFL has them
+    int flags = 0;     // of F_GETFL
     bool cloexec = false;
-    std::optional<std::int64_t> offset;  // where there is one
+    std::optional<std::int64_t> offset;  // of files that have one
     FdDetails details;
-    int open_file = -1;  // index into FdTable::open_files; -1: not known
+    int open_file = -1;  // index into FdTable::open_files; -1: unknown
 };
 
-// Fills in what follows from target, stat and the text of fdinfo; `own` asks the descriptor
-// itself for more.  All but SocketDetails.  False: these are of different files, as the
-// number was given to another in between.
+// Fills in the fields that follow from target, stat and the text of fdinfo; with `own`, system
+// calls on the descriptor add more.  All but SocketDetails.  False: target, stat and fdinfo
+// belong to different files, since the number was reused in between.
 bool describe(FdRow& row, std::string fdinfo, bool own);
 
 // A device as in st_dev, from the kernel's internal number: 12 bits and 20 bits.
 std::uint64_t device_of(unsigned sdev) noexcept;
 
-// What the fdinfo of an epoll says that it watches, in the kernel's order.
+// The entries of an epoll, from its fdinfo, in the kernel's order.
 std::vector<EpollWatch> epoll_watches(std::string fdinfo);
 
 }  // namespace forkfd

@@ -11,16 +11,15 @@
 #include <system_error>
 #include <tuple>
 
-#include "core/descriptors/descriptor.h"
 #include "core/base/kernel_statx.h"
 #include "core/base/pidfd.h"
 #include "core/base/raw_syscall.h"
 #include "core/base/unique_fd.h"
+#include "core/descriptors/descriptor.h"
 
 namespace forkfd {
 
 namespace {
-
 
 struct Name {  // of a descriptor in /proc/PID/fd
     char text[12];
@@ -37,7 +36,7 @@ class Snapshot {
         try {
             read_all();
         } catch (const std::system_error& e) {
-            fail(e.code().value());  // it ended while it was listed
+            fail(e.code().value());  // the process ended meanwhile
         }
         find_shared();
         return std::move(table_);
@@ -50,12 +49,12 @@ class Snapshot {
         process_ = open_folder(AT_FDCWD, path.c_str());
         UniqueFd folder(::openat(process_.get(), "fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
         if (!folder) fail(errno);
-        // All numbers before any of them is looked at: that opens files of our own.
+        // All numbers before the first is read: reading opens descriptors of our own.
         std::vector<int> numbers = list_descriptors(std::move(folder), pid_ == 0);
         if (pid_ == 0)
             numbers.erase(std::remove(numbers.begin(), numbers.end(), process_.get()),
                           numbers.end());
-        // The folders themselves are held, since a path is looked up anew at each use.
+        // The folders are held open: a path could lead to another process later.
         links_ = open_folder(process_.get(), "fd");
         infos_ = open_folder(process_.get(), "fdinfo");
         own_links_ = open_folder(AT_FDCWD, "/proc/thread-self/fd");
@@ -66,7 +65,7 @@ class Snapshot {
             if (read(row)) table_.rows.push_back(std::move(row));
         }
         if (::faccessat(process_.get(), "stat", F_OK, 0) != 0)
-            throw_errno(errno, "stat");  // ended meanwhile
+            throw_errno(errno, "stat");  // the process has ended
     }
 
     UniqueFd open_folder(int at, const char* path) const {
@@ -85,9 +84,9 @@ class Snapshot {
         throw_errno(err, what_ + ": /proc");
     }
 
-    // False: closed since it was listed.  A number may be closed and opened again while it
-    // is read; then what is read of it does not fit together, and it is read again.  One that
-    // never holds still is closed most of the time.
+    // False: closed since it was listed.  A number may be closed and opened again while it is
+    // read; then the parts do not match, and it is read again.  A number that never matches is
+    // closed most of the time.
     bool read(FdRow& row) {
         for (int attempt = 0; attempt < 1000; ++attempt) {
             if (!read_name(row)) return false;
@@ -98,8 +97,8 @@ class Snapshot {
         return false;
     }
 
-    // What the link reads and stat, of one file: held by a name of it (O_PATH).  No duplicate
-    // is made, since closing one would drop the process's record locks (fcntl(2)).
+    // Reads target and stat of one file, which an O_PATH descriptor holds.  No duplicate is made:
+    // closing one would drop the process's record locks (fcntl(2)).
     bool read_name(FdRow& row) {
         const UniqueFd name(::openat(links_.get(), Name(row.number).text, O_PATH | O_CLOEXEC));
         if (name) {
@@ -111,7 +110,7 @@ class Snapshot {
         }
         if (errno == ENOENT || errno == ESRCH) return false;
         if (errno == EMFILE || errno == ENFILE) fail(errno);
-        row.stat = {};  // its file server does not answer, say
+        row.stat = {};  // for one, its file server does not respond
         return read_link(links_, row.number, row.target) || gone(errno);
     }
 
@@ -140,7 +139,7 @@ class Snapshot {
         }
     }
 
-    // A descriptor may go at any time, and so may the process.  /proc says ESRCH of both.
+    // Descriptor and process may end at any time; /proc reports ESRCH for both.
     bool gone(int err) const {
         if (err != ENOENT && err != ESRCH) fail(err);
         return false;
@@ -149,7 +148,7 @@ class Snapshot {
     static FileStat stat(int name) {
         KernelStatx s = {};
         FileStat found;
-        // What the kernel has cached will do: a dead file server must not hold us up.
+        // Cached values suffice: a dead file server must not block the snapshot.
         const long rc = raw::call(SYS_statx, name, raw::addr(""), AT_EMPTY_PATH | kStatxDontSync,
                                   kStatxBasic | kStatxMount, raw::addr(&s));
         if (rc == 0) {
@@ -173,7 +172,7 @@ class Snapshot {
         return found;
     }
 
-    // False: it is no socket any more.
+    // False: the number is no socket any more.
     bool describe_socket(FdRow& row) {
         if (!is_socket(row)) return true;
         if (pid_ == 0) {
@@ -195,7 +194,7 @@ class Snapshot {
         return true;
     }
 
-    // pidfd_getfd(2), of sockets only; they have no record locks to lose.
+    // pidfd_getfd(2), for sockets only, which have no record locks to lose.
     UniqueFd take_copy(int number) {
         if (!pidfd_ && !pidfd_refused_) {
             pidfd_ = open_pidfd(pid_);
@@ -206,8 +205,8 @@ class Snapshot {
         return UniqueFd(fd < 0 ? -1 : static_cast<int>(fd));
     }
 
-    // Only descriptors of one inode can be one open file, so each inode's are sorted by
-    // kcmp(2): n log n calls at most, and one inode of its own needs none.
+    // Only descriptors of one inode can be one open file, so those of each inode are sorted by
+    // kcmp(2): n log n calls at most, and none for an inode that occurs once.
     void find_shared() {
         std::vector<FdRow*> rows;
         for (FdRow& row : table_.rows)
@@ -234,8 +233,8 @@ class Snapshot {
         return row.kind == "socket" && (row.flags & O_PATH) == 0;
     }
 
-    // False: kcmp is refused.  Descriptors may be closed meanwhile, so that the order
-    // contradicts itself; unlike std::sort, this merge cannot be led astray by that.
+    // False: kcmp is refused.  Descriptors may be closed meanwhile, which makes the order
+    // inconsistent; that is undefined behaviour in std::sort, and harmless in this merge.
     bool sort_by_open_file(std::vector<FdRow*>& rows) const {
         const pid_t pid = pid_ == 0 ? own_tid() : pid_;
         std::vector<FdRow*> merged(rows.size());

@@ -11,11 +11,11 @@ namespace forkfd {
 
 struct FdTable {
     std::vector<FdRow> rows;                   // ascending
-    std::vector<std::vector<int>> open_files;  // the numbers that each of them is open at
+    std::vector<std::vector<int>> open_files;  // of each open file, its numbers
 };
 
-// pid 0: of the calling thread, which may have a table of its own (unshare(2)).
-// std::system_error with ESRCH: there is no such process; EACCES: it may not be looked at.
+// pid 0: the table of the calling thread, which may have one of its own (unshare(2)).
+// std::system_error with ESRCH: no such process; EACCES: access is denied (ptrace(2)).
 FdTable fd_table(pid_t pid);
 
 }  // namespace forkfd

@@ -65,8 +65,8 @@ std::string unix_address(const std::string& name) {
     return std::string(reinterpret_cast<const char*>(&family), sizeof family) + name;
 }
 
-// Sends one request for a dump and hands each answer to `each`; an error ends it, as a
-// family that the kernel was built without is no socket of that family.
+// Sends one request for a dump and calls `each` for every reply.  An error ends it: a kernel
+// without that family has no socket of it.
 template <class Request, class Handler>
 void dump(int netlink, const Request& request, Handler each) {
     struct {
@@ -99,7 +99,7 @@ void dump_inet(int netlink, int family, int protocol, Sockets& found) {
     request.idiag_states = ~0U;
     dump(netlink, request, [&](nlmsghdr* h) {
         const auto* m = static_cast<const inet_diag_msg*>(NLMSG_DATA(h));
-        if (m->idiag_inode == 0) return;  // TIME_WAIT, or not accepted yet: nobody's
+        if (m->idiag_inode == 0) return;  // TIME_WAIT, or not accepted yet: no descriptor
         SocketDetails s;
         s.family = family;
         s.type = protocol == IPPROTO_TCP ? SOCK_STREAM : SOCK_DGRAM;
@@ -130,7 +130,7 @@ void dump_unix(int netlink, Sockets& found) {
         s.type = m->udiag_type;
         s.listening = m->udiag_state == kListening;
         s.local = unix_address({});
-        if (m->udiag_ino == 0) return;  // not accepted yet: nobody's
+        if (m->udiag_ino == 0) return;  // not accepted yet: no descriptor
         auto left = static_cast<unsigned>(h->nlmsg_len - NLMSG_LENGTH(sizeof *m));
         for (const auto* a = reinterpret_cast<const rtattr*>(m + 1); RTA_OK(a, left);
              a = RTA_NEXT(a, left)) {
@@ -142,7 +142,7 @@ void dump_unix(int netlink, Sockets& found) {
                 std::memcpy(&peer, data, sizeof peer);
                 if (peer != 0) peers.emplace(m->udiag_ino, peer);
             } else if (a->rta_type == UNIX_DIAG_ICONS) {
-                // The clients that wait: the other end of each has the listener's name.
+                // The waiting clients: the peer of each has the listener's name.
                 for (std::size_t at = 0; at + sizeof(std::uint32_t) <= RTA_PAYLOAD(a);
                      at += sizeof(std::uint32_t)) {
                     std::uint32_t client;
@@ -175,7 +175,7 @@ std::optional<SocketDetails> socket_details(int fd) {
     s.local = address(::getsockname, fd);
     s.peer = address(::getpeername, fd);
     if (s.listening && s.protocol == IPPROTO_TCP) {
-        // Of a listener these two are its queue: tcp_get_info() in net/ipv4/tcp.c.
+        // For a listener these two describe its queue: tcp_get_info() in net/ipv4/tcp.c.
         tcp_info info;
         socklen_t size = sizeof info;
         if (::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0) {

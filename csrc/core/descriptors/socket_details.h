@@ -1,4 +1,4 @@
-// What is known of a socket: by its descriptor, or, of another process's, by its inode.
+// Details of a socket: by its descriptor, or, in another process, by its inode.
 #pragma once
 
 #include <cstdint>
@@ -10,19 +10,19 @@ namespace forkfd {
 
 struct SocketDetails {
     int family = 0, type = 0, protocol = 0;
-    std::string local, peer;  // struct sockaddr as the kernel gives it; empty: none
+    std::string local, peer;  // the kernel's struct sockaddr; empty: none
     bool listening = false;
-    std::optional<unsigned> backlog, waiting;  // of a listener, where the kernel tells
+    std::optional<unsigned> backlog, waiting;  // of a listener; where the kernel reports them
 };
 
-// std::nullopt: not a socket, or only a name of one (O_PATH).
+// std::nullopt: not a socket, or only its name (O_PATH).
 std::optional<SocketDetails> socket_details(int fd);
 
-// sock_diag(7): all TCP, UDP and UNIX sockets of our network namespace, of other processes
-// too, without any privilege.  What the kernel refuses to tell is not found.
+// sock_diag(7): all TCP, UDP and UNIX sockets of our network namespace, also of other processes,
+// without any privilege.  Sockets that the kernel does not report are not found.
 class SockDiag {
   public:
-    const SocketDetails* find(std::uint64_t inode);  // asks the kernel at the first call
+    const SocketDetails* find(std::uint64_t inode);  // queries the kernel at the first call
 
   private:
     bool dumped_ = false;

@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <cerrno>
 
-#include "core/epoll/epoll_rebuild.h"
 #include "core/base/gauges.h"
 #include "core/base/raw_syscall.h"
+#include "core/epoll/epoll_rebuild.h"
 
 namespace forkfd {
 
@@ -47,7 +47,7 @@ std::int64_t EpollBelief::drift() noexcept {
         const std::uint64_t other = watched != 0 && mark != 0 ? 1 : 0;
         return last_ = static_cast<std::int64_t>(std::max({lost, missing, other}));
     }
-    return last_;  // it changes all the time
+    return last_;  // changed during every attempt
 }
 
 std::int64_t EpollBelief::all() noexcept {

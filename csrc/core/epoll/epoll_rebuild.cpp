@@ -9,17 +9,17 @@
 #include <cerrno>
 #include <cstring>
 
-#include "core/descriptors/descriptor.h"
-#include "core/epoll/epoll_view.h"
 #include "core/base/kernel_statx.h"
 #include "core/base/raw_syscall.h"
 #include "core/base/trace.h"
+#include "core/descriptors/descriptor.h"
+#include "core/epoll/epoll_view.h"
 
 namespace forkfd {
 
 namespace {
 
-// What is left of a line.  Once something is not as expected, nothing is any more.
+// The unparsed rest of a line.  After the first mismatch nothing matches any more.
 struct Rest {
     const char* at;
     const char* end;
@@ -117,9 +117,9 @@ void demand_epoll(int number) {
     const std::string what = "epoll " + std::to_string(number);
     if (::fcntl(number, F_GETFD) < 0) throw_errno(errno, what);
     const UniqueFd fresh(::epoll_create1(EPOLL_CLOEXEC));
-    if (!fresh) throw_errno(errno, what + ": ask whether it is one");
+    if (!fresh) throw_errno(errno, what + ": check that it is an epoll");
     if (const int err = not_an_epoll(number, fresh.get()); err != 0)
-        throw_errno(err, what + ": it is no epoll");
+        throw_errno(err, what + ": not an epoll");
 }
 
 namespace {
@@ -131,18 +131,18 @@ void fail(EpollRebuild& r, int err) noexcept {
 void renew(EpollRebuild& r) noexcept {
     r = {r.number};
     const int flags = ::fcntl(r.number, F_GETFD);
-    if (flags < 0) return;  // nothing is inherited
+    if (flags < 0) return;  // closed: nothing to replace
     int fresh = ::epoll_create1(EPOLL_CLOEXEC);
     if (fresh < 0) {
         fail(r, errno);
         errno = 0;
         if (!is_epoll_by_name(r.number) && errno == 0) return;
-        ::close(r.number);  // no other number is free, and what it watches is lost
+        ::close(r.number);  // no other number is free, so its entries are lost
         fresh = ::epoll_create1(EPOLL_CLOEXEC);
         if (fresh < 0) return;
     } else if (not_an_epoll(r.number, fresh) != 0) {
         ::close(fresh);
-        return;  // the number has become something else
+        return;  // the number is another file by now
     } else if ((r.inherited = ::fcntl(r.number, F_DUPFD_CLOEXEC, 0)) < 0) {
         fail(r, errno);
     }
@@ -160,7 +160,7 @@ void renew(EpollRebuild& r) noexcept {
 void refill(EpollRebuild& r, const EpollRebuild* all, std::size_t count) noexcept {
     const std::uint64_t begun = trace::on(trace::kEpoll) ? trace::now_ns() : 0;
     int entries = 0, left_out = 0;
-    // Where the file of a number is: an epoll's has moved, and to a number that is nobody's.
+    // The number at which the file of `number` is: a replaced epoll has moved to another one.
     const auto place_of = [&](int number) noexcept {
         for (std::size_t i = 0; i < count; ++i) {
             if (all[i].is_new && all[i].number == number) return all[i].inherited;

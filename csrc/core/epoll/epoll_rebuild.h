@@ -1,5 +1,5 @@
-// An epoll of anybody's, known by its number alone, made anew in a child just born: what it
-// watches is read from the kernel.  Nothing here allocates or takes a lock.
+// Any epoll, known by its number alone, made anew in a new child: its entries are read from the
+// kernel.  Nothing here allocates or takes a lock.
 #pragma once
 
 #include <cstddef>
@@ -8,13 +8,13 @@
 
 namespace forkfd {
 
-// One line of /proc/PID/fdinfo/EPOLL, without its end.  False: it is not about an entry.
+// Parses one line of /proc/PID/fdinfo/EPOLL, without its newline.  False: not an entry.
 bool parse_watch(const char* line, std::size_t size, EpollWatch& watch) noexcept;
 
-// Cuts a text that comes in parts into lines.  One longer than any of an entry is left out.
+// Splits a text that comes in parts into lines.  Lines too long for an entry are skipped.
 class WatchLines {
   public:
-    // call(const EpollWatch&) for each entry whose line ends in this part.
+    // Calls call(const EpollWatch&) for each entry whose line ends in this part.
     template <class Call>
     void add(const char* part, std::size_t size, Call&& call) noexcept {
         for (const char* const end = part + size; part != end; ++part) {
@@ -30,25 +30,25 @@ class WatchLines {
     }
 
   private:
-    char line_[192];  // 118 bytes is the longest that Linux writes
+    char line_[192];  // the longest line that Linux writes has 118 bytes
     std::size_t size_ = 0;
 };
 
-// The text of /proc/self/fdinfo/NUMBER, from which the kernel writes an instance at one moment.
+// A reader of /proc/self/fdinfo/NUMBER, in which the kernel lists an instance at one moment.
 class FdInfo {
   public:
     explicit FdInfo(int number) noexcept;
     FdInfo(const FdInfo&) = delete;
     FdInfo& operator=(const FdInfo&) = delete;
     ~FdInfo();
-    // 0: the end; or -errno.
+    // Returns the size, 0 at the end, or -errno.
     long read(char* part, std::size_t size) const noexcept;
 
   private:
     long fd_;
 };
 
-// call(const EpollWatch&) for each entry of an epoll: 0 or errno.
+// Calls call(const EpollWatch&) for each entry of an epoll; returns 0 or errno.
 template <class Call>
 int each_watch(int epfd, Call&& call) noexcept {
     const FdInfo info(epfd);
@@ -60,8 +60,9 @@ int each_watch(int epfd, Call&& call) noexcept {
     return static_cast<int>(-size);
 }
 
-// `fd`, as a rule the number of the entry, is the file that was added: by inode, and by
-// kcmp(2) for files that share theirs (eventfds) or show another in /proc (FIFOs of overlayfs).
+// Whether `fd`, as a rule the number of the entry, is the file that was added: by inode, and by
+// kcmp(2) for files that share an inode (eventfds) or have another one in /proc (FIFOs of
+// overlayfs).
 bool is_watched_file(int epfd, const EpollWatch& watch, int fd) noexcept;
 
 // EBADF: not open; EINVAL: no epoll.  std::system_error.
@@ -69,15 +70,15 @@ void demand_epoll(int number);
 
 struct EpollRebuild {
     int number;
-    int inherited = -1;  // where the parent's instance is meanwhile
+    int inherited = -1;  // the temporary number of the parent's instance
     int err = 0;         // the first error
     bool is_new = false;
 };
 
-// In a child: under each number that is an epoll a new instance watches what the inherited
-// one watches and is still here.  All are new before any is filled, for one may watch another.
-// Whatever fails, the number is not the parent's instance afterwards: it is new and watches
-// less, or is closed.  True: nothing has failed.
+// Called in a child: replaces each epoll by a new instance under its number, with those entries
+// of the inherited one whose files are still open.  All are new before any is filled, since one
+// may watch another.  After a failure the number is not the parent's instance either: it is new
+// and has fewer entries, or is closed.  True: nothing has failed.
 bool rebuild_epolls(EpollRebuild* all, std::size_t count) noexcept;
 
 }  // namespace forkfd

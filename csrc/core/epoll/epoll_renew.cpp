@@ -1,4 +1,4 @@
-// How an EpollSet gets a new instance under its old number.
+// The new instance of an EpollSet under its old number.
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -14,7 +14,7 @@ namespace forkfd {
 
 namespace {
 
-// Why a number cannot be registered again; 0: it is still the file.
+// Returns errno if a number cannot be registered again; 0: it is still the same file.
 int lost(const EpollRegistration& r) noexcept {
     struct stat s;
     if (::fstat(r.number, &s) != 0) return errno;
@@ -23,7 +23,7 @@ int lost(const EpollRegistration& r) noexcept {
 
 }  // namespace
 
-// An entry without a number cannot be removed, only left behind with its instance.
+// An entry whose number is closed cannot be removed, only left behind with its instance.
 void EpollSet::repair() {
     suspect_ = false;
     bool drifted = false;
@@ -33,7 +33,7 @@ void EpollSet::repair() {
             drifted |= r == registrations_.end() || r->second.data != watch.data;
         }
     } catch (const std::system_error&) {
-        drifted = true;  // without /proc nobody knows
+        drifted = true;  // unknown without /proc
     }
     if (!drifted) return;
     make_anew();
@@ -54,7 +54,7 @@ bool EpollSet::broken_by_shortage() const noexcept {
     return fd_ && (broken_ == ENOMEM || broken_ == ENFILE || broken_ == EMFILE);
 }
 
-// A thread that waits would stay with the old instance, so it is left to do this itself.
+// A waiting thread would stay with the old instance, so the repair is left to its next wait().
 void EpollSet::suspect() {
     suspect_ = true;
     if (waiters_ == 0) repair();
@@ -75,7 +75,7 @@ void EpollSet::renew() noexcept {
         broken_ = errno;
     } else if (fresh != number) {
         broken_ = not_an_epoll(number, fresh);
-        if (broken_ != 0) fd_.release();  // it was closed, and may be somebody else's
+        if (broken_ != 0) fd_.release();  // the number was closed, and may belong to another user
         else if (::dup3(fresh, number, O_CLOEXEC) < 0) broken_ = errno;
         ::close(fresh);
     }

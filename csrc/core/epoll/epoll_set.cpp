@@ -8,10 +8,10 @@
 #include <system_error>
 #include <utility>
 
+#include "core/base/trace.h"
 #include "core/descriptors/descriptor.h"
 #include "core/epoll/epoll_view.h"
 #include "core/epoll/live_sets.h"
-#include "core/base/trace.h"
 
 namespace forkfd {
 
@@ -21,7 +21,8 @@ using Operation = EpollSet::Operation;
 constexpr Operation kAdd = {"register", "add"}, kModify = {"modify", "modify"},
                     kRemove = {"unregister", "remove"}, kWait = {"wait", "wait"};
 
-void tell(const Operation& what, int epoll, int number, std::uint32_t events, int err) noexcept {
+void trace_operation(const Operation& what, int epoll, int number, std::uint32_t events,
+                     int err) noexcept {
     if (!trace::on(trace::kEpoll) || what.stage == nullptr) return;
     trace::Line line("epoll", what.stage);
     line.field("epoll", epoll);
@@ -73,11 +74,11 @@ void EpollSet::add(int number, std::uint32_t events) {
         if (is_new) registrations_.erase(place);
         fail(err, kAdd, number);
     }
-    tell(kAdd, number_, number, events, 0);
+    trace_operation(kAdd, number_, number, events, 0);
     mark_ ^= data;
     if (is_new) return;
     mark_ ^= place->second.data;
-    // The number is another file than the one that was registered: that has lost its name.
+    // The number is another file than the one registered before, which has no number any more.
     place->second = made;
     suspect();
 }
@@ -100,7 +101,7 @@ void EpollSet::modify(int number, std::uint32_t events) {
             r.err = control(EPOLL_CTL_ADD, r);
     }
     if (err != 0) fail(err, kModify, number);
-    tell(kModify, number_, number, events, 0);
+    trace_operation(kModify, number_, number, events, 0);
     wanted.err = 0;
     r = wanted;
 }
@@ -113,7 +114,7 @@ void EpollSet::remove(int number) {
     mark_ ^= found->second.data;
     const int err = control(EPOLL_CTL_DEL, found->second);
     if (err == 0) {
-        tell(kRemove, number_, number, 0, 0);
+        trace_operation(kRemove, number_, number, 0, 0);
         registrations_.erase(found);
         return;
     }
@@ -121,7 +122,8 @@ void EpollSet::remove(int number) {
         fail(err, kRemove, number);
     } catch (const std::system_error&) {
         registrations_.erase(found);
-        // The kernel drops a file when its last descriptor is closed, anybody's.
+        // The kernel drops an entry when the last descriptor of its file is closed, in any
+        // process.
         suspect();
         throw;
     }
@@ -142,7 +144,7 @@ int EpollSet::wait(epoll_event* ready, int size, int timeout_ms) {
     const std::lock_guard<SetLock> lock(lock_);
     --waiters_;
     if (found < 0) {
-        if (err != EINTR) tell(kWait, number_, -1, 0, err);
+        if (err != EINTR) trace_operation(kWait, number_, -1, 0, err);
         return -err;
     }
     int known = 0;
@@ -182,9 +184,9 @@ void EpollSet::close() {
     mark_ = 0;
 }
 
-// What the kernel says is half of the story; the other half is what the number is now.
+// The kernel's error is half of the explanation; the other half is the file at the number now.
 void EpollSet::fail(int err, const Operation& operation, int number) const {
-    tell(operation, number_, number, 0, err);
+    trace_operation(operation, number_, number, 0, err);
     std::string what = "epoll " + std::to_string(number_) + ": " + operation.verb;
     if (number >= 0) what += " descriptor " + std::to_string(number);
     if (broken_ != 0) what += ", whose instance could not be made anew after a fork";

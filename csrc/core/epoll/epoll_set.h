@@ -1,6 +1,6 @@
-// An epoll that knows what is registered with it, so that its instance can be made anew
-// under the same number: in the child of every fork(2), which would share the parent's, and
-// where the kernel keeps what cannot be removed, since its number is closed or another file.
+// An epoll that records its registrations, so that its instance can be made anew under the same
+// number: in the child of every fork(2), which would share the parent's instance, and where an
+// entry cannot be removed from the kernel, since its number is closed or another file.
 //
 // Changes and the fork exclude each other, so a child's map and its instance are of one
 // moment.  Safe to use from many threads.
@@ -13,21 +13,21 @@
 #include <mutex>
 #include <vector>
 
-#include "core/epoll/epoll_drift.h"
 #include "core/base/unique_fd.h"
+#include "core/epoll/epoll_drift.h"
 
 namespace forkfd {
 
 struct EpollRegistration {
     int number;
     std::uint32_t events;
-    std::uint64_t data;           // number below, a count above: no two are ever the same
+    std::uint64_t data;           // low half the number, high half a count: never repeated
     std::uint64_t device, inode;  // of the file that was added
-    int err = 0;                  // why this process's instance does not watch it
+    int err = 0;                  // errno of the failed registration with this process's instance
 };
 
-// A lock that knows whether this thread is at it, from before it waits until it has let go,
-// for a fork that comes in a signal handler.  No thread is at two.
+// A lock that records whether this thread is inside, from before it waits until after it has
+// unlocked, for a fork in a signal handler.  No thread is inside two.
 class SetLock {
   public:
     void lock() {
@@ -52,35 +52,36 @@ class EpollSet {
     EpollSet& operator=(const EpollSet&) = delete;
     ~EpollSet();
 
-    // Errors are std::system_error: what was tried on which registration, and what has
-    // become of its number.  A failed add or modify changes nothing; a failed remove has
-    // nevertheless removed the registration, from the kernel's set too.
+    // Errors are std::system_error: the operation, the registration, and the file that its number
+    // is now.  A failed add or modify changes nothing; a failed remove has nevertheless removed
+    // the registration, from the kernel's set too.
     void add(int number, std::uint32_t events);
     void modify(int number, std::uint32_t events);
     void remove(int number);
 
-    // epoll_wait(2): how many are ready, their data being the number; or -errno.  -EINTR also
-    // where only what is no longer registered was ready: wait for the time that is left.
+    // epoll_wait(2): the number of ready entries, whose data is their descriptor; or -errno.
+    // -EINTR also if only entries were ready that are no longer registered: call again for the
+    // remaining time.
     int wait(epoll_event* ready, int size, int timeout_ms);
 
     int fd() const;  // -1: closed
     std::vector<EpollRegistration> registrations() const;
-    std::uint64_t rebuilds() const;  // how often the instance was made anew, here and before
-    void close();                    // for good: an error of later calls is EBADF
+    std::uint64_t rebuilds() const;  // how often the instance was made anew, also in ancestors
+    void close();                    // later calls fail with EBADF
 
     // Its word in messages, and in the lines of FORKFD_DEBUG=epoll=1 (nullptr: no line).
     struct Operation {
         const char *verb, *stage;
     };
 
-    // Sees to forks from now on; else the first EpollSet does.
+    // Registers the at-fork handlers now; otherwise the first EpollSet does.
     static void watch_forks();
 
   private:
     friend struct LiveSets;
     using Registrations = std::map<int, EpollRegistration>;
 
-    // Holds the lock, and tells at its end what has come of it.
+    // Holds the lock, and publishes the result at its end.
     class Change {
       public:
         explicit Change(EpollSet& set);
@@ -99,12 +100,12 @@ class EpollSet {
     void repair();
     void suspect();
     void renew() noexcept;
-    void refill(std::uint64_t begun) noexcept;  // trace::now_ns(), for its line
+    void refill(std::uint64_t begun) noexcept;  // begun: trace::now_ns(), for its line
     void publish() noexcept;
 
     mutable SetLock lock_;
     UniqueFd fd_;
-    const int number_;  // what fd_ is, or was
+    const int number_;  // of fd_, also after close()
     Registrations registrations_;
     std::uint64_t mark_ = 0;  // exclusive or of their data
     EpollBelief& belief_;
@@ -114,8 +115,8 @@ class EpollSet {
     // EMFILE) is not for good: the next call tries again.
     int broken_ = 0;
     int waiters_ = 0;       // threads in epoll_wait, on the instance of their start
-    bool suspect_ = false;  // to be repaired by one that waits
-    bool torn_ = false;     // this fork fell into a change: a signal handler's, on its thread
+    bool suspect_ = false;  // to be repaired by the next wait()
+    bool torn_ = false;     // the fork came in a signal handler, in the middle of a change
     EpollSet *next_ = nullptr, *previous_ = nullptr;
 };
 

@@ -8,10 +8,10 @@
 #include <cstdint>
 #include <cstring>
 
-#include "core/descriptors/descriptor.h"
 #include "core/base/kernel_flags.h"
 #include "core/base/raw_syscall.h"
 #include "core/base/unique_fd.h"
+#include "core/descriptors/descriptor.h"
 
 namespace forkfd {
 
@@ -28,7 +28,8 @@ std::vector<EpollWatch> epoll_entries(int epfd) {
     if (::fcntl(epfd, F_GETFD) < 0) throw_errno(errno, what);
     errno = 0;
     if (!is_epoll_by_name(epfd))
-        throw_errno(errno != 0 ? errno : EINVAL, what + (errno != 0 ? ": /proc" : ": it is no epoll"));
+        throw_errno(errno != 0 ? errno : EINVAL,
+                    what + (errno != 0 ? ": /proc" : ": not an epoll"));
 
     const std::string path = "/proc/thread-self/fdinfo/" + number;
     const UniqueFd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
@@ -64,7 +65,7 @@ std::optional<bool> is_parents(int fd) {
     return order == 0;
 }
 
-// A new file is in no set (ENOENT), and what is no epoll has none (EINVAL).
+// A new file is in no set (ENOENT); on another kind of file the call is EINVAL.
 int not_an_epoll(int number, int new_file) noexcept {
     epoll_event unused = {};
     if (::epoll_ctl(number, EPOLL_CTL_DEL, new_file, &unused) == 0) return 0;

@@ -5,9 +5,9 @@
 #include <utility>
 
 #include "core/atfork/atfork.h"
-#include "core/epoll/epoll_drift.h"
 #include "core/base/fork_page.h"
 #include "core/base/trace.h"
+#include "core/epoll/epoll_drift.h"
 
 namespace forkfd {
 
@@ -26,8 +26,8 @@ LiveSets::LiveSets() {
     add_epoll_drift_gauge();
 }
 
-// No other thread is inside a change while the process forks; none needs the GIL, or the
-// list, to get out of one.  If it is our own, a signal handler forks in the middle of it.
+// No other thread is inside a change while the process forks; none needs the GIL, or the list, to
+// leave one.  If this thread is inside, a signal handler forks in the middle of the change.
 void LiveSets::before() noexcept {
     if (depth++ != 0) return;
     for (EpollSet* s = first; s != nullptr; s = s->next_)
@@ -48,7 +48,7 @@ FORKFD_IN_CHILD void LiveSets::in_child() noexcept {
     for (EpollSet* s = first; s != nullptr; s = s->next_) {
         if (s->torn_) s->broken_ = EDEADLK;
         s->refill(begun);
-        s->waiters_ = 0;  // they are not in this process
+        s->waiters_ = 0;  // those threads are not in this process
         s->publish();
     }
     in_parent();

@@ -1,11 +1,11 @@
-// All EpollSets of the process, for its forks.
+// All EpollSets of the process, for the at-fork handlers.
 #pragma once
 
 #include "core/epoll/epoll_set.h"
 
 namespace forkfd {
 
-// The list changes while no fork can happen.
+// The list changes only while no fork is under way (NoForkNow).
 struct LiveSets {
     EpollSet* first = nullptr;
     int depth = 0;  // a handler may fork within a fork

@@ -5,15 +5,15 @@
 #include <algorithm>
 #include <cerrno>
 
-#include "core/spawn/child.h"
 #include "core/descriptors/descriptor.h"
+#include "core/spawn/child.h"
 
 namespace forkfd {
 
 void become(const SpawnPlan& plan, const std::vector<int>& sources, const Kinship& kin,
             int report_fd) {
     Report report = {};
-    // Never destroyed: the numbers of its descriptors are closed by then, or mean others.
+    // Never destroyed: apply() closes its descriptors, or puts others at their numbers.
     auto* const prepared =
         new PreparedChild(plan, Environment(std::vector<std::string>()), sources,
                           current_signal_mask(), kin);
@@ -24,11 +24,11 @@ void become(const SpawnPlan& plan, const std::vector<int>& sources, const Kinshi
         if (action.target > 2) ::fcntl(action.target, F_SETFD, FD_CLOEXEC);
 }
 
-int keep_open(SpawnPlan& plan, const std::vector<int>& held, int answer) {
+int keep_open(SpawnPlan& plan, const std::vector<int>& held, int reply) {
     int highest = 2;
     for (const int fd : held) highest = std::max(highest, fd);
     for (const FdAction& action : plan.fds) highest = std::max(highest, action.target);
-    const int number = ::fcntl(answer, F_DUPFD_CLOEXEC, highest + 1);
+    const int number = ::fcntl(reply, F_DUPFD_CLOEXEC, highest + 1);
     if (number < 0) throw_errno(errno, "duplicate the reply");
     const auto keep = [&plan](int fd) {
         plan.fds.push_back({fd, FdAction::Kind::inherit_if_open, -1, {}, 0, 0});
@@ -46,7 +46,7 @@ std::string failed_on(const SpawnPlan& plan, const std::vector<int>& sources, St
         return PreparedChild(plan, Environment(std::vector<std::string>()), sources, 0,
                              {0, -1, false})
             .subject(stage, index);
-    } catch (const SysError& e) {  // gone since: a descriptor, a terminal
+    } catch (const SysError& e) {  // a descriptor or a terminal is gone since
         return e.subject();
     }
 }

@@ -1,5 +1,5 @@
-// The options of a plan for a process that is there already, and goes on without an exec: a
-// worker that a zygote has just cloned.
+// The options of a plan applied to the calling process, which continues without an exec: a worker
+// that a zygote has just cloned.
 #pragma once
 
 #include <string>
@@ -10,17 +10,17 @@
 namespace forkfd {
 
 // Applies the plan to the calling process, which must have one thread, by the code that every
-// child runs between clone and exec.  What the map names above 2 is close-on-exec afterwards,
-// and what it does not name is closed.  SysError where nothing is changed yet; later failures
-// are reported (`report_fd`, which the plan must keep open: a Report) and end the process.
+// child runs between clone and exec.  Afterwards the descriptors of the map above 2 are
+// close-on-exec, and all others are closed.  SysError before the first change; a later failure
+// is written as a Report to `report_fd`, which the plan must leave open, and ends the process.
 void become(const SpawnPlan& plan, const std::vector<int>& sources, const Kinship& kin,
             int report_fd);
 
-// Has the plan leave open `held`, and a duplicate of `answer` that has a number of its own,
-// which it returns.
-int keep_open(SpawnPlan& plan, const std::vector<int>& held, int answer);
+// Adds `held` to the plan, to stay open, and a duplicate of `reply`; returns the duplicate's
+// number, which no other descriptor of the plan has.
+int keep_open(SpawnPlan& plan, const std::vector<int>& held, int reply);
 
-// What a reported failure was about, in words: like PreparedChild::subject.
+// The subject of a reported failure, in words: as PreparedChild::subject() returns it.
 std::string failed_on(const SpawnPlan& plan, const std::vector<int>& sources, Stage stage,
                       int index);
 

@@ -3,8 +3,8 @@
 #include <fcntl.h>
 
 #include "core/atfork/atfork.h"
-#include "core/descriptors/descriptor.h"
 #include "core/base/raw_syscall.h"
+#include "core/descriptors/descriptor.h"
 
 namespace forkfd {
 
@@ -41,10 +41,10 @@ void ChildActions::run() noexcept {
     bool failed = false;
     for (const Redirect& r : redirect_)
         if (replace(r.number, r.source.get(), false) != 0) failed = true;
-    // A number that is not open is closed, and not inherited: nothing is wrong.
+    // A number that is not open is no failure: it is closed, and not inherited.
     for (const int fd : close_) raw::call(SYS_close, fd);
     for (const int fd : cloexec_) raw::call(SYS_fcntl, fd, F_SETFD, FD_CLOEXEC);
-    // Last, for it watches what is left.
+    // Last: new epolls watch the descriptors that remain.
     if (!rebuild_epolls(rebuild_.data(), rebuild_.size())) failed = true;
     timing_.add(Timing::now() - start, failed);
     errno = saved;

@@ -1,22 +1,22 @@
-// What the child of every fork() does to its descriptors before anything else runs: plain
-// data, and a native at-fork handler that reads it.
+// Actions on descriptors in the child of every fork(), before any other code runs: plain data,
+// and a native at-fork handler that reads it.
 #pragma once
 
 #include <memory>
 #include <utility>
 #include <vector>
 
-#include "core/epoll/epoll_rebuild.h"
 #include "core/base/timing.h"
 #include "core/base/unique_fd.h"
+#include "core/epoll/epoll_rebuild.h"
 
 namespace forkfd {
 
 class ChildActions {
   public:
-    // `redirect` is number and source; each source is duplicated, so the caller may close
-    // it.  `rebuild` are epolls, at numbers that nothing else is done to.  Throws
-    // std::system_error; then nothing is registered.
+    // `redirect`: pairs of number and source; each source is duplicated, so the caller may close
+    // it.  `rebuild`: epolls, at numbers of no other action.  Throws std::system_error; then
+    // nothing is registered.
     ChildActions(std::vector<int> close, std::vector<int> cloexec,
                  const std::vector<std::pair<int, int>>& redirect,
                  const std::vector<int>& rebuild, int order);
@@ -24,7 +24,7 @@ class ChildActions {
     ChildActions& operator=(const ChildActions&) = delete;
     ~ChildActions() { unregister(); }
 
-    void unregister();  // a second time it does nothing
+    void unregister();  // a second call does nothing
     const Timing& timing() const noexcept { return timing_; }
 
   private:

@@ -6,9 +6,9 @@
 #include <signal.h>
 #include <unistd.h>
 
-#include "core/descriptors/descriptor.h"
 #include "core/base/pidfd.h"
 #include "core/base/raw_syscall.h"
+#include "core/descriptors/descriptor.h"
 
 namespace forkfd {
 
@@ -20,7 +20,7 @@ CgroupEntry::CgroupEntry(int procs, std::string name) : procs_(procs), name_(std
 }
 
 void CgroupEntry::enter() noexcept {
-    // "0" is whoever writes, cgroups(7).
+    // "0" means the writing process, cgroups(7).
     const long rc = raw::call(SYS_write, procs_, raw::addr("0"), 1);
     const int err = rc < 0 ? static_cast<int>(-rc) : 0;
     raw::call(SYS_write, writer_.get(), raw::addr(&err), sizeof err);
@@ -33,17 +33,18 @@ void CgroupEntry::await(pid_t child, int pidfd) {
     writer_.reset();
     pollfd ready[] = {{reader_.get(), POLLIN, 0}, {pidfd, POLLIN, 0}};
     while (::poll(ready, pidfd < 0 ? 1 : 2, -1) < 0 && errno == EINTR) {}
-    // What it has told stays readable when it has ended.  Its end is not awaited at the
-    // pipe alone: a child that another thread forks meanwhile has the writing end too.
+    // A report stays readable after the child's end.  The pidfd is polled too, since the pipe may
+    // stay open: a child that another thread forks meanwhile has the writing end.
     int err = ECANCELED;
-    const bool told = (ready[0].revents & POLLIN) != 0 || wait_readable(reader_.get(), 0) == 1;
-    if (told && ::read(reader_.get(), &err, sizeof err) != sizeof err) err = ECANCELED;
+    const bool reported =
+        (ready[0].revents & POLLIN) != 0 || wait_readable(reader_.get(), 0) == 1;
+    if (reported && ::read(reader_.get(), &err, sizeof err) != sizeof err) err = ECANCELED;
     if (err == 0) return;
     reap_failed(child);
     throw_errno(err, "fork: enter cgroup " + name_);
 }
 
-int ask_single_threaded() noexcept {
+int check_single_threaded() noexcept {
     return static_cast<int>(-raw::call(SYS_unshare, CLONE_THREAD));
 }
 

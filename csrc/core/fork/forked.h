@@ -1,5 +1,5 @@
-// What goes with a fork() of ours: the child enters a cgroup before anything else, and the
-// parent learns whether it did; the parent gets the child's pidfd.
+// Additions to a fork() of ours: the child enters a cgroup before it runs any other code, and
+// reports the result to the parent; the parent gets the child's pidfd.
 #pragma once
 
 #include <sys/types.h>
@@ -12,15 +12,15 @@ namespace forkfd {
 
 class CgroupEntry {
   public:
-    // `procs` is its cgroup.procs, open for writing, borrowed until the fork is over; `name`
-    // is for messages.  Throws std::system_error.
+    // `procs`: cgroup.procs, open for writing, borrowed until the fork is over; `name`: for
+    // messages.  Throws std::system_error.
     CgroupEntry(int procs, std::string name);
 
-    // In the child: it is in the cgroup when this returns, or it exits.
+    // Called in the child: enters the cgroup, or exits.
     void enter() noexcept;
 
-    // In the parent.  Throws what the child met with; it is reaped then.  ECANCELED: it was
-    // killed before it could tell.
+    // Called in the parent: waits for the report.  Throws the child's error, after reaping it.
+    // ECANCELED: the child was killed before it could report.
     void await(pid_t child, int pidfd);
 
   private:
@@ -29,12 +29,12 @@ class CgroupEntry {
     UniqueFd reader_, writer_;
 };
 
-// 0 where this process has one thread, by unshare(2): CLONE_THREAD has no effect there, and is
-// EINVAL elsewhere.  Another errno: a sandbox does not say.  Much cheaper than /proc.
-int ask_single_threaded() noexcept;
+// Returns 0 if this process has one thread, by unshare(2): CLONE_THREAD has no effect then, and is
+// EINVAL otherwise.  Another errno: a sandbox refuses the call.  Much cheaper than /proc.
+int check_single_threaded() noexcept;
 
-// Of a child of ours; -1 if it has been reaped already, by another thread or because SIGCHLD
-// is ignored.  Throws std::system_error, and then the child is killed and reaped.
+// The pidfd of a child of ours; empty if it has been reaped already, by another thread or because
+// SIGCHLD is ignored.  Throws std::system_error, after killing and reaping the child.
 UniqueFd pidfd_of_child(pid_t child);
 
 }  // namespace forkfd

@@ -16,15 +16,15 @@
 #include <ctime>
 #include <memory>
 
-#include "core/spawn/clone.h"
-#include "core/spawn/facilities.h"
-#include "core/descriptors/descriptor.h"
-#include "core/fork/forked.h"
-#include "core/base/pidfd.h"
 #include "core/base/kernel_flags.h"
+#include "core/base/pidfd.h"
 #include "core/base/probe.h"
 #include "core/base/raw_syscall.h"
 #include "core/base/signal_mask.h"
+#include "core/descriptors/descriptor.h"
+#include "core/fork/forked.h"
+#include "core/spawn/clone.h"
+#include "core/spawn/facilities.h"
 #include "core/spawn/spawner_thread.h"
 
 namespace forkfd {
@@ -69,7 +69,7 @@ pid_t* tid_of_libc() noexcept {
     return *field == self ? field : nullptr;
 }
 
-// Rewritten in the child: what the parent holds is the parent's (get_robust_list(2)).
+// Emptied in the child: held locks are the parent's (get_robust_list(2)).
 struct RobustList {
     robust_list_head* head = nullptr;
     std::size_t size = 0;
@@ -109,7 +109,7 @@ __attribute__((noinline)) long enter_kernel(const SelfClone& how, std::uint64_t 
 #endif
 }
 
-// CLONE_INTO_CGROUP is refused: the child enters by itself and tells.
+// For kernels that refuse CLONE_INTO_CGROUP: the child enters the cgroup and reports.
 class CgroupByHand {
   public:
     explicit CgroupByHand(int cgroup_fd) {
@@ -151,7 +151,7 @@ std::string named(const std::vector<Task>& tasks) {
     return text;
 }
 
-// Our thread id as /proc has it, which may be mounted for an outer pid namespace.
+// Our thread id in /proc, which may be mounted for an outer pid namespace.
 pid_t listed_tid() {
     char link[64] = {};
     if (::readlink("/proc/thread-self", link, sizeof link - 1) < 0)
@@ -183,15 +183,15 @@ std::vector<Task> tasks_now() {
 
 const std::uint64_t clone_flags_for_processes =
     CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET |
-    kCloneNewCgroup | kCloneNewTime | kCloneClearSighand | CLONE_PARENT | CLONE_PTRACE | CLONE_UNTRACED |
-    CLONE_FS | CLONE_IO | CLONE_SYSVSEM;
+    kCloneNewCgroup | kCloneNewTime | kCloneClearSighand | CLONE_PARENT | CLONE_PTRACE |
+    CLONE_UNTRACED | CLONE_FS | CLONE_IO | CLONE_SYSVSEM;
 
 OtherThreads::OtherThreads(std::vector<Task> found)
     : std::runtime_error(named(found)), tasks(std::move(found)) {}
 
 std::vector<Task> other_tasks() {
-    if (ask_single_threaded() == 0) return {};
-    // A thread that was joined is gone for its joiner a moment before it is from /proc.
+    if (check_single_threaded() == 0) return {};
+    // A joined thread disappears from /proc a moment after pthread_join() returns.
     const timespec pause = {0, 500 * 1000};
     std::vector<Task> found = tasks_now();
     for (int tries = 0; tries < 40 && !found.empty(); ++tries) {

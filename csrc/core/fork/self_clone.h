@@ -1,9 +1,9 @@
 // clone of the calling process without libc's fork(), for flags that fork() does not take:
 // namespaces, CLONE_PARENT, CLONE_INTO_CGROUP, another exit signal.
 //
-// What fork() does for the child is done here, so the process must have one thread: the
-// kernel stores the child's thread id where libc keeps it, the robust list is registered
-// again.  pthread_atfork handlers of others cannot be run; the caller runs those it has.
+// This code does for the child what fork() does, so the process must have one thread: the kernel
+// stores the child's thread id in libc's place, the robust list is registered again.
+// pthread_atfork handlers of other libraries cannot be run; the caller runs its own.
 #pragma once
 
 #include <sys/types.h>
@@ -22,7 +22,7 @@ struct Task {
     std::string name;  // comm, prctl(2) PR_SET_NAME
 };
 
-// The process has other threads: it was not cloned.
+// The error of a process with other threads, which was not cloned.
 struct OtherThreads : std::runtime_error {
     explicit OtherThreads(std::vector<Task> found);
     std::vector<Task> tasks;
@@ -30,7 +30,7 @@ struct OtherThreads : std::runtime_error {
 
 struct SelfClone {
     std::uint64_t flags = 0;  // of clone_flags_for_processes
-    int exit_signal = 0;      // must be 0 with CLONE_PARENT: the child gets ours
+    int exit_signal = 0;      // 0 with CLONE_PARENT: the child gets this process's
     int cgroup_fd = -1;       // CLONE_INTO_CGROUP, else the child writes cgroup.procs
     pid_t* pid_slot = nullptr;  // CLONE_PARENT_SETTID: written before the child runs
 };
@@ -43,16 +43,16 @@ struct SelfCloned {
 // Flags whose child is a process of its own: not CLONE_VM, CLONE_FILES, CLONE_THREAD, ...
 extern const std::uint64_t clone_flags_for_processes;
 
-// Why a child of these flags could not be right here, or empty: libcs that keep the thread id
-// elsewhere (musl), kernels that do not tell where (CONFIG_CHECKPOINT_RESTORE), and pid 1,
-// whose siblings nobody would wait for.
+// Why no correct child of these flags can be made here, or empty: a libc that stores the thread
+// id elsewhere (musl), a kernel that does not return its address (CONFIG_CHECKPOINT_RESTORE), and
+// pid 1, whose siblings no process would reap.
 std::string why_not_clone(std::uint64_t flags);
 
-// The tasks of this process but for the caller, from /proc/self/task; one that is ending is
-// waited for.
+// The tasks of this process but the caller, from /proc/self/task; waits for those that are
+// ending.
 std::vector<Task> other_tasks();
 
-// Throws OtherThreads, or std::system_error that says what was tried.  Returns twice.
+// Throws OtherThreads, or std::system_error that names the operation.  Returns twice.
 SelfCloned self_clone(const SelfClone& how);
 
 }  // namespace forkfd

@@ -29,7 +29,7 @@ std::size_t bytes_of(std::uint32_t slots) {
     return sizeof(PageHeader) + std::size_t{slots} * sizeof(PageSlot);
 }
 
-// Throws unless the descriptor is a whole page of our version.
+// Return the number of slots; throw unless the descriptor is a whole page of this version.
 std::uint32_t examine(int fd) {
     if (::fcntl(fd, F_GETFD) < 0) fail("fcntl");
     const int seals = ::fcntl(fd, kGetSeals);
@@ -68,7 +68,7 @@ std::uint64_t monotonic_ns() noexcept {
 
 void PageSlot::beat() noexcept { beat_ns.store(monotonic_ns(), kRelaxed); }
 
-// Added to atomically, for a worker may have many threads; wraps round, as unsigned does.
+// Atomic, since a worker may have many threads; wraps around, as unsigned does.
 void PageSlot::add(std::uint64_t more_requests, std::uint64_t more_errors) noexcept {
     if (more_requests != 0) requests.fetch_add(more_requests, kRelaxed);
     if (more_errors != 0) errors.fetch_add(more_errors, kRelaxed);
@@ -103,7 +103,7 @@ UniqueFd create_page(std::uint32_t slots) {
     header.version = kPageVersion;
     header.slot_size = sizeof(PageSlot);
     header.slot_count = slots;
-    // Allocated now: a page that tmpfs cannot provide later is a SIGBUS in a worker.
+    // Allocated now: memory that tmpfs cannot provide later would be a SIGBUS in a worker.
     const int refused = ::posix_fallocate(page.get(), 0, static_cast<off_t>(bytes_of(slots)));
     if (refused != 0) throw std::system_error(refused, std::generic_category(), "fallocate");
     if (::pwrite(page.get(), static_cast<const void*>(&header), sizeof header, 0) !=

@@ -1,13 +1,13 @@
 // A page of slots that a supervisor and its workers share: a sealed memfd, mapped by all.
 //
-// A slot is one cache line, so that two workers never write to the same one.  Every field has
-// one writing process: the worker its counters, beats and promises; the supervisor who it is,
-// while nobody is there.  Nothing is told by the order of two fields, so all accesses are
-// relaxed: on the machines we know they are plain loads and stores.  Only what threads of one
-// worker may count at once is added to atomically.
+// A slot is one cache line, so that no two workers write to the same line.  Every field has one
+// writing process: the worker writes its counters, heartbeat and deadline; the supervisor writes
+// the worker's id and generation, while no worker has the slot.  No reader relies on the order
+// of two writes, so all accesses are relaxed: plain loads and stores on x86-64 and aarch64.
+// Counters that several threads of a worker may add to are added to atomically.
 //
-// Other languages read and write it too: a header and slots of eight 64-bit words, in the
-// order below, of the machine's byte order.  A change of either is another version.
+// Programs in other languages read and write the page too: a header and slots of eight 64-bit
+// words, in the order below, in the machine's byte order.  A change of either is a new version.
 #pragma once
 
 #include <atomic>
@@ -23,7 +23,7 @@ constexpr std::uint32_t kPageVersion = 1;
 constexpr std::uint32_t kMaxSlots = 65536;
 
 using Word = std::atomic<std::uint64_t>;
-static_assert(Word::is_always_lock_free, "a lock would be of one process");
+static_assert(Word::is_always_lock_free, "a lock would belong to one process");
 
 struct alignas(kCacheLine) PageHeader {
     char magic[16];
@@ -31,19 +31,19 @@ struct alignas(kCacheLine) PageHeader {
     std::uint32_t slot_size;
     std::uint32_t slot_count;
     std::uint32_t unused;
-    Word generation;  // of the service: written by the supervisor alone
+    Word generation;  // of the service; written by the supervisor alone
     std::uint64_t reserved[3];
 };
 
-// Nanoseconds are of CLOCK_MONOTONIC, which all processes of a time namespace share; 0: never.
+// Nanoseconds of CLOCK_MONOTONIC, which all processes of a time namespace share; 0: never.
 struct alignas(kCacheLine) PageSlot {
     Word requests;
     Word errors;
     Word in_flight;
     Word beat_ns;
-    Word deadline_ns;  // what it does now is done by then, or it is stuck
-    Word ready_ns;     // since when it is ready
-    Word worker;       // who; 0: nobody
+    Word deadline_ns;  // the work at hand is done by then, or the worker is stuck; 0: none
+    Word ready_ns;     // the time at which the worker became ready; 0: it is not
+    Word worker;       // worker_id; 0: free
     Word generation;
 
     void beat() noexcept;
@@ -51,7 +51,7 @@ struct alignas(kCacheLine) PageSlot {
     void begin() noexcept;
     void end(std::uint64_t more_errors) noexcept;
     void set_ready(bool ready) noexcept;
-    // Everything of whoever had it before is gone.
+    // Assign the slot to another worker, and clear all other fields; worker 0 frees it.
     void claim(std::uint64_t by, std::uint64_t of_generation) noexcept;
 };
 
@@ -59,15 +59,15 @@ static_assert(sizeof(PageHeader) == kCacheLine && sizeof(PageSlot) == kCacheLine
 
 std::uint64_t monotonic_ns() noexcept;
 
-// A new memfd, close-on-exec, which nobody can make shorter or longer: a file that shrinks
-// would kill by SIGBUS whoever touches its mapping.  std::invalid_argument: not 1 to kMaxSlots;
-// std::system_error.
+// Make a memfd of that many slots, close-on-exec, sealed against any change of its size: a file
+// that shrinks would kill every process that touches its mapping, by SIGBUS.
+// std::invalid_argument: not 1 to kMaxSlots; std::system_error.
 UniqueFd create_page(std::uint32_t slots);
 
-// The mapping of such a descriptor, which is borrowed for the constructor only.
+// The mapping of a page, by a descriptor that is borrowed for the constructor only.
 class PageMapping {
   public:
-    // std::invalid_argument says what the descriptor is instead; std::system_error.
+    // std::invalid_argument names the kind of file that the descriptor is; std::system_error.
     explicit PageMapping(int fd);
     ~PageMapping();
     PageMapping(const PageMapping&) = delete;
@@ -80,7 +80,7 @@ class PageMapping {
   private:
     PageHeader* header_ = nullptr;
     std::size_t bytes_ = 0;
-    std::uint32_t slot_count_ = 0;  // the other processes may write to the header
+    std::uint32_t slot_count_ = 0;  // a copy: other processes may write to the header
 };
 
 }  // namespace forkfd

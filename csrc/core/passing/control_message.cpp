@@ -13,7 +13,7 @@ constexpr std::size_t aligned(std::size_t length) {
 
 void add_fd(int fd, Control& out) noexcept {
     if (fd < 0) out.malformed = true;
-    else out.fds[out.count++] = fd;  // there is room for as many as kControlRoom can hold
+    else out.fds[out.count++] = fd;  // fds holds as many as kControlSpace can
 }
 
 void read_rights(const unsigned char* bytes, std::size_t size, Control& out) noexcept {
@@ -35,7 +35,7 @@ void read_credentials(const unsigned char* bytes, std::size_t size, Control& out
 }
 
 void read_pidfd(const unsigned char* bytes, std::size_t size, Control& out) noexcept {
-    if (size != sizeof(int) || out.has_pidfd) {  // a second one is not to be lost
+    if (size != sizeof(int) || out.has_pidfd) {  // a second pidfd must be closed too
         out.malformed = true;
         read_rights(bytes, size, out);
         return;
@@ -47,9 +47,9 @@ void read_pidfd(const unsigned char* bytes, std::size_t size, Control& out) noex
 }  // namespace
 
 void parse_control(const unsigned char* bytes, std::size_t size, Control& out) noexcept {
-    if (size > kControlRoom) {
+    if (size > kControlSpace) {
         out.malformed = true;
-        size = kControlRoom;
+        size = kControlSpace;
     }
     while (size >= sizeof(ControlHeader)) {
         ControlHeader header;
@@ -62,7 +62,7 @@ void parse_control(const unsigned char* bytes, std::size_t size, Control& out) n
         const std::size_t length = std::min(header.length, size);
         const unsigned char* const data = bytes + sizeof header;
         const std::size_t data_size = length - sizeof header;
-        // Others (SCM_SECURITY, timestamps) hold no descriptor and are nobody's here.
+        // Others (SCM_SECURITY, timestamps) hold no descriptor and are ignored.
         if (header.level == SOL_SOCKET) {
             if (header.type == SCM_RIGHTS) read_rights(data, data_size, out);
             if (header.type == SCM_CREDENTIALS) read_credentials(data, data_size, out);

@@ -1,5 +1,5 @@
-// What recvmsg(2) put beside the data of a UNIX socket, read from its bytes.  Pure: no system
-// call and no allocation, so that it can be fuzzed; the caller closes.
+// The parser of control messages, which recvmsg(2) returns beside the data of a UNIX socket.
+// Pure: no system call and no allocation, so that it is fuzzed; the caller closes descriptors.
 #pragma once
 
 #include <sys/socket.h>
@@ -20,29 +20,29 @@ struct ControlHeader {
 };
 static_assert(sizeof(ControlHeader) == CMSG_LEN(0));
 
-// For `fds` descriptors, and nothing for none: CMSG_SPACE(0) would be room for four.
-constexpr std::size_t rights_room(unsigned fds) {
+// Space for `fds` descriptors, and none for 0: CMSG_SPACE(0) would hold four.
+constexpr std::size_t rights_space(unsigned fds) {
     return fds == 0 ? 0 : CMSG_SPACE(fds * sizeof(int));
 }
-// For these, a sender's credentials and its pidfd, and what else a receiver may have asked
-// the kernel for: time stamps, a security label.  The kernel fills it with descriptors too.
-constexpr std::size_t control_room(unsigned fds) {
-    return rights_room(fds) + CMSG_SPACE(sizeof(ucred)) + CMSG_SPACE(sizeof(int)) + 256;
+// Space for these, a sender's credentials and its pidfd, and for other options of the receiving
+// socket: time stamps, a security label.  The kernel fills it with descriptors too.
+constexpr std::size_t control_space(unsigned fds) {
+    return rights_space(fds) + CMSG_SPACE(sizeof(ucred)) + CMSG_SPACE(sizeof(int)) + 256;
 }
-constexpr std::size_t kControlRoom = control_room(kMessageFds);
+constexpr std::size_t kControlSpace = control_space(kMessageFds);
 
-// Every number below has been opened in this process and is the caller's to close.
+// All descriptors below are open in this process; the caller closes them.
 struct Control {
-    std::array<int, kControlRoom / sizeof(int)> fds;  // in the order sent; `count` are set
+    std::array<int, kControlSpace / sizeof(int)> fds;  // in the order sent; `count` are set
     unsigned count = 0;
     ucred credentials = {};
     bool has_credentials = false;
     int pidfd = 0;  // or -errno: the kernel could not make one
     bool has_pidfd = false;
-    bool malformed = false;  // no kernel writes this: trust nothing of it, close what is named
+    bool malformed = false;  // no kernel writes this: close the descriptors, and use nothing else
 };
 
-// Of more than kControlRoom bytes the first are read, and the rest makes it malformed.
+// Reads at most kControlSpace bytes; more make it malformed.
 void parse_control(const unsigned char* bytes, std::size_t size, Control& out) noexcept;
 
 }  // namespace forkfd

@@ -10,8 +10,8 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "core/descriptors/descriptor.h"
 #include "core/base/raw_syscall.h"
+#include "core/descriptors/descriptor.h"
 #include "core/passing/transfer_marker.h"
 
 namespace forkfd {
@@ -24,11 +24,11 @@ std::string count_of(std::size_t n) {
     return std::to_string(n) + (n == 1 ? " descriptor" : " descriptors");
 }
 
-// -errno on failure, as all of the kernel.
+// Returns -errno on failure, as the kernel does.
 ssize_t send_message(int sock, const iovec* data, std::size_t pieces, int marker, const int* fds,
                      unsigned count, const std::optional<ucred>& credentials,
                      int flags) noexcept {
-    alignas(ControlHeader) unsigned char control[kControlRoom];
+    alignas(ControlHeader) unsigned char control[kControlSpace];
     std::size_t used = 0;
     const auto add = [&](int type, std::size_t size) {
         const ControlHeader header = {CMSG_LEN(size), SOL_SOCKET, type};
@@ -56,15 +56,15 @@ ssize_t send_message(int sock, const iovec* data, std::size_t pieces, int marker
     return sent < 0 ? -errno : sent;
 }
 
-ssize_t receive_message(int sock, iovec room, unsigned fds, int flags, int& got,
+ssize_t receive_message(int sock, iovec buffer, unsigned fds, int flags, int& got,
                         Control& control) noexcept {
-    alignas(ControlHeader) unsigned char bytes[kControlRoom];
+    alignas(ControlHeader) unsigned char bytes[kControlSpace];
     msghdr message = {};
-    message.msg_iov = &room;
+    message.msg_iov = &buffer;
     message.msg_iovlen = 1;
     message.msg_control = bytes;
-    message.msg_controllen = control_room(fds);
-    // MSG_TRUNC: the length that a datagram had.
+    message.msg_controllen = control_space(fds);
+    // MSG_TRUNC: the whole length of the datagram is returned.
     const ssize_t size = ::recvmsg(sock, &message, flags | MSG_CMSG_CLOEXEC | MSG_TRUNC);
     if (size < 0) return -errno;
     got = message.msg_flags & ~MSG_CMSG_CLOEXEC;
@@ -89,11 +89,11 @@ std::size_t size_of(const std::vector<iovec>& data) {
 void close_fds(int* fds, std::size_t count) noexcept {
     std::sort(fds, fds + count);
     std::size_t i = 0;
-    while (i < count && fds[i] < 0) ++i;  // given away meanwhile
+    while (i < count && fds[i] < 0) ++i;  // taken by the caller meanwhile
     while (i < count) {
         std::size_t end = i + 1;
         while (end < count && fds[end] == fds[end - 1] + 1) ++end;
-        // Numbers in between would be somebody else's: only true neighbours go together.
+        // Numbers in between belong to others: only consecutive ones are closed together.
         if (end - i == 1 || raw::call(raw::nr_close_range, fds[i], fds[end - 1], 0) != 0)
             for (std::size_t k = i; k < end; ++k) ::close(fds[k]);
         i = end;
@@ -110,7 +110,7 @@ Sending::Sending(std::vector<iovec> data, const int* fds, std::size_t count,
     : unix_socket_(unix_socket), data_(std::move(data)), fds_(fds), count_(count) {
     if (credentials != nullptr) credentials_ = *credentials;
     if (count_ <= kMessageFds) return;
-    // The marker would get the number of one that is closed, and be sent in its place.
+    // A closed one among them would get the marker's number, and the marker be sent in its place.
     for (std::size_t i = 0; i < count_; ++i)
         if (::fcntl(fds_[i], F_GETFD) < 0) throw_errno(errno, not_open(fds_[i]));
     marker_ = make_marker(count_);
@@ -138,7 +138,7 @@ Progress Sending::advance(int sock, int flags) {
     }
 }
 
-// Where the kernel would drop the descriptors and say nothing.
+// Throws where the kernel would drop the descriptors without an error.
 void Sending::demand_carrier(int sock) const {
     if (!unix_socket_ && option(sock, SO_DOMAIN) != AF_UNIX && ::fcntl(sock, F_GETFD) >= 0)
         throw_errno(option(sock, SO_DOMAIN) < 0 ? errno : EAFNOSUPPORT,
@@ -157,8 +157,8 @@ void Sending::fail(int sock, int err) const {
         what += "a message of " + std::to_string(size_of(data_)) + " bytes, SO_SNDBUF is " +
                 std::to_string(option(sock, SO_SNDBUF)) + ": ";
     if (err == ETOOMANYREFS)
-        what += "descriptors that nobody has received yet have reached RLIMIT_NOFILE, or sockets "
-                "carry one another too deeply: ";
+        what += "descriptors in flight, not received yet, have reached RLIMIT_NOFILE, or sockets "
+                "are nested too deeply in sockets: ";
     if (begun())
         what += "after " + std::to_string(sent_) + " of " + count_of(count_) +
                 "; close this socket, the transfer cannot be finished: ";
@@ -171,7 +171,7 @@ void Sending::keep() {
     kept.numbers.reserve(count_ - sent_);
     for (std::size_t i = sent_; i < count_; ++i) {
         const int fd = ::fcntl(fds_[i - first_], F_DUPFD_CLOEXEC, 0);
-        if (fd < 0) throw_errno(errno, "keep descriptor " + std::to_string(fds_[i - first_]));
+        if (fd < 0) throw_errno(errno, "duplicate descriptor " + std::to_string(fds_[i - first_]));
         kept.numbers.push_back(fd);
     }
     std::string data;
@@ -188,16 +188,17 @@ Progress Receiving::advance(int sock, int flags) {
     for (;;) {
         const std::size_t left = total_ - fds.numbers.size();  // of a transfer
         const bool last = !begun() || left <= kPieceFds;
-        const auto room = static_cast<unsigned>(begun() ? std::min<std::size_t>(left, kPieceFds) + 1
-                                                        : std::min(max_fds_, kMessageFds));
+        const auto capacity =
+            static_cast<unsigned>(begun() ? std::min<std::size_t>(left, kPieceFds) + 1
+                                          : std::min(max_fds_, kMessageFds));
         char filler;
         const iovec into = last ? iovec{buffer_ + size_, capacity_ - size_} : iovec{&filler, 1};
         const std::size_t before = fds.numbers.size();
-        // What came must not be lost to bad_alloc.
-        fds.numbers.reserve(before + control_room(room) / sizeof(int));
+        // Before receiving: std::bad_alloc must not lose descriptors.
+        fds.numbers.reserve(before + control_space(capacity) / sizeof(int));
         int got = 0;
         Control control;
-        const ssize_t bytes = receive_message(sock, into, room, flags, got, control);
+        const ssize_t bytes = receive_message(sock, into, capacity, flags, got, control);
         if (bytes == -EAGAIN || bytes == -EWOULDBLOCK) return Progress::would_block;
         if (bytes == -EINTR) return Progress::interrupted;
         if (bytes < 0) {
@@ -211,11 +212,11 @@ Progress Receiving::advance(int sock, int flags) {
         this->flags = got;
         if (last) size_ += std::min(static_cast<std::size_t>(bytes), into.iov_len);
 
-        check_control(sock, room, control);
-        if (begun()) check_piece(room, control, static_cast<std::size_t>(bytes), before);
+        check_control(sock, capacity, control);
+        if (begun()) check_piece(capacity, control, static_cast<std::size_t>(bytes), before);
         if ((got & MSG_TRUNC) != 0 && (flags & MSG_TRUNC) == 0)
             lose(EMSGSIZE, "a message of " + std::to_string(bytes) +
-                               " bytes came, there was room for " + std::to_string(into.iov_len));
+                               " bytes came, the buffer has " + std::to_string(into.iov_len));
         if (!begun()) {
             if (begin(flags, control)) continue;
             return Progress::done;
@@ -226,12 +227,13 @@ Progress Receiving::advance(int sock, int flags) {
     }
 }
 
-// Whatever was dropped, the kernel says so here or nowhere.
-void Receiving::check_control(int sock, unsigned room, const Control& control) {
+// Throws if the kernel dropped anything; it reports that here or nowhere.
+void Receiving::check_control(int sock, unsigned capacity, const Control& control) {
     const bool cut = (flags & MSG_CTRUNC) != 0;
-    if (control.malformed && cut) lose(EMSGSIZE, "no room for what else was asked of the kernel");
+    if (control.malformed && cut)
+        lose(EMSGSIZE, "other control messages, which the socket enables, do not fit");
     if (control.malformed) lose(EPROTO, "control messages that no kernel writes");
-    if ((control.has_pidfd && control.pidfd == -EMFILE) || (cut && control.count < room)) {
+    if ((control.has_pidfd && control.pidfd == -EMFILE) || (cut && control.count < capacity)) {
         const UniqueFd another(::fcntl(sock, F_DUPFD_CLOEXEC, 0));
         rlimit limit = {};
         ::getrlimit(RLIMIT_NOFILE, &limit);
@@ -243,12 +245,12 @@ void Receiving::check_control(int sock, unsigned room, const Control& control) {
         lose(EMSGSIZE, "more descriptors came than max_fds, which is " + std::to_string(max_fds_));
 }
 
-// Whether a transfer begins here.
+// Returns whether a transfer begins with this message.
 bool Receiving::begin(int flags, const Control& control) {
     if (control.count != kMessageFds) return false;
     const auto total = read_marker(fds.numbers.front());
     if (!total) return false;
-    if (size_ > 0) --size_;  // the byte that is nobody's; what a stream had before it stays
+    if (size_ > 0) --size_;  // the filler; data of a stream before it stays
     if (*total > max_fds_)
         lose(EMSGSIZE, count_of(*total) + " are being sent, max_fds is " +
                            std::to_string(max_fds_) + "; close this socket, the rest is in it");
@@ -261,11 +263,11 @@ bool Receiving::begin(int flags, const Control& control) {
     return true;
 }
 
-void Receiving::check_piece(unsigned room, const Control& control, std::size_t bytes,
+void Receiving::check_piece(unsigned capacity, const Control& control, std::size_t bytes,
                             std::size_t before) {
     const std::string so_far = "after " + std::to_string(before) + " of " + count_of(total_);
     if (control.count == 0 && bytes == 0) lose(ECONNRESET, so_far + " the sender was gone");
-    if (control.count != room || (flags & MSG_CTRUNC) != 0 ||
+    if (control.count != capacity || (flags & MSG_CTRUNC) != 0 ||
         !same_marker(fds.numbers[before], marker_.get()))
         lose(EPROTO, so_far + " another message came: send from one place at a time");
 }

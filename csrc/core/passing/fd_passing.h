@@ -1,11 +1,11 @@
 // Descriptors over UNIX sockets: SCM_RIGHTS, SCM_CREDENTIALS, SCM_PIDFD, unix(7).
 //
 // One message carries up to 253 descriptors.  More are a *transfer*: several messages, each
-// of which begins with the same marker, a sealed memfd that says how many there are in all,
-// followed by up to 252 of them.  All messages but the last have one byte of data that is
-// nobody's; the last has the data.  So up to 253 are what everybody else sends and takes; a
-// receiver looks for a marker only where exactly 253 came; and a message that another sender
-// puts between is found out, since it has not this marker.
+// of which begins with the same marker, a sealed memfd that contains their total number,
+// followed by up to 252 descriptors.  All messages but the last have one byte of filler as data;
+// the last has the data.  So up to 253 descriptors interoperate with every other program; a
+// receiver checks for a marker only if exactly 253 came; and a message that another sender
+// interleaves is detected, since it does not have this marker.
 #pragma once
 
 #include <sys/socket.h>
@@ -17,8 +17,8 @@
 #include <system_error>
 #include <vector>
 
-#include "core/passing/control_message.h"
 #include "core/base/unique_fd.h"
+#include "core/passing/control_message.h"
 
 namespace forkfd {
 
@@ -46,8 +46,8 @@ void close_fds(int* fds, std::size_t count) noexcept;
 // One message, or one transfer, on its way out.
 class Sending {
   public:
-    // Everything is borrowed until it is sent, or until keep().  `unix_socket`: it is known to
-    // be one, and need not be asked.
+    // Everything is borrowed until it is sent, or until keep().  `unix_socket`: the caller knows
+    // that the socket is one, which saves a system call.
     Sending(std::vector<iovec> data, const int* fds, std::size_t count, const ucred* credentials,
             bool unix_socket = false);
     // sendmsg(2) with `flags` until all is sent or it would block.  std::system_error.
@@ -57,7 +57,7 @@ class Sending {
     std::size_t fd_count() const noexcept { return count_; }
     // Part of a transfer is sent: it must be finished, or the socket is of no more use.
     bool begun() const noexcept { return sent_ > 0 && sent_ < count_; }
-    // Owns from now on what is still to be sent.
+    // Copies all that is still to be sent: from now on it is owned.
     void keep();
 
   private:
@@ -77,8 +77,8 @@ class Sending {
     std::string kept_data_;
 };
 
-// Something of what was sent did not arrive whole.  What came of the descriptors is closed;
-// Receiving::size() says how much there is of the data.
+// A message or transfer was truncated.  The descriptors that came are closed; Receiving::size()
+// is the number of bytes of data that came.
 class Incomplete : public std::system_error {
   public:
     Incomplete(int err, const std::string& what, std::size_t closed)
@@ -93,8 +93,8 @@ class Receiving {
     Receiving(char* buffer, std::size_t capacity, unsigned max_fds)
         : buffer_(buffer), capacity_(capacity), max_fds_(max_fds) {}
     // recvmsg(2) with `flags` and MSG_CMSG_CLOEXEC until it is whole or would block.
-    // Incomplete; std::system_error.  After either, and after `done` and taking what came,
-    // restart() makes it ready for the next.
+    // Incomplete; std::system_error.  After either, and after `done` once the result is taken,
+    // restart() prepares for the next.
     Progress advance(int sock, int flags);
     void restart() noexcept;
 
@@ -108,9 +108,9 @@ class Receiving {
     int flags = 0;  // of the last message: MSG_EOR and kin
 
   private:
-    void check_control(int sock, unsigned room, const Control& control);
+    void check_control(int sock, unsigned capacity, const Control& control);
     bool begin(int flags, const Control& control);
-    void check_piece(unsigned room, const Control& control, std::size_t bytes,
+    void check_piece(unsigned capacity, const Control& control, std::size_t bytes,
                      std::size_t before);
     [[noreturn]] void lose(int err, const std::string& what);
 
@@ -118,7 +118,7 @@ class Receiving {
     std::size_t capacity_;
     unsigned max_fds_;
     std::size_t size_ = 0;
-    std::size_t total_ = 0;  // of a transfer that has begun, which has a marker
+    std::size_t total_ = 0;  // of a transfer that has begun; it has a marker
     UniqueFd marker_;
 };
 

@@ -1,4 +1,4 @@
-// Who is at the other end of a UNIX socket, unix(7).
+// The process at the other end of a UNIX socket, unix(7).
 #pragma once
 
 #include <sys/socket.h>

@@ -36,7 +36,7 @@ UniqueFd make_marker(std::uint64_t total) noexcept {
 }
 
 std::optional<std::uint64_t> read_marker(int fd) noexcept {
-    // Nothing else is touched than a file in memory: reading others might block.
+    // Only a sealed file in memory is read: reading another file might block.
     const int seals = ::fcntl(fd, kGetSeals);
     if (seals < 0 || (seals & kSeals) != kSeals) return std::nullopt;
     struct stat info;

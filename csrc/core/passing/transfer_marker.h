@@ -1,5 +1,5 @@
-// The descriptor by which the messages of one transfer know each other (fd_passing.h): a
-// sealed memfd, so what was read of it stays true, and whoever has another has not this one.
+// The descriptor that all messages of one transfer share (fd_passing.h): a sealed memfd, so its
+// content never changes, and no other transfer has the same one.
 #pragma once
 
 #include <cstdint>
@@ -12,9 +12,9 @@ namespace forkfd {
 // Empty and errno on failure.
 UniqueFd make_marker(std::uint64_t total) noexcept;
 
-// How many descriptors the transfer has; std::nullopt: it is no marker.
+// The number of descriptors of the transfer; std::nullopt: it is no marker.
 std::optional<std::uint64_t> read_marker(int fd) noexcept;
 
-bool same_marker(int a, int b) noexcept;  // of one, `read_marker` was asked
+bool same_marker(int a, int b) noexcept;  // read_marker() has accepted one of them
 
 }  // namespace forkfd

@@ -1,19 +1,24 @@
 // THE FENCE: every line that runs between clone and exec is in this file.
 //
-// With CLONE_VM the child runs on the parent's memory while other threads of the
-// parent go on.  Allowed here, and nothing else:
-//   - reading the ChildArgs block, writing its Report (and the two LISTEN slots);
-//   - raw system calls (raw_syscall.h): never libc, whose setuid() broadcasts to all
-//     threads, whose sigaction(SIGABRT) takes a lock that another thread may hold;
-//   - local variables of plain types.
-// No allocation, no exception, no libc function, no static with a constructor, no
-// errno.  A test compiles this file alone and demands that it needs no outside symbol.
+// With CLONE_VM the child runs on the parent's memory while other threads of the parent run.
+// Allowed here, and nothing else:
+//   - reading the ChildArgs block;
+//   - writing its Report, and the two LISTEN slots that it names;
+//   - raw system calls (raw_syscall.h): never libc, whose setuid() sends signals to all threads,
+//     and whose sigaction(SIGABRT) takes a lock that another thread may hold;
+//   - local variables of plain types, and functions of this file marked FORKFD_CHILD or
+//     FORKFD_INLINE, which are noexcept and not instrumented;
+//   - constants and plain structures of headers (kernel_flags.h, signal_mask.h).
+// Not allowed: allocation, exceptions, libc functions, errno, statics with a constructor, and
+// code of which a compiler makes a call of memset or memcpy ("= {...}" of a structure).  A test
+// compiles this file alone and checks that it needs no outside symbol.
 //
-// apply() does the same for a process that goes on without an exec, which has memory and
-// descriptors of its own; its failure ends the process as any other does.
+// run() ends in an exec or in exit_group, never in a return.  apply() runs the same stages in a
+// process that continues without an exec, with memory and descriptors of its own; a failure ends
+// that process too.
 //
-// Until unshare_descriptors() has returned the descriptor table may be the parent's
-// own (CLONE_FILES): nothing before it may open, close or change a descriptor.
+// Until map_descriptors() has unshared the descriptor table, that table may be the parent's own
+// (CLONE_FILES): nothing before may open, close or change a descriptor.
 #include "core/spawn/child.h"
 
 #include <fcntl.h>
@@ -64,9 +69,9 @@ using raw::addr;
 using raw::call;
 
 constexpr timespec kNow = {0, 0};
-constexpr int kNotFound = 127;  // exit status of a child that never became its program
+constexpr int kNotExecuted = 127;  // exit status of a child that did not execute its program
 
-// Descriptors needed after the map is made, lifted out of its way.
+// Descriptors that are used after the map is made, at numbers out of its way.
 struct Kept {
     int exec_fd, cwd_fd, parent_pidfd, exec_watch;
     FORKFD_CHILD_INLINE bool has(int fd) const noexcept {
@@ -78,7 +83,7 @@ struct Kept {
     volatile Report& report = *a.report;
     report.err = static_cast<int>(err);
     if (a.report_fd >= 0) call(SYS_write, a.report_fd, addr(a.report), sizeof *a.report);
-    for (;;) call(SYS_exit_group, kNotFound);
+    for (;;) call(SYS_exit_group, kNotExecuted);
 }
 
 FORKFD_CHILD_INLINE void enter(const ChildArgs& a, Stage stage, int index = 0) noexcept {
@@ -93,20 +98,20 @@ FORKFD_CHILD_INLINE long check(const ChildArgs& a, long result) noexcept {
     return result;
 }
 
-// The signal is cleared by a change of credentials, so it is set before and after;
-// a parent that died in between is seen by what getppid() says (never compared with
-// 1: the parent may be pid 1, or a sub-reaper may have taken over).
+// A change of credentials clears the signal, so it is set before and after.  A parent that died
+// in between is detected by getppid() (never compared with 1: the parent may be pid 1, and a
+// sub-reaper may be the new parent).
 FORKFD_CHILD void die_with_parent(const ChildArgs& a, Stage stage, int parent_pidfd) noexcept {
     if (a.death_signal == 0) return;
     enter(a, stage);
     check(a, call(SYS_prctl, PR_SET_PDEATHSIG, a.death_signal));
-    // A dying parent's children have another before its pidfd tells, so both are asked; in a
-    // new pid namespace getppid() is 0, and only the pidfd can tell.
+    // The children of a dying parent have a new one before its pidfd is readable, so both are
+    // checked; in a new pid namespace getppid() is 0, and only the pidfd is conclusive.
     const long parent = call(SYS_getppid);
     if (parent != a.parent_pid && (parent != 0 || parent_pidfd < 0)) fail(a, ESRCH);
     if (parent_pidfd < 0) return;
-    pollfd gone = {parent_pidfd, POLLIN, 0};
-    if (check(a, call(SYS_ppoll, addr(&gone), 1, addr(&kNow), 0, 0)) != 0) fail(a, ESRCH);
+    pollfd ended = {parent_pidfd, POLLIN, 0};
+    if (check(a, call(SYS_ppoll, addr(&ended), 1, addr(&kNow), 0, 0)) != 0) fail(a, ESRCH);
 }
 
 FORKFD_CHILD void enter_cgroup(const ChildArgs& a) noexcept {
@@ -127,8 +132,8 @@ FORKFD_CHILD void wait_for_maps(const ChildArgs& a) noexcept {
     if (a.report->map_err != 0) fail(a, a.report->map_err);
 }
 
-// Before the signal mask is restored: SIGTTOU is still blocked, so TIOCSPGRP from
-// what may be a background group does not stop us.
+// Runs before the signal mask is restored: SIGTTOU is still blocked, so TIOCSPGRP from a
+// background process group does not stop the child.
 FORKFD_CHILD void join_terminal(const ChildArgs& a) noexcept {
     if (a.new_session) {
         enter(a, Stage::session);
@@ -160,8 +165,8 @@ FORKFD_CHILD bool is_target(const ChildArgs& a, int fd) noexcept {
     return false;
 }
 
-// For kernels before 5.9, and sandboxes that refuse close_range.  /proc lists
-// descriptors in ascending order by number, so closing while reading skips none.
+// For kernels before 5.9, and sandboxes that refuse close_range.  /proc lists descriptors in
+// ascending order, so closing while reading skips none.
 FORKFD_CHILD void close_others_by_listing(const ChildArgs& a, const Kept& kept,
                                           int from) noexcept {
     const int dir = static_cast<int>(check(
@@ -184,7 +189,7 @@ FORKFD_CHILD void close_others_by_listing(const ChildArgs& a, const Kept& kept,
     call(SYS_close, dir);
 }
 
-// Out of the way of every target, and gone at exec.
+// Duplicates a descriptor above every target; the exec closes it.
 FORKFD_CHILD int keep(const ChildArgs& a, int fd) noexcept {
     if (fd < 0) return -1;
     enter(a, Stage::keep_descriptor, fd);
@@ -212,7 +217,7 @@ FORKFD_CHILD void open_files(const ChildArgs& a) noexcept {
     }
 }
 
-// What is kept must not be closed, and may be above `from`.
+// Kept descriptors must not be closed, and may be above `from`.
 FORKFD_CHILD void close_from(const ChildArgs& a, const Kept& kept, int from) noexcept {
     enter(a, Stage::close_others);
     const bool keeps = kept.exec_fd >= 0 || kept.cwd_fd >= 0 || kept.parent_pidfd >= 0 ||
@@ -257,8 +262,8 @@ FORKFD_CHILD void do_steps(const ChildArgs& a, const Kept& kept) noexcept {
 FORKFD_CHILD Kept map_descriptors(const ChildArgs& a) noexcept {
     bool can_close_range = true;
     if (a.table_is_shared) {
-        // Drops what is above the highest source without copying it: flat cost in
-        // open descriptors, and no copy of a script that another thread is writing.
+        // Closes all above the highest source without copying it: flat cost in open descriptors,
+        // and no copy of the descriptor of a script that another thread is writing.
         enter(a, Stage::unshare_descriptors);
         check(a, call(raw::nr_close_range, a.hole_first, ~0U, kCloseRangeUnshare));
     } else if (a.close_others) {
@@ -319,14 +324,14 @@ FORKFD_CHILD_INLINE std::uint32_t half_of(std::uint64_t set, int half) noexcept 
     return static_cast<std::uint32_t>(set >> (32 * half));
 }
 
-// The bounding set first: dropping from it needs CAP_SETPCAP, which setuid takes away.
+// The bounding set first: a change of it needs CAP_SETPCAP, which setuid drops.
 FORKFD_CHILD void change_credentials(const ChildArgs& a) noexcept {
     const ChildCapabilities& caps = a.caps;
     if (caps.has_bounding) {
         for (int cap = 0; cap <= caps.last; ++cap) {
             if ((caps.bounding >> cap & 1) != 0) continue;
             enter(a, Stage::bounding_set, cap);
-            // Not there already: nothing to take away, and no privilege wanted.
+            // Not in the set: no change, and no privilege needed.
             if (check(a, call(SYS_prctl, PR_CAPBSET_READ, cap)) == 0) continue;
             check(a, call(SYS_prctl, PR_CAPBSET_DROP, cap));
         }
@@ -370,8 +375,8 @@ FORKFD_CHILD void change_credentials(const ChildArgs& a) noexcept {
     }
 }
 
-// With the new credentials: a directory the new user may not enter is an error.  (With the
-// old ones where the standard subprocess is stood in for, which does it in that order.)
+// With the new credentials: a directory that the new user may not enter is an error.  (With the
+// old ones in place of the standard subprocess, which uses that order.)
 FORKFD_CHILD void change_directory(const ChildArgs& a, const Kept& kept) noexcept {
     if (a.cwd != nullptr) {
         enter(a, Stage::working_directory);
@@ -386,8 +391,8 @@ FORKFD_CHILD_INLINE bool contains(KernelSigset signals, int sig) noexcept {
     return (signals >> (sig - 1) & 1) != 0;
 }
 
-// All signals are still blocked.  A handler of the parent must not run here once the
-// mask is restored, so each is reset: CLONE_CLEAR_SIGHAND does it in the clone.
+// All signals are still blocked.  A handler of the parent must not run here once the mask is
+// restored, so each is reset, unless CLONE_CLEAR_SIGHAND has done it in the clone.
 FORKFD_CHILD void set_signals(const ChildArgs& a) noexcept {
     for (int sig = 1; sig <= kLastSignal; ++sig) {
         const bool wanted = contains(a.default_signals, sig);
@@ -437,7 +442,7 @@ FORKFD_CHILD void write_environment(const ChildArgs& a) noexcept {
     write_decimal(a.listen_pidfdid, info.stx_ino);
 }
 
-// The mask first: nothing that the filter refuses may be wanted after it.
+// The mask first: the filter may refuse the call that sets it.
 FORKFD_CHILD void confine(const ChildArgs& a) noexcept {
     enter(a, Stage::signal_mask);
     check(a, call(SYS_rt_sigprocmask, SIG_SETMASK, addr(&a.mask), 0, sizeof a.mask));
@@ -452,8 +457,8 @@ FORKFD_CHILD void confine(const ChildArgs& a) noexcept {
     if (kept.exec_fd >= 0)
         fail(a, -call(SYS_execveat, kept.exec_fd, addr(""), addr(a.argv), addr(a.envp),
                       AT_EMPTY_PATH));
-    // execvpe(3): a directory of PATH that lacks the program is passed over; one that
-    // has it but refuses is remembered, in case no later one serves.
+    // execvpe(3): a directory of PATH without the program is skipped; EACCES of one that has it is
+    // reported if no later one succeeds.
     long error = -ENOENT;
     long refused = 0;
     for (const char* const* path = a.candidates; *path != nullptr; ++path) {

@@ -1,6 +1,6 @@
-// Everything the child reads, as plain data.  With CLONE_VM the child runs on the
-// parent's memory: it may not allocate, so all of this is prepared before the clone
-// and owned by the parent (spawn.cpp), which waits in the kernel until the exec.
+// The block that the child reads, as plain data.  With CLONE_VM the child runs on the parent's
+// memory and may not allocate, so the block is prepared before the clone and owned by the parent
+// (spawn.cpp), which waits in the kernel until the exec.
 #pragma once
 
 #include <sched.h>
@@ -13,17 +13,16 @@
 #include <type_traits>
 
 #include "core/base/error.h"
-#include "core/spawn/fd_plan.h"
 #include "core/base/signal_mask.h"
+#include "core/spawn/fd_plan.h"
 
 namespace forkfd {
 
-// The one thing the child writes.  Lives in MAP_SHARED memory, because without
-// CLONE_VM (and in emulators that run vfork as fork) the child has its own copy of
-// everything else.
+// The report, which alone the child writes.  Lives in MAP_SHARED memory, because without CLONE_VM
+// (and in emulators that run vfork as fork) the child has its own copy of all other memory.
 struct Report {
     int stage;   // Stage the child is at; Stage::exec is the last
-    int index;   // which item of that stage: an array index or a descriptor's number
+    int index;   // the item of that stage: an array index, a descriptor, a signal, a capability
     int err;     // errno if that stage failed, 0 while it runs
     // Handshake with the thread that writes the child's uid_map and gid_map.
     int map_state;  // MapState, a futex word
@@ -58,29 +57,29 @@ struct ChildCapabilities {
     bool set;              // capset wanted
     bool keep_over_setuid;
     std::uint64_t permitted, inheritable;  // permitted is effective too
-    bool has_permitted, has_inheritable;   // what is not given is left as it is
+    bool has_permitted, has_inheritable;   // false: that set is unchanged
     bool has_ambient;
     std::uint64_t ambient;
     bool has_bounding;
-    std::uint64_t bounding;  // what stays
-    int last;                // highest capability the kernel knows
+    std::uint64_t bounding;  // the capabilities that remain in it
+    int last;                // the highest capability of this kernel
 };
 
 struct ChildArgs {
     Report* report;
-    int report_fd;  // -1, or where a failure's report is written as well (apply)
+    int report_fd;  // -1, or a descriptor to which a failure's report is written too (apply)
 
     // Test-only: fail at this stage with this errno.
     int fault_stage, fault_err;
 
-    // The parent, as it must still be.
+    // The parent, which must still live.
     int death_signal;    // 0: none
     pid_t parent_pid;
-    int parent_pidfd;    // -1, or polled as well: getppid() says nothing in a pid namespace
+    int parent_pidfd;    // -1, or polled too: getppid() is 0 in a new pid namespace
 
-    int exec_watch;        // -1, or held until the exec (exec_watch.h)
+    int exec_watch;        // -1, or a descriptor held until the exec (exec_watch.h)
 
-    int cgroup_procs_fd;   // -1, or cgroup.procs to be written
+    int cgroup_procs_fd;   // -1, or cgroup.procs, to which the child writes itself
     bool wait_for_maps;
 
     bool new_session;
@@ -90,9 +89,9 @@ struct ChildArgs {
     int foreground_terminal;   // -1 or descriptor
 
     // Descriptors (fd_plan.h).
-    bool table_is_shared;         // CLONE_FILES: unshare before anything is touched
+    bool table_is_shared;         // CLONE_FILES: unshare before any change
     bool close_others;
-    unsigned hole_first;          // above every source: dropped first, without being copied
+    unsigned hole_first;          // above every source: closed first, without being copied
     int kept_floor;               // kept descriptors go above this number
     const FdStep* steps;
     std::size_t n_steps;
@@ -134,18 +133,18 @@ struct ChildArgs {
     bool cwd_before_credentials;
     bool no_new_privs;
 
-    bool handlers_are_cleared;    // CLONE_CLEAR_SIGHAND did it
+    bool handlers_are_cleared;    // by CLONE_CLEAR_SIGHAND
     KernelSigset default_signals, ignore_signals;
     KernelSigset mask;
 
-    char* listen_pid;             // where to write digits and NUL; nullptr: not wanted
+    char* listen_pid;             // a slot for digits and NUL; nullptr: none
     char* listen_pidfdid;
 
     const sock_fprog* seccomp;    // nullptr: none
 
-    int exec_fd;                  // -1, or executed instead of the candidates
+    int exec_fd;                    // -1, or executed instead of the candidates
     const char* const* candidates;  // paths to try in turn, nullptr at the end
-    bool every_candidate;           // go on after any error, and report the first
+    bool every_candidate;           // continue after any error, and report the first
     char* const* argv;
     char* const* envp;
 };

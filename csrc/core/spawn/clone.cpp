@@ -9,11 +9,11 @@
 #include <cstring>
 #include <memory>
 
-#include "core/spawn/child.h"
 #include "core/base/fault.h"
 #include "core/base/kernel_flags.h"
 #include "core/base/probe.h"
 #include "core/base/raw_syscall.h"
+#include "core/spawn/child.h"
 
 namespace forkfd {
 
@@ -24,8 +24,8 @@ constexpr std::size_t kPage = 64 * 1024;  // the largest page size of aarch64
 
 using Entry = void (*)(void*);
 
-// The child comes back from the kernel on the new stack: it calls entry(arg) there
-// and never returns.
+// The child returns from the kernel on the new stack; there it calls entry(arg), and never
+// returns from that.
 long trampoline(long nr, long a, long b, long c, Entry entry, void* arg) noexcept {
 #if defined(__x86_64__)
     long ret;
@@ -80,16 +80,16 @@ long enter_kernel(const CloneCall& how, ChildStack& stack, int* pidfd, int exit_
         args.stack = reinterpret_cast<std::uint64_t>(stack.bottom());
         args.stack_size = stack.size();
         args.cgroup = static_cast<std::uint64_t>(how.cgroup_fd);
-        const bool cgroup = how.cgroup_fd >= 0;
-        return trampoline(raw::nr_clone3, raw::addr(&args),
-                          static_cast<long>(cgroup ? kCloneArgsCgroup : kCloneArgsFirst), 0, entry, arg);
+        const std::size_t size = how.cgroup_fd >= 0 ? kCloneArgsCgroup : kCloneArgsFirst;
+        return trampoline(raw::nr_clone3, raw::addr(&args), static_cast<long>(size), 0, entry, arg);
     }
     char* const top = static_cast<char*>(stack.bottom()) + stack.size();
     return trampoline(SYS_clone, static_cast<long>(how.flags) | exit_signal, raw::addr(top),
                       raw::addr(pidfd), entry, arg);
 }
 
-__attribute__((no_sanitize("address"), no_sanitize("thread"))) void write_and_exit(void* flag) {
+__attribute__((no_sanitize("address"), no_sanitize("thread"))) void
+write_and_exit(void* flag) {
     *static_cast<volatile int*>(flag) = 1;
     for (;;) raw::call(SYS_exit_group, 0);
 }
@@ -149,7 +149,7 @@ int why_memory_is_not_shared() {
     if (refusal) return refusal.err();
     const AllSignalsBlocked blocked;
     volatile int flag = 0;
-    // No exit signal: the program's SIGCHLD handler and its waits see nothing of it.
+    // No exit signal: the program's SIGCHLD handler and its waits do not see the child.
     const long pid = enter_kernel({false, CLONE_VM | CLONE_VFORK, -1},
                                   ChildStack::of_this_thread(), nullptr, 0, write_and_exit,
                                   const_cast<int*>(&flag));

@@ -34,10 +34,10 @@ Environment::Environment(const std::vector<std::string>& entries) {
 }
 
 void Environment::set_listen(const std::vector<std::string>& names, bool with_pidfdid) {
-    std::vector<std::size_t> kept;
+    std::vector<std::size_t> others;
     for (std::size_t offset : offsets_)
-        if (!is_listen_name(bytes_.data() + offset)) kept.push_back(offset);
-    offsets_.swap(kept);
+        if (!is_listen_name(bytes_.data() + offset)) others.push_back(offset);
+    offsets_.swap(others);
 
     std::string joined = "LISTEN_FDNAMES=";
     for (std::size_t i = 0; i < names.size(); ++i) joined += (i == 0 ? "" : ":") + names[i];

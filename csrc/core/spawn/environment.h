@@ -1,4 +1,4 @@
-// The child's environment as the array that execve wants.
+// The child's environment as the array that execve takes.
 #pragma once
 
 #include <string>
@@ -8,12 +8,11 @@ namespace forkfd {
 
 class Environment {
   public:
-    // A copy of the C environment.  Copied, not pointed to: another thread may call
-    // setenv() while the child reads it.
+    // A copy of the C environment: another thread may call setenv() while the child reads it.
     static Environment current();
     explicit Environment(const std::vector<std::string>& entries);
 
-    // Replaces NAME= entries that start with one of the LISTEN_ names.
+    // Replaces the LISTEN_ variables, and adds slots for those that the child writes.
     void set_listen(const std::vector<std::string>& names, bool with_pidfdid);
 
     char* const* data();  // valid until the object changes

@@ -82,7 +82,7 @@ ExecWatch::ExecWatch(bool wanted) {
     writer_ = std::move(fresh.writer);
 }
 
-// The spawn is laid out for the number, so a second attempt puts its pipe there.
+// The child's block names the number, so the pipe of a second attempt gets the same one.
 void ExecWatch::arm() {
     if (!writer_ || reader_) return;
     Pipe fresh = make_pipe();

@@ -9,7 +9,7 @@ namespace forkfd {
 
 std::vector<FdStep> plan_fds(std::vector<FdWant> wanted, int floor) {
     std::map<int, int> pending;   // target -> source
-    std::map<int, int> readers;   // number -> pending targets that still read it
+    std::map<int, int> readers;   // number -> count of pending targets that read it
     std::vector<FdStep> steps;
     int highest = std::max(2, floor);
     for (const FdWant& w : wanted) {
@@ -24,7 +24,7 @@ std::vector<FdStep> plan_fds(std::vector<FdWant> wanted, int floor) {
         if (w.target != w.source) ++readers[w.source];
     }
 
-    // A target nobody reads any more may be overwritten; doing so frees its source.
+    // A target that no other reads may be overwritten; then its source may be free, too.
     std::vector<int> ready;
     for (const auto& [target, source] : pending)
         if (target != source && readers[target] == 0) ready.push_back(target);
@@ -42,7 +42,7 @@ std::vector<FdStep> plan_fds(std::vector<FdWant> wanted, int floor) {
     };
     drain();
 
-    // What is left, but for identities, is disjoint cycles: each waits for one copy.
+    // The rest is identities and disjoint cycles: each cycle needs one copy.
     while (!pending.empty()) {
         const auto [first, source] = *pending.begin();
         pending.erase(pending.begin());

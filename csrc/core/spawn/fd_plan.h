@@ -1,4 +1,4 @@
-// From a wanted map (child's number -> our number) to an ordered list of steps.
+// The plan of a descriptor map: from the map (child's number -> our number) to ordered steps.
 //
 // The naive way, dup2 for each pair in turn, is wrong: for {0: 1, 1: 0} the first
 // dup2 destroys the source of the second.  The plan is separate from its execution

@@ -17,7 +17,7 @@ namespace forkfd {
 
 namespace {
 
-// The pid in our pid namespace, as the kernel keeps it for this pidfd.
+// The pid of this pidfd in our pid namespace.
 long pid_of(int pidfd) {
     const std::string path = "/proc/self/fdinfo/" + std::to_string(pidfd);
     const UniqueFd info(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
@@ -86,7 +86,7 @@ int IdMapWriter::write_maps(int pidfd) {
     const std::string text = lines(plan_.gid_map);
     const int err = write("gid_map", text);
     if (err != EPERM) return err;
-    // Without CAP_SETGID a gid_map needs setgroups() given up first.
+    // Without CAP_SETGID, setgroups() must be disabled before a gid_map is written.
     if (const int denied = write("setgroups", "deny")) return denied;
     return write("gid_map", text);
 }

@@ -1,6 +1,6 @@
-// Writes the uid_map and gid_map of a child in a new user namespace.  The child may
-// write only a map of itself (user_namespaces(7)), and the thread that cloned it sleeps
-// in the kernel until the exec: so a helper thread waits for the child's request.
+// The writer of uid_map and gid_map for a child in a new user namespace.  The child itself may
+// write only a map of its own ids (user_namespaces(7)), and the thread that cloned it sleeps in
+// the kernel until the exec: so a helper thread waits for the child's request.
 #pragma once
 
 #include <string>
@@ -14,9 +14,9 @@ namespace forkfd {
 
 class IdMapWriter {
   public:
-    // `pidfd` is written by the clone, before the child can ask.
+    // `pidfd` is set by the clone, before the child can send its request.
     IdMapWriter(const SpawnPlan& plan, Report& report, const int& pidfd);
-    ~IdMapWriter();  // cancels what has not begun, and joins
+    ~IdMapWriter();  // cancels a request that has not begun, and joins
     const std::string& subject() const noexcept { return subject_; }  // after a failure
 
   private:

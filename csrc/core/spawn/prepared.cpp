@@ -5,11 +5,11 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
-#include "core/spawn/clone.h"
 #include "core/base/fault.h"
 #include "core/base/names.h"
 #include "core/base/pidfd.h"
 #include "core/base/probe.h"
+#include "core/spawn/clone.h"
 #include "core/spawn/spawn_args.h"
 
 namespace forkfd {
@@ -51,7 +51,7 @@ PreparedChild::PreparedChild(const SpawnPlan& plan, Environment env,
     fill(mask, kin);
 }
 
-// The kernel says EBADF of a good descriptor on another file system, which misleads.
+// The kernel's error for a descriptor on another file system is EBADF, which misleads.
 void PreparedChild::demand_cgroup2() const {
     constexpr long kCgroup2Magic = 0x63677270;
     struct statfs info;
@@ -74,7 +74,7 @@ void PreparedChild::fill(KernelSigset mask, const Kinship& kin) {
     a.fault_stage = static_cast<int>(armed.stage);
     a.fault_err = armed.err;
     a.parent_pid = kin.parent_pid;
-    a.handlers_are_cleared = !kin.executes;  // a program's own; a process keeps its own
+    a.handlers_are_cleared = !kin.executes;  // a process without an exec keeps its handlers
     a.report_fd = -1;
     a.cgroup_procs_fd = -1;
     a.controlling_terminal = p.controlling_terminal.value_or(terminal_.get());

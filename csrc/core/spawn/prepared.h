@@ -1,5 +1,5 @@
-// A plan made ready for one child: files opened, descriptors checked, steps computed, and all
-// of it laid out as the plain data that the child reads.
+// A plan prepared for one child: files opened, descriptors checked, steps computed, and all of it
+// in the block that the child reads.
 #pragma once
 
 #include <string>
@@ -13,11 +13,11 @@
 
 namespace forkfd {
 
-// Whose child it is to be, and whether it executes a program.
+// The parent of the child, and whether the child executes a program.
 struct Kinship {
     pid_t parent_pid;
-    int parent_pidfd = -1;  // borrowed; polled as well where getppid() may say nothing
-    bool executes = true;   // false: apply() in a process that goes on as it is
+    int parent_pidfd = -1;  // borrowed; polled too, where getppid() may be 0
+    bool executes = true;   // false: apply() in a process that continues without an exec
 };
 
 class PreparedChild {
@@ -27,9 +27,9 @@ class PreparedChild {
                   KernelSigset mask, const Kinship& kin);
 
     int cgroup_fd() const noexcept { return plan_.cgroup_fd.value_or(cgroup_.get()); }
-    // CLONE_INTO_CGROUP was refused: the child itself writes cgroup.procs.
+    // For a child that writes cgroup.procs itself, after CLONE_INTO_CGROUP was refused.
     void open_cgroup_procs();
-    std::string subject(Stage stage, int index) const;  // what a stage was applied to
+    std::string subject(Stage stage, int index) const;  // of a stage, for messages
 
     ChildArgs args = {};
     ExecWatch watch;

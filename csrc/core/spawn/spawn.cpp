@@ -8,13 +8,13 @@
 #include <mutex>
 #include <shared_mutex>
 
+#include "core/atfork/fork_lock.h"
 #include "core/base/counters.h"
 #include "core/base/fault.h"
-#include "core/atfork/fork_lock.h"
-#include "core/spawn/id_maps.h"
 #include "core/base/pidfd.h"
-#include "core/spawn/prepared.h"
 #include "core/base/probe.h"
+#include "core/spawn/id_maps.h"
+#include "core/spawn/prepared.h"
 #include "core/spawn/spawn_attempt.h"
 #include "core/spawn/spawn_trace.h"
 #include "core/spawn/spawner_thread.h"
@@ -23,10 +23,10 @@ namespace forkfd {
 
 namespace {
 
-// Children of ours that are between clone and exec.  They may hold a copy of a
-// script's descriptor that another thread has just written and closed.
+// Children of ours between clone and exec.  They may hold a copy of the descriptor of a script
+// that another thread has just written and closed.
 std::atomic<int> in_flight{0};
-std::atomic<unsigned> landed{0};  // those that were
+std::atomic<unsigned> landed{0};  // spawns that have ended
 
 struct InFlight {
     InFlight() noexcept { ++in_flight; }
@@ -34,7 +34,7 @@ struct InFlight {
         ++landed;
         --in_flight;
     }
-    // Whether there was another, since `before` had landed.
+    // Whether there was another one, since `before` was read from landed.
     static bool others(unsigned before) noexcept { return in_flight > 1 || landed != before; }
 };
 
@@ -55,7 +55,7 @@ class Spawn {
     const SpawnPlan& plan_;
     PreparedChild child_;
     ChildArgs& args_;
-    Report report_ = {};  // the child's last word, copied
+    Report report_ = {};  // a copy of the child's last report
     int pidfd_ = -1;
 };
 
@@ -92,8 +92,8 @@ long Spawn::clone_once(const Attempt& t) {
 SpawnResult Spawn::run() {
     const InFlight counted;
     const SpawnTrace trace(plan_.program);
-    // A script that another thread has just written may be held open by one of our own
-    // children for the moment before its exec: worth waiting for, but not for ever.
+    // ETXTBSY: one of our own children may hold a script that another thread has just written,
+    // until its exec.  Wait for that, but not for ever.
     timespec pause = {0, 200 * 1000};
     long patience = 1000L * 1000 * 1000;
     Attempt t = Attempt::first(plan_, cgroup_fd() >= 0);
@@ -130,7 +130,8 @@ SpawnResult Spawn::run() {
                 reap_failed(static_cast<pid_t>(pid));
                 throw_sys(Stage::pidfd, err, "of child " + std::to_string(pid));
             }
-            return {static_cast<pid_t>(pid), std::move(pidfd), t.backend(), child_.fds.take_pipes()};
+            return {static_cast<pid_t>(pid), std::move(pidfd), t.backend(),
+                    child_.fds.take_pipes()};
         }
         reap_failed(static_cast<pid_t>(pid));
         const bool injected = fault::armed().stage == stage;
@@ -158,10 +159,10 @@ SpawnResult start_child(const SpawnPlan& plan, Environment environment,
                         const std::vector<int>& sources) {
     const KernelSigset mask = current_signal_mask();
     const auto start = [&] { return Spawn(plan, std::move(environment), sources, mask).run(); };
-    // Taken by the thread that asks, which may hold it exclusively, not by the spawner's.
+    // Locked by the calling thread, which may hold it exclusively, not by the spawner thread.
     std::shared_lock<ForkLock> lock(fork_lock(), std::defer_lock);
     if (!plan.close_others) lock.lock();
-    // The death signal fires when the thread that spawned ends, not the process.
+    // The death signal fires when the spawning thread ends, not the process.
     if (plan.death_signal != 0 && plan.death_with_process) return on_spawner_thread(start);
     return start();
 }

@@ -1,4 +1,4 @@
-// What a plan says, laid out as the block that the child reads.
+// The options of a plan, copied into the block that the child reads.
 #pragma once
 
 #include "core/spawn/child_args.h"
@@ -6,7 +6,7 @@
 
 namespace forkfd {
 
-// All that needs nothing but the plan, which must outlive the block: it points into it.
+// Copies all fields that depend on the plan alone; the block points into the plan.
 void copy_plan(const SpawnPlan& plan, ChildArgs& args);
 
 }  // namespace forkfd

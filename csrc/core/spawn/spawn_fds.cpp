@@ -23,7 +23,7 @@ void demand_open(int fd, const std::string& subject) {
     if (::fcntl(fd, F_GETFD) < 0) throw_sys(Stage::descriptor_source, errno, subject);
 }
 
-// The kernel says EBADF for a number above the limit, which misleads.
+// The kernel's error for a number above the limit is EBADF, which misleads.
 void demand_below_limit(int target) {
     rlimit limit;
     if (::getrlimit(RLIMIT_NOFILE, &limit) == 0 && static_cast<rlim_t>(target) >= limit.rlim_cur)
@@ -76,7 +76,7 @@ int SpawnFds::source_for(const FdAction& action, int planned) {
     }
 }
 
-// A number that stays what it is may be above the limit: it was opened before that.
+// A number that is its own source may be above the limit: it was opened before the limit was set.
 int SpawnFds::highest_made() const {
     int highest = 2;
     for (const FdWant& w : wants_)

@@ -1,25 +1,25 @@
-// From the descriptor actions of a plan to what the child executes: opens pipes and
-// /dev/null, checks that every source is open, and computes steps and gaps.
+// The descriptors of one spawn: opens pipes and /dev/null, checks that every source is open, and
+// computes the steps that the child executes and the gaps that it closes.
 #pragma once
 
 #include <string>
 #include <vector>
 
-#include "core/spawn/spawn_plan.h"
 #include "core/base/unique_fd.h"
+#include "core/spawn/spawn_plan.h"
 
 namespace forkfd {
 
 struct PipeEnd {
-    int target;  // the child's number of the other end
+    int target;  // the number of the child's end
     UniqueFd fd;
 };
 
 class SpawnFds {
   public:
     SpawnFds() = default;
-    // `sources` replaces the sources of the `descriptor` actions, in their order; empty: as
-    // planned.  SysError names the descriptor that is not open.
+    // `sources` replaces the sources of the `descriptor` actions, in their order, unless it is
+    // empty.  SysError names the descriptor that is not open.
     SpawnFds(const SpawnPlan& plan, const std::vector<int>& sources,
              const std::vector<int>& used_later);
 
@@ -35,7 +35,7 @@ class SpawnFds {
     void add_file_actions(const std::vector<FileAction>& actions);
     void add_gaps();
 
-    std::vector<UniqueFd> child_ends_;  // closed when the child has its own
+    std::vector<UniqueFd> child_ends_;  // closed once the child has copies
     std::vector<PipeEnd> our_ends_;
     int null_fd_ = -1;
     std::vector<FdWant> wants_;

@@ -1,5 +1,5 @@
-// A child as plain data: what a Command compiles to.  Immutable while it is spawned
-// from, so many threads may spawn from one plan.  Every descriptor in it is borrowed.
+// The plan of a child, as plain data: a compiled Command.  Immutable during a spawn, so many
+// threads may spawn from one plan.  Every descriptor in it is borrowed.
 #pragma once
 
 #include <sys/types.h>
@@ -16,13 +16,13 @@ namespace forkfd {
 struct FdAction {
     enum class Kind : int {
         descriptor,       // `source`, a number of ours; it must be open
-        inherit_if_open,  // our own `target`, left out where it is closed
-        null_device,
-        pipe_to_child,    // the child reads, we get the writing end
-        pipe_from_child,  // the child writes, we get the reading end
+        inherit_if_open,  // our own `target`; omitted if it is closed
+        null_device,      // /dev/null
+        pipe_to_child,    // the child reads; the caller gets the writing end
+        pipe_from_child,  // the child writes; the caller gets the reading end
         open,             // `path`, opened by the child
         same_as,          // whatever is at `source`, a number of the child's
-        closed,
+        closed,           // nothing, even if other descriptors stay open
         as_exec_leaves,   // our own `target`, unless it is closed or close-on-exec
     };
     int target;
@@ -33,7 +33,7 @@ struct FdAction {
     unsigned mode = 0;
 };
 
-// posix_spawn's: executed in the order given, instead of a map.
+// A file action of posix_spawn: executed in the order given, instead of a map.
 struct FileAction {
     FdStep::Kind kind;  // dup, keep, close, close_from or open
     int source;         // of dup; -1 otherwise
@@ -52,7 +52,7 @@ struct SpawnPlan {
     std::vector<std::string> candidates;  // programs to try in turn
     std::optional<int> exec_fd;           // or the program as a descriptor
     std::string program;                  // for messages
-    bool every_candidate = false;         // whatever the error of one, try the next
+    bool every_candidate = false;         // after any error of one, try the next
     std::optional<std::vector<std::string>> env;  // "NAME=value"; none: environ at the call
 
     std::vector<FdAction> fds;  // ascending targets, each once
@@ -63,7 +63,7 @@ struct SpawnPlan {
     bool new_session = false;
     std::optional<int> process_group;
     std::optional<int> controlling_terminal;
-    std::string controlling_terminal_path;  // opened for the spawn when not empty
+    std::string controlling_terminal_path;  // opened for the spawn, unless empty
     std::optional<int> foreground_terminal;
     std::string foreground_terminal_path;
 
@@ -85,7 +85,7 @@ struct SpawnPlan {
     bool cwd_before_credentials = false;
     bool no_new_privs = false;
     int death_signal = 0;
-    bool death_with_process = true;  // not with the thread that spawned
+    bool death_with_process = true;  // not with the spawning thread
 
     std::uint64_t namespaces = 0;  // CLONE_NEW*
     std::vector<IdMap> uid_map, gid_map;

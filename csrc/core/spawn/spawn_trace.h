@@ -1,12 +1,12 @@
-// What FORKFD_DEBUG=exec=1 says of one spawn.  The child cannot tell, since it shares our
-// memory until its exec: its parent does, from the report.
+// Lines of FORKFD_DEBUG=exec=1 about one spawn.  The child cannot write them, since it shares our
+// memory until its exec: the parent does, from the report.
 #pragma once
 
 #include <string>
 
+#include "core/base/trace.h"
 #include "core/spawn/spawn.h"
 #include "core/spawn/spawn_attempt.h"
-#include "core/base/trace.h"
 
 namespace forkfd {
 
@@ -14,7 +14,7 @@ class SpawnTrace {
   public:
     explicit SpawnTrace(const std::string& program) noexcept : program_(program) {}
 
-    // Now, where somebody listens.
+    // The time, if the topic is on; else 0.
     std::uint64_t begin() const noexcept { return on() ? trace::now_ns() : 0; }
     void started() const noexcept {
         if (on()) line("started");
@@ -24,13 +24,13 @@ class SpawnTrace {
                 std::uint64_t begun) const noexcept {
         if (!on()) return;
         const auto step = static_cast<Stage>(report.stage);
-        trace::Line said = line("clone");
-        said.field("backend", backend_name(attempt.backend()));
-        if (pid < 0) said.field("errno", -pid);
-        else said.field("child", pid);
+        trace::Line cloned = line("clone");
+        cloned.field("backend", backend_name(attempt.backend()));
+        if (pid < 0) cloned.field("errno", -pid);
+        else cloned.field("child", pid);
         if (pid > 0 && !(step == Stage::exec && report.err == 0))
-            said.field("step", stage_name(step)).field("errno", report.err);
-        said.duration(begun);
+            cloned.field("step", stage_name(step)).field("errno", report.err);
+        cloned.duration(begun);
     }
     void gave_way(const char* without, int err) const noexcept {
         if (on()) line("give_way").field("without", without).field("errno", err);

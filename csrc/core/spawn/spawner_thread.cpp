@@ -51,8 +51,8 @@ struct Queue {
 
 std::atomic<Queue*> current{nullptr};
 
-// Published only once its thread runs: where no thread can be started (EAGAIN), no task of
-// another caller is left in it, and the next caller tries again.
+// A queue is published only once its thread runs: if no thread can be started (EAGAIN), no task of
+// another caller is stuck in it, and the next caller tries again.
 Queue& queue() {
     for (;;) {
         Queue* seen = current.load();

@@ -1,5 +1,5 @@
-// One thread that lives as long as the process, for children that are to die with it:
-// prctl(2) PR_SET_PDEATHSIG fires when the *thread* that created the child ends.
+// One thread that lives as long as the process, for children that die with their parent:
+// PR_SET_PDEATHSIG, prctl(2), fires when the *thread* that created the child ends.
 #pragma once
 
 #include <functional>
@@ -9,10 +9,10 @@
 
 namespace forkfd {
 
-// Runs `work` there and returns, or throws, what it did.
+// Runs `work` on that thread; returns its result or throws its exception.
 SpawnResult on_spawner_thread(const std::function<SpawnResult()>& work);
 
-// In the child of a fork, where the pid may be the parent's: of another pid namespace.
+// Called in the child of a fork, whose pid may equal the parent's, in a new pid namespace.
 void forget_spawner_thread() noexcept;
 
 }  // namespace forkfd

@@ -16,7 +16,7 @@ namespace forkfd {
 namespace {
 
 [[noreturn]] void dump_and_exit(int signal) noexcept {
-    raw::call(SYS_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);  // no core file if it goes wrong
+    raw::call(SYS_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);  // no core file if it crashes
     const KernelSigaction standard = {};
     for (const int sig : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT})
         raw::call(SYS_rt_sigaction, sig, raw::addr(&standard), 0, sizeof standard.mask);

@@ -10,14 +10,14 @@
 #include <csignal>
 #include <cstdint>
 
-#include "core/spawn/clone.h"
-#include "core/descriptors/descriptor.h"
 #include "core/base/kernel_flags.h"
 #include "core/base/pidfd.h"
 #include "core/base/probe.h"
 #include "core/base/raw_syscall.h"
 #include "core/base/signal_mask.h"
 #include "core/base/unique_fd.h"
+#include "core/descriptors/descriptor.h"
+#include "core/spawn/clone.h"
 
 namespace forkfd {
 
@@ -25,7 +25,7 @@ namespace {
 
 constexpr unsigned kActionAvailable = 2;  // SECCOMP_GET_ACTION_AVAIL
 
-// close_range(2) of a number that nobody has: nothing is closed.
+// close_range(2) of a number that is never open: nothing is closed.
 long touch_no_descriptor(unsigned flags) noexcept {
     return raw::call(raw::nr_close_range, UINT_MAX, UINT_MAX, flags);
 }
@@ -37,7 +37,7 @@ struct Call {
     bool unshare = false;
 };
 
-// The child has its memory to itself, so it may go on on our frame.  It does one call or
+// The child has a copy of the memory, so it may continue on this frame.  It makes one call or
 // none and exits with its errno.
 __attribute__((noinline, no_sanitize("address"), no_sanitize("thread"),
                no_sanitize("undefined"))) long
@@ -61,7 +61,7 @@ struct Ended {
     UniqueFd pidfd;  // with kClonePidfd
 };
 
-// No exit signal: the program's SIGCHLD handler and its waits see nothing of it.
+// No exit signal: the program's SIGCHLD handler and its waits do not see the child.
 Ended run(const Call& how) noexcept {
     int pidfd = -1, status = 0;
     const AllSignalsBlocked blocked;
@@ -74,7 +74,7 @@ Ended run(const Call& how) noexcept {
 int exit_information() noexcept {
     const Ended child = run({false, kClonePidfd});
     if (child.err != 0) return child.err;
-    const auto info = reap(child.pidfd.get());  // long since reaped
+    const auto info = reap(child.pidfd.get());  // run() has reaped it
     return info && info->known ? 0 : ENOTTY;
 }
 
@@ -94,7 +94,7 @@ int wait_by_pidfd(int pidfd) noexcept {
     siginfo_t info;
     const long rc =
         raw::call(SYS_waitid, kWaitPidfd, pidfd, raw::addr(&info), WEXITED | WNOHANG, 0);
-    return rc == -ECHILD ? 0 : static_cast<int>(-rc);  // we are no child of ours
+    return rc == -ECHILD ? 0 : static_cast<int>(-rc);  // ECHILD: we are no child of our own
 }
 
 int execute_descriptor() noexcept {

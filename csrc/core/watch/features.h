@@ -1,5 +1,5 @@
-// Which facilities of the kernel there are here: each is found out by using it once, with
-// no lasting effect.  For people and for the doctor; a spawn learns by itself (probe.h).
+// The facilities of the running kernel: each is found out by using it once, with no lasting
+// effect.  For people and for the doctor; a spawn finds out by itself (probe.h).
 #pragma once
 
 #include <vector>
@@ -8,11 +8,11 @@ namespace forkfd {
 
 struct Feature {
     const char* name;
-    int err;  // 0: it is there; else what the kernel, or a filter in front of it, answers
+    int err;  // 0: available; else the errno of the kernel, or of a filter in front of it
 };
 
-// Starts a few children that do nothing, on a copy of the page tables.  into_cgroup is
-// tried on the directory of a cgroup, if one is given.
+// Starts a few children that do nothing, on a copy of the page tables.  CLONE_INTO_CGROUP is
+// tried on `cgroup_fd`, the directory of a cgroup, unless it is negative.
 std::vector<Feature> probe_features(int cgroup_fd);
 
 }  // namespace forkfd

@@ -11,10 +11,10 @@
 #include <system_error>
 
 #include "core/base/counters.h"
-#include "core/watch/dump.h"
 #include "core/base/raw_syscall.h"
 #include "core/base/signal_mask.h"
 #include "core/base/trace.h"
+#include "core/watch/dump.h"
 
 namespace forkfd {
 
@@ -24,7 +24,7 @@ constexpr std::uint64_t kSecond = 1000000000;
 constexpr std::uint64_t kNever = ~std::uint64_t{0} >> 1;
 constexpr std::size_t kStack = 256 * 1024;  // faulthandler's handler runs on it
 
-// For the time at most, while the word has that value.  0: for ever.
+// Waits while the word has that value, for `ns` at most; 0: without limit.
 void futex_wait(std::atomic<std::uint32_t>& word, std::uint32_t value, std::uint64_t ns) noexcept {
     const timespec time = {static_cast<time_t>(ns / kSecond), static_cast<long>(ns % kSecond)};
     raw::call(SYS_futex, raw::addr(&word), FUTEX_WAIT_PRIVATE, value,
@@ -74,18 +74,19 @@ void* Sysmon::body(void* self) noexcept {
 void Sysmon::run() noexcept {
     const SysmonSettings& s = settings_;
     tid_ = static_cast<pid_t>(raw::call(SYS_gettid));
-    // libc has unblocked one of its own.
+    // Again: libc has unblocked one of its own signals in the new thread.
     const KernelSigset mask = s.dump_signal == 0 ? ~KernelSigset{0} : ~signal_bit(s.dump_signal);
     raw::call(SYS_rt_sigprocmask, SIG_SETMASK, raw::addr(&mask), 0, sizeof mask);
-    // Half the shortest bound, so that what lasts 1.5 times as long is found for certain.
+    // Half the shortest bound: a stall of 1.5 times the bound is found for certain.
     std::uint64_t patience = kNever;
     for (const std::uint64_t bound : {s.gil_stall, s.loop_stall})
         if (bound != 0) patience = std::min(patience, bound / 2);
     const bool gauges = s.fd_growth > 0 || *std::max_element(s.gauge_bounds.begin(),
                                                              s.gauge_bounds.end()) >= 0;
     std::uint64_t last = trace::now_ns(), sleep = s.interval;
-    const std::uint64_t soon = 2 * s.interval;  // before a summary: a healthy process reads so
-    std::uint64_t look = gauges ? last : kNever, question = patience == kNever ? kNever : last;
+    const std::uint64_t soon = 2 * s.interval;  // before a summary: it shows recent progress
+    std::uint64_t gauges_due = gauges ? last : kNever;
+    std::uint64_t probe_due = patience == kNever ? kNever : last;
     std::uint64_t summary = s.summary != 0 ? last + s.summary : kNever;
     gil_moved_at_ = last;
     while (stopping_ == 0) {
@@ -94,79 +95,80 @@ void Sysmon::run() noexcept {
         const std::uint64_t late = now - last - std::min(now - last, sleep);
         const std::uint64_t absent = late > 10 * s.interval ? late : 0;
         last = now;
-        look_at_gil(now, absent);
-        look_at_loops(now, absent);
-        if (now >= look) {
-            look_at_gauges(now);
-            look = now + kSecond;
+        check_gil(now, absent);
+        check_loops(now, absent);
+        if (now >= gauges_due) {
+            check_gauges(now);
+            gauges_due = now + kSecond;
         }
         if (now >= summary) {
             summarize(now);
             summary = std::max(summary + s.summary, now);
         }
-        if (now >= question) {
-            ask(now);
-            question = now + patience;
+        if (now >= probe_due) {
+            probe(now);
+            probe_due = now + patience;
         } else if (written_ != taken_ || (summary != kNever && now + soon >= summary)) {
-            ask(now);
+            probe(now);
         }
-        // While nothing is open there is nothing to see before the next thing to do.
-        const std::uint64_t due = std::min({look, question, summary > now + soon ? summary - soon
-                                                                                 : summary});
-        sleep = something_is_open() ? s.interval
+        // Without an outstanding reply there is nothing to check before the next task.
+        const std::uint64_t summary_due = summary > now + soon ? summary - soon : summary;
+        const std::uint64_t due = std::min({gauges_due, probe_due, summary_due});
+        sleep = is_reply_outstanding() ? s.interval
                                     : std::min(std::max(due - now, s.interval), 10 * kSecond);
     }
 }
 
-bool Sysmon::something_is_open() const noexcept {
-    if (state_ == kAsked || written_ != taken_) return true;
+bool Sysmon::is_reply_outstanding() const noexcept {
+    if (state_ == kProbed || written_ != taken_) return true;
     return std::any_of(loops_.begin(), loops_.end(),
-                       [](const Loop& loop) { return loop.asked_at != 0 && !loop.told; });
+                       [](const Loop& loop) { return loop.probed_at != 0 && !loop.reported; });
 }
 
-// Does nothing if the helper is busy, or has not answered yet.
-void Sysmon::ask(std::uint64_t now) noexcept {
+// Does nothing if the helper is busy, or has not replied yet.
+void Sysmon::probe(std::uint64_t now) noexcept {
     if (state_ != kWaiting) return;
-    asked_at_ = now;  // before: the answer may come at once
+    probed_at_ = now;  // before: the reply may come at once
     std::uint32_t waiting = kWaiting;
-    if (state_.compare_exchange_strong(waiting, kAsked)) futex_wake(state_);
+    if (state_.compare_exchange_strong(waiting, kProbed)) futex_wake(state_);
 }
 
-void Sysmon::look_at_gil(std::uint64_t now, std::uint64_t absent) noexcept {
-    std::uint32_t asked = kAsked;
-    if (settings_.gil_stall == 0 || state_ != asked) return;
-    if (absent != 0) asked_at_ += absent;
-    const std::uint64_t since = asked_at_;
+void Sysmon::check_gil(std::uint64_t now, std::uint64_t absent) noexcept {
+    std::uint32_t probed = kProbed;
+    if (settings_.gil_stall == 0 || state_ != probed) return;
+    if (absent != 0) probed_at_ += absent;
+    const std::uint64_t since = probed_at_;
     if (now < since + settings_.gil_stall) return;
-    if (!state_.compare_exchange_strong(asked, kStalled)) return;  // just answered
+    if (!state_.compare_exchange_strong(probed, kStalled)) return;  // just replied
     if (trace::on(trace::kSched)) trace::Line("sched", "gil_stalled").duration(since);
     dump();
 }
 
-void Sysmon::look_at_loops(std::uint64_t now, std::uint64_t absent) noexcept {
+void Sysmon::check_loops(std::uint64_t now, std::uint64_t absent) noexcept {
     if (settings_.loop_stall == 0) return;
     for (int slot = 0; slot < kMaxLoops; ++slot) {
         Loop& loop = loops_[static_cast<std::size_t>(slot)];
-        std::uint64_t since = loop.asked_at;
-        if (since == 0 || loop.told) continue;
-        if (absent != 0 && loop.asked_at.compare_exchange_strong(since, since + absent))
+        std::uint64_t since = loop.probed_at;
+        if (since == 0 || loop.reported) continue;
+        if (absent != 0 && loop.probed_at.compare_exchange_strong(since, since + absent))
             since += absent;
         if (since == 0 || now < since + settings_.loop_stall) continue;
-        loop.told = true;
+        loop.reported = true;
         if (trace::on(trace::kSched))
             trace::Line("sched", "loop_stalled").field("loop", slot).duration(since);
-        tell({SysmonEvent::Kind::loop_stalled, slot, 0, now - since});
+        report({SysmonEvent::Kind::loop_stalled, slot, 0, now - since});
         dump();
     }
 }
 
-void Sysmon::look_at_gauges(std::uint64_t now) noexcept {
+void Sysmon::check_gauges(std::uint64_t now) noexcept {
     if (settings_.fd_growth > 0) {
         const std::int64_t open = count_descriptors();
         const std::uint64_t over = now - grown_since_;
         const double allowed = settings_.fd_growth * static_cast<double>(over) / kSecond;
         if (open >= 0 && descriptors_ >= 0 && static_cast<double>(open - descriptors_) > allowed)
-            tell({SysmonEvent::Kind::fd_growth, static_cast<int>(open - descriptors_), open, over});
+            report({SysmonEvent::Kind::fd_growth, static_cast<int>(open - descriptors_), open,
+                    over});
         descriptors_ = open;
         grown_since_ = now;
     }
@@ -175,12 +177,12 @@ void Sysmon::look_at_gauges(std::uint64_t now) noexcept {
         if (settings_.gauge_bounds[at] == kNoBound) continue;
         const std::int64_t value = gauge(i).read(gauge(i).context);
         const bool beyond = value > settings_.gauge_bounds[at];
-        if (beyond && !beyond_[at]) tell({SysmonEvent::Kind::gauge, i, value, 0});
+        if (beyond && !beyond_[at]) report({SysmonEvent::Kind::gauge, i, value, 0});
         beyond_[at] = beyond;
     }
 }
 
-void Sysmon::tell(const SysmonEvent& event) noexcept {
+void Sysmon::report(const SysmonEvent& event) noexcept {
     const std::uint32_t at = written_;
     if (at - taken_ == ring_.size()) return;
     ring_[at % ring_.size()] = event;
@@ -219,7 +221,7 @@ bool Sysmon::begin_wait() noexcept {
     return state_.compare_exchange_strong(busy, kWaiting);
 }
 
-// What was told before begin_wait() is seen at the thread's next look.
+// An event reported before begin_wait() is seen at the thread's next poll.
 void Sysmon::wait() noexcept {
     while (state_ == kWaiting) futex_wait(state_, kWaiting, 0);
 }
@@ -229,7 +231,8 @@ std::optional<SysmonEvent> Sysmon::take() noexcept {
     gil_moved_at_ = now;
     std::uint32_t state = state_;
     while (state != kStopped && !state_.compare_exchange_weak(state, kBusy)) {}
-    if (state == kStalled) return SysmonEvent{SysmonEvent::Kind::gil_stalled, 0, 0, now - asked_at_};
+    if (state == kStalled)
+        return SysmonEvent{SysmonEvent::Kind::gil_stalled, 0, 0, now - probed_at_};
     if (const std::uint32_t at = taken_; at != written_) {
         const SysmonEvent event = ring_[at % ring_.size()];
         taken_ = at + 1;
@@ -239,23 +242,23 @@ std::optional<SysmonEvent> Sysmon::take() noexcept {
     return SysmonEvent{};
 }
 
-void Sysmon::loop_asked(int slot) noexcept {
+void Sysmon::loop_probed(int slot) noexcept {
     Loop& loop = loops_[static_cast<std::size_t>(slot)];
-    loop.told = false;
+    loop.reported = false;
     std::uint64_t none = 0;
     loop.moved_at.compare_exchange_strong(none, trace::now_ns());
-    loop.asked_at = trace::now_ns();
+    loop.probed_at = trace::now_ns();
 }
 
-void Sysmon::loop_answered(int slot) noexcept {
+void Sysmon::loop_replied(int slot) noexcept {
     Loop& loop = loops_[static_cast<std::size_t>(slot)];
-    loop.asked_at = 0;
+    loop.probed_at = 0;
     loop.moved_at = trace::now_ns();
 }
 
 void Sysmon::loop_forgotten(int slot) noexcept {
     Loop& loop = loops_[static_cast<std::size_t>(slot)];
-    loop.asked_at = 0;
+    loop.probed_at = 0;
     loop.moved_at = 0;
 }
 
@@ -265,7 +268,7 @@ void name_this_thread(const char* name) noexcept {
 
 int unused_signal() noexcept {
     KernelSigaction action = {};
-    for (int sig = kLastSignal; sig > 34; --sig) {  // below are libc's own
+    for (int sig = kLastSignal; sig > 34; --sig) {  // libc uses some below
         if (raw::call(SYS_rt_sigaction, sig, 0, raw::addr(&action), sizeof action.mask) != 0)
             continue;
         if (action.handler == 0) return sig;

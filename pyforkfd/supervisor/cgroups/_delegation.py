@@ -118,6 +118,22 @@ def divide(path: Path, wanted: Iterable[str], *, also: Iterable[int] = ()) -> Di
     return _enable(path, sorted(wanted))
 
 
+def unavailable(path: Path, wanted: Iterable[str]) -> list[CgroupError]:
+    """Return an error for each controller that a cgroup has not, and so cannot give."""
+    there = read(path / "cgroup.controllers").split()
+    control = path / "cgroup.subtree_control"
+    return [
+        CgroupError(
+            errno.ENOENT,
+            f"cannot have the {name} controller: write '+{name}' to",
+            control,
+            _missing_advice(name),
+        )
+        for name in sorted(wanted)
+        if name not in there
+    ]
+
+
 def _enable(path: Path, wanted: Iterable[str]) -> Division:
     control = path / "cgroup.subtree_control"
     missing = []

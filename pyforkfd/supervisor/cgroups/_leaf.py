@@ -92,15 +92,11 @@ class Leaf(Closing):
         Raises:
             CgroupError: rmdir(2) failed for another reason.
         """
-        for path in reversed(list(self._tree())):
-            try:
-                path.rmdir()
-            except FileNotFoundError:
-                pass  # removed by the worker meanwhile
-            except OSError as error:
-                if error.errno == errno.EBUSY:
-                    return False
-                raise CgroupError(error.errno or 0, "remove the cgroup", path) from None
+        # First without looking below, which takes a descriptor: there may be none to spare.
+        if not _rmdir(self.path):
+            below = [path for path in self._tree() if path != self.path]
+            if not all(map(_rmdir, reversed(below))) or not _rmdir(self.path):
+                return False
         self.close()
         return True
 
@@ -192,6 +188,19 @@ class Leaf(Closing):
                 killed |= fresh
         finally:
             write(self.path / "cgroup.freeze", "0", dir_fd=self.fileno())
+
+
+def _rmdir(path: Path) -> bool:
+    """Remove one cgroup; return False if something is in it."""
+    try:
+        path.rmdir()
+    except FileNotFoundError:
+        pass  # removed by the worker meanwhile
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            return False
+        raise CgroupError(error.errno or 0, "remove the cgroup", path) from None
+    return True
 
 
 def _kill(pids: Iterable[int], leaf: Leaf) -> None:

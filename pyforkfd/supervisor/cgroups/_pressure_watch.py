@@ -63,8 +63,14 @@ class PressureWatch(Closing):
             except CgroupError as error:
                 log.warning("%s: worker %d: %s", worker.component, worker.id, error)
                 continue
+            try:
+                self._reactor.add(fd.fileno(), self._handler(worker, resource, fd), select.EPOLLPRI)
+            except OSError as error:  # no memory, or no watch of epoll(7), for it
+                fd.close()
+                text = "%s: worker %d: pressure on %s is not watched: %s"
+                log.warning(text, worker.component, worker.id, resource, error)
+                continue
             self._triggers.setdefault(worker.id, []).append(fd)
-            self._reactor.add(fd.fileno(), self._handler(worker, resource, fd), select.EPOLLPRI)
 
     def _handler(self, worker: Worker, resource: Resource, fd: Fd) -> Callable[[int], None]:
         def handle(events: int) -> None:

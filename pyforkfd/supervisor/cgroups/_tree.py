@@ -14,7 +14,7 @@ from pyforkfd._closing import Closing
 from pyforkfd._fd import Fd
 from pyforkfd.supervisor.spec._limits import Limits
 
-from ._delegation import OWN_LEAF, divide, divisible
+from ._delegation import OWN_LEAF, divide, divisible, unavailable
 from ._file import CgroupError, open_directory, write
 from ._leaf import Leaf
 
@@ -69,6 +69,21 @@ def open_tree(
         return None, (f"no cgroups: {error}",)
     tree = Tree(path, division.controllers, lock, required=policy == "require")
     return tree, tuple(map(str, division.missing))
+
+
+def refusals(limits: Iterable[Limits]) -> list[CgroupError]:
+    """Return why :func:`open_tree` would refuse the policy "require"; nothing is changed.
+
+    Args:
+        limits: those of the workers, which decide which controllers are needed.
+    """
+    wanted = frozenset[str]().union(*(each.controllers() for each in limits))
+    try:
+        path = divisible()
+        _lock(path).close()
+        return unavailable(path, wanted)
+    except CgroupError as error:
+        return [error]
 
 
 class Tree(Closing):

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 from pyforkfd.supervisor._supervisor import Supervisor
 from pyforkfd.supervisor.control._path import default_path
+from pyforkfd.supervisor.metrics._prometheus import MetricsUnavailableError
+from pyforkfd.supervisor.spec._capacity import capacity
 from pyforkfd.supervisor.spec._spec import (
     Component,
     Listener,
@@ -36,7 +38,7 @@ pyforkfd serve --check CONFIG.toml                              check a file, st
 SIGHUP reloads.  SIGTERM and SIGINT stop when the workers' requests are done; a second one and
 SIGQUIT stop at once.
 
-exit code: 0 stopped on request, or the file has no problem; 1 no component could run on; 2 the
+exit code: 0 stopped on request, or the file has no problem; 1 no component could be started; 2 the
 configuration is wrong, or a listener cannot be bound: nothing was started.
 """
 
@@ -88,6 +90,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ),
         group.add_argument("--user", help="user of the workers (the supervisor's)"),
         group.add_argument(
+            "--capabilities",
+            metavar="NAME,NAME",
+            action="append",
+            help="all capabilities of the workers, such as SETUID,SETGID, or none "
+            "(NET_BIND_SERVICE with --listen, else none); may be repeated",
+        ),
+        group.add_argument(
             "--metrics", metavar="ADDRESS", help="address of the endpoint for Prometheus"
         ),
     ]
@@ -101,14 +110,15 @@ def main(args: argparse.Namespace) -> int:
     except SpecError as error:
         print(error, file=sys.stderr)
         return 2
+    except MetricsUnavailableError as error:
+        print(f"pyforkfd serve: {error}", file=sys.stderr)
+        return 2
 
 
 def _main(args: argparse.Namespace) -> int:
     _check_usage(args)
     if args.check:
-        service = load(args.config)
-        print(f"{args.config}: service {service.name} has no problem")
-        return 0
+        return _check(args.config, args.control)
     if args.config is None:
         service, read_again = from_arguments(args), None
     else:
@@ -119,6 +129,25 @@ def _main(args: argparse.Namespace) -> int:
     if not service.log.stdout:
         _log_to_stderr()
     return Supervisor(_with_control(service, args.control), read_again=read_again).run()
+
+
+def _check(path: str, control: str | None) -> int:
+    """Print every problem of a file, and of the machine for its service; start nothing.
+
+    Raises:
+        SpecError: there are problems.
+    """
+    from ._check import Check  # whoever serves does not load it
+
+    check = Check(control)
+    try:
+        service = load(path, examine=check)
+    finally:
+        for warning in check.warnings:
+            print(f"{path}: warning: {warning}", file=sys.stderr)
+    print(f"{path}: {capacity(service)}", file=sys.stderr)
+    print(f"{path}: service {service.name} has no problem")
+    return 0
 
 
 def _check_usage(args: argparse.Namespace) -> None:
@@ -171,7 +200,7 @@ def from_arguments(args: argparse.Namespace) -> Service:
         workers=1 if args.workers is None else args.workers,
         listen=tuple(listeners),
         readiness=args.readiness or ("accept" if listeners else "started"),
-        privileges=Privileges(user=args.user),
+        privileges=Privileges(user=args.user, capabilities=_capabilities(args.capabilities)),
     )
     service = Service(
         name=name,
@@ -183,6 +212,14 @@ def from_arguments(args: argparse.Namespace) -> Service:
     if problems := validate(service):
         raise SpecError(tuple(problems))
     return service
+
+
+def _capabilities(lists: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Return all names of the option's lists; None where it is not given."""
+    if lists is None:
+        return None
+    words = [word for text in lists for word in text.replace(",", " ").split()]
+    return tuple(word for word in words if word != "none")
 
 
 def _default_name(command: Sequence[str], function: str | None) -> str:

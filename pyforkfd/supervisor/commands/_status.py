@@ -44,7 +44,7 @@ def _print_status(args: argparse.Namespace, service: ControlClient) -> int:
 
 
 def _watch(service: ControlClient) -> None:
-    screen = sys.stdout.isatty() and os.environ.get("TERM", "").lower() not in _DUMB
+    screen = _is_terminal() and os.environ.get("TERM", "").lower() not in _DUMB
     if screen:
         try:
             import rich.live
@@ -62,7 +62,11 @@ def _watch(service: ControlClient) -> None:
 
 
 def _width() -> int | None:
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    return shutil.get_terminal_size().columns if _is_terminal() else None
+
+
+def _is_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 def as_text(state: dict[str, Any], width: int | None = None) -> str:

@@ -12,7 +12,7 @@ _SYSTEM = "/run/pyforkfd"
 _SUFFIX = ".sock"
 
 
-def default_path(name: str) -> str:
+def default_path(name: str, *, create: bool = True) -> str:
     """Return the path for a service of this user, after creating its directory.
 
     ``/run/pyforkfd/NAME.sock`` for root, else below ``$XDG_RUNTIME_DIR``; where that is not
@@ -20,6 +20,7 @@ def default_path(name: str) -> str:
 
     Args:
         name: name of the service.
+        create: whether to create the directory; else it is only looked at.
 
     Raises:
         OSError: the directory cannot be created, or others own it or can write to it.
@@ -27,6 +28,9 @@ def default_path(name: str) -> str:
     directory = _directory()
     # Others may enter root's: the socket's mode and allow_users decide what they may do.
     mode = 0o755 if directory == _SYSTEM else 0o700
+    if not create and not os.path.lexists(directory):
+        _demand_creatable(directory)
+        return os.path.join(directory, name + _SUFFIX)
     try:
         os.mkdir(directory, mode)
     except FileExistsError:
@@ -34,6 +38,18 @@ def default_path(name: str) -> str:
     if not _is_ours(directory):
         raise OSError(errno.EPERM, "is not a directory that only this user can write to", directory)
     return os.path.join(directory, name + _SUFFIX)
+
+
+def _demand_creatable(directory: str) -> None:
+    """Demand that mkdir(2) would create a directory.
+
+    Raises:
+        OSError: its parent does not exist, or cannot be written to.
+    """
+    parent = os.path.dirname(directory)
+    os.stat(parent)
+    if not os.access(parent, os.W_OK | os.X_OK, effective_ids=True):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), directory)
 
 
 def find() -> Iterator[tuple[str, str]]:

@@ -13,7 +13,9 @@ from contextlib import suppress
 import pyforkfd as ff
 from pyforkfd._closing import Closing
 from pyforkfd._trusted_files import demand_socket_place
+from pyforkfd.supervisor._failures import report
 from pyforkfd.supervisor._reactor import READABLE, WRITABLE, Reactor
+from pyforkfd.supervisor._shortage import is_shortage, reserved
 from pyforkfd.supervisor.spec._spec import Control
 
 from ._messages import LONGEST_REQUEST, Body, ControlError, parse, send
@@ -22,6 +24,7 @@ log = logging.getLogger("pyforkfd.supervisor")
 
 _MOST_CLIENTS = 64
 _MOST_QUEUED = 1024  # messages of a stream for a client that does not read
+_REST = 0.5  # seconds without a look at the listener while no connection can be accepted
 
 
 class Client:
@@ -135,8 +138,11 @@ class Client:
         """Shut the connection down; the next round drops it, since the caller may still use it."""
         self._broken = True
         self._queue.clear()
-        with socket.socket(fileno=os.dup(self.channel.fileno())) as sock:
+        sock = socket.socket(fileno=self.channel.fileno())
+        try:
             sock.shutdown(socket.SHUT_RDWR)
+        finally:
+            sock.detach()  # the channel's
 
     def _watch(self) -> None:
         # A hang-up is reported whatever is waited for, epoll_ctl(2).
@@ -162,7 +168,8 @@ class ControlSocket(Closing):
             spec: the configuration; its path must be set.
             reactor: borrowed.
             handle: called with each request; replies by the client's methods, now or later.
-                A ControlError, ValueError or OSError becomes a refusal.
+                An exception becomes a refusal; one that is no ControlError, ValueError or
+                OSError is logged with its traceback.
 
         Raises:
             OSError: the error of bind(2): EADDRINUSE where another supervisor listens.
@@ -211,16 +218,37 @@ class ControlSocket(Closing):
 
     def _on_connection(self, events: int) -> None:
         try:
-            channel = self._listener.accept(timeout=0, max_message=LONGEST_REQUEST, max_fds=0)
-        except (TimeoutError, OSError):  # closed before it was accepted, or no descriptor free
+            with reserved(0.5):
+                channel = self._listener.accept(timeout=0, max_message=LONGEST_REQUEST, max_fds=0)
+        except TimeoutError:  # closed before it was accepted
+            return
+        except OSError as error:
+            if is_shortage(error):
+                self._make_way(error)
             return
         if why := self._refusal(channel):
             with channel, suppress(TimeoutError, OSError):
                 send(channel, {"ok": False, "error": why})
             return
         client = Client(self, channel)
+        try:
+            self.reactor.add(channel.fileno(), lambda found: self._on_client(client, found))
+        except OSError as error:  # no memory, or no watch of epoll(7), for it
+            channel.close()
+            self._make_way(error)
+            return
         self._clients[channel.fileno()] = client
-        self.reactor.add(channel.fileno(), lambda found: self._on_client(client, found))
+
+    def _make_way(self, error: OSError) -> None:
+        """Take up the connection that waits later: what it needs is short."""
+        if (idle := self._idle()) is not None:
+            self.drop(idle)  # that may be enough
+        else:
+            log.warning("control: a connection has to wait: %s", error)
+            self.reactor.rest(self._listener.fileno(), _REST)
+
+    def _idle(self) -> Client | None:
+        return next((client for client in self._clients.values() if not client.busy), None)
 
     def _refusal(self, channel: ff.FdChannel) -> str:
         peer = channel.peer_credentials()
@@ -232,7 +260,7 @@ class ControlSocket(Closing):
             )
         if len(self._clients) < _MOST_CLIENTS:
             return ""
-        idle = next((client for client in self._clients.values() if not client.busy), None)
+        idle = self._idle()
         if idle is None:
             return f"{_MOST_CLIENTS} clients wait for their replies already; try again later"
         self.drop(idle)
@@ -262,6 +290,8 @@ class ControlSocket(Closing):
             self._handle(client, body)
         except (ControlError, ValueError, OSError) as error:
             client.refuse(str(error))
+        except Exception as error:  # of ours: it costs the client its request, and nobody else
+            client.refuse(report("control", error, ()))
 
 
 def _uid(user: str | int) -> int:

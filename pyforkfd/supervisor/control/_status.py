@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from pyforkfd.supervisor.state._events import Cause
-from pyforkfd.supervisor.state._model import Crew, Phase, State, Worker, missing
+from pyforkfd.supervisor.state._model import Crew, Phase, State, Worker, given_up, missing
 
 Condition: TypeAlias = Literal["ready", "starting", "reloading", "degraded", "stopping"]
 """The condition of a whole service: the worst that holds, "stopping" and "reloading" first."""
@@ -88,9 +89,11 @@ def describe(
     Returns:
         JSON values: ``service``, ``pid``, ``age``, ``condition``, ``reasons``,
         ``generation``, ``rollback`` (seconds for which one is possible, or None) and
-        ``components``, each with its ``workers``.
+        ``components``, each with its ``workers``, and with the positions that were
+        ``given_up`` or are ``short`` of a resource: ``position``, ``next_try`` (seconds, or
+        None: being tried) and ``why`` (the shortage).
     """
-    condition, reasons = judge(state)
+    condition, reasons = judge(state, now)
     deaths = deaths or Deaths()
     names = dict.fromkeys([*state.crews, *(worker.component for worker in state.workers.values())])
     return {
@@ -105,17 +108,29 @@ def describe(
     }
 
 
-def judge(state: State) -> tuple[Condition, list[str]]:
-    """Return the condition of a service, and a reason for each component that is not ready."""
+def judge(state: State, now: float) -> tuple[Condition, list[str]]:
+    """Return the condition of a service, and a reason for each component that is not ready.
+
+    Args:
+        state: the state machine's.
+        now: the time on its clock.
+    """
     reasons = []
-    given_up = [crew for crew in state.crews.values() if crew.fatal]
+    lost = given_up(state)
     short = missing(state)
-    for crew in given_up:
+    for name, positions in lost.items():
+        crew = state.crews[name]
         restart = crew.spec.restart
         reasons.append(
-            f"{crew.spec.name}: more than {restart.max_restarts} crashes within "
-            f"{restart.within:g} s: not started any more"
+            f"{name}: more than {restart.max_restarts} crashes within {restart.within:g} s: "
+            f"{_some(positions, crew)} given up; {_next_try(crew, positions, now)}"
         )
+    for name, crew in state.crews.items():
+        if positions := sorted(crew.short):
+            reasons.append(
+                f"{name}: {_some(positions, crew)} not started, a shortage of the supervisor: "
+                f"{crew.setbacks[positions[0]].shortage}; {_next_try(crew, positions, now)}"
+            )
     for name, count in short.items():
         reasons.append(f"{name}: {count} of {state.crews[name].count} workers are not ready")
     if (pending := state.pending) is not None:
@@ -129,16 +144,38 @@ def judge(state: State) -> tuple[Condition, list[str]]:
         return "stopping", [f"{left} worker{'s' * (left != 1)} still to end", *reasons]
     if pending is not None:
         return "reloading", reasons
-    if given_up:
+    if lost:
         return "degraded", reasons
     if not state.announced:
         return "starting", reasons
     return ("degraded" if short else "ready"), reasons
 
 
-def summary(state: State) -> str:
-    """Return the state in one line, for STATUS= of the service manager."""
-    condition, _ = judge(state)
+def _some(positions: Iterable[int], crew: Crew) -> str:
+    count = len(list(positions))
+    return f"{count} of {crew.count} workers {'is' if count == 1 else 'are'}"
+
+
+def _next_try(crew: Crew, positions: Iterable[int], now: float) -> str:
+    seconds = _until(crew, positions, now)
+    return "being tried now" if seconds is None else f"next try in {math.ceil(seconds)} s"
+
+
+def _until(crew: Crew, positions: Iterable[int], now: float) -> float | None:
+    """Return the seconds until the first of the positions is tried; None: one is being tried."""
+    times = [crew.setbacks[position].until for position in positions]
+    found = [until for until in times if until is not None]
+    return max(0.0, min(found) - now) if len(found) == len(times) else None
+
+
+def summary(state: State, now: float) -> str:
+    """Return the state in one line, for STATUS= of the service manager.
+
+    Args:
+        state: the state machine's.
+        now: the time on its clock.
+    """
+    condition, _ = judge(state, now)
     counts = ", ".join(
         f"{name} {_ready(state, crew)}/{crew.count}" for name, crew in state.crews.items()
     )
@@ -158,6 +195,7 @@ def _component(
     name: str, state: State, now: float, details: Mapping[int, WorkerDetails], deaths: Deaths
 ) -> dict[str, Any]:
     crew = state.crews.get(name)
+    lost = given_up(state).get(name, [])
     workers = [worker for worker in state.workers.values() if worker.component == name]
     workers.sort(key=lambda worker: (worker.generation, worker.position, worker.id))
     last = max(
@@ -170,7 +208,9 @@ def _component(
         "wanted": 0 if crew is None else crew.count,
         "ready": 0 if crew is None else _ready(state, crew),
         "generation": None if crew is None else crew.generation,
-        "fatal": crew is not None and crew.fatal,
+        "fatal": bool(lost),
+        "given_up": [] if crew is None else _waiting(crew, lost, now),
+        "short": [] if crew is None else _waiting(crew, sorted(crew.short), now),
         "finished": 0 if crew is None else len(crew.finished),
         "crashes": sum(n for (component, _), n in deaths.counts.items() if component == name),
         "last_death": _death(last, now),
@@ -179,6 +219,17 @@ def _component(
             for worker in workers
         ],
     }
+
+
+def _waiting(crew: Crew, positions: Iterable[int], now: float) -> list[dict[str, Any]]:
+    return [
+        {
+            "position": position,
+            "next_try": _until(crew, [position], now),
+            "why": crew.setbacks[position].shortage,
+        }
+        for position in positions
+    ]
 
 
 def _worker(worker: Worker, now: float, details: WorkerDetails, deaths: Deaths) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""The periodic checks of workers: the page, the memory, the counters."""
+"""The periodic checks of workers: their pages, the memory, the counters."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from pyforkfd._closing import Closing
@@ -10,13 +11,15 @@ from pyforkfd.supervisor.metrics._counters import Metrics
 from pyforkfd.supervisor.spec._limits import Resource
 from pyforkfd.supervisor.spec._spec import Component
 from pyforkfd.supervisor.state._events import Cause, Crashed, Event, Reloaded, Retire, WentStale
-from pyforkfd.supervisor.state._model import Crew, Phase, State, Worker, spread
+from pyforkfd.supervisor.state._model import Crew, Phase, State, Worker, given_up, spread
 
 from ._memory_guard import Guard, Orders
+from ._pages import Pages
 from ._stale import Watched, scan
 
 _WATCHED = (Phase.READY, Phase.PAUSED)
 _MEMORY_INTERVAL = 1.0  # seconds
+_FUTURE_NS = 1_000_000_000  # by which a time in a slot may be ahead of our clock
 
 
 class Watch(Closing):
@@ -24,61 +27,64 @@ class Watch(Closing):
 
     Attributes:
         metrics: the counters.
-        page: the page in which workers count and beat; owned.
     """
 
-    def __init__(
-        self, page: SharedPage, metrics: Metrics, memory: Callable[[int], int | None]
-    ) -> None:
+    def __init__(self, pages: Pages, metrics: Metrics, memory: Callable[[int], int | None]) -> None:
         """Start with no worker.
 
         Args:
-            page: taken.
-            metrics: the counters on that page.
+            pages: in which workers count and beat; taken.
+            metrics: the counters of these.
             memory: worker id -> bytes in use, None where they are not known.
         """
-        self.page = page
         self.metrics = metrics
+        self._pages = pages
         self._memory = memory
-        self._slots: dict[int, int | None] = {}  # worker id -> slot; None: the page was full
+        self._registered: set[int] = set()
         self._guards: dict[str, Guard] = {}
         self._memory_at = 0.0
 
     def started(self, worker: Worker) -> None:
         """Register a worker that is about to be started; a second time, do nothing."""
-        if worker.id not in self._slots:
-            self._slots[worker.id] = self.metrics.started(
-                component=worker.component, worker_id=worker.id, generation=worker.generation
+        if worker.id not in self._registered:
+            self._registered.add(worker.id)
+            self.metrics.started(
+                component=worker.component,
+                worker_id=worker.id,
+                generation=worker.generation,
+                slot=self._pages.make(worker.id),
             )
 
     def adopt(self, workers: Iterable[Worker]) -> None:
-        """Register workers that run already, with the slots that the page has for them."""
-        slots = {snapshot.worker: slot for slot, snapshot in enumerate(self.page.snapshots())}
+        """Register workers that run already, with the pages that they have."""
         for worker in workers:
-            slot = slots.get(worker.id)
+            self._registered.add(worker.id)
             self.metrics.adopted(
                 component=worker.component,
                 worker_id=worker.id,
                 generation=worker.generation,
-                slot=slot,
+                slot=self._pages.adopt(worker.id),
             )
-            self._slots[worker.id] = slot
+        self._pages.adopted_all()
 
-    def slot_of(self, worker_id: int) -> int | None:
-        """Return the index of a worker's slot; None: it has none."""
-        return self._slots.get(worker_id)
+    def page_of(self, worker_id: int) -> SharedPage | None:
+        """Return the page of a worker; borrowed.  None: it has none."""
+        return self._pages.get(worker_id)
 
     def beat(self, worker_id: int) -> None:
         """Record a heartbeat that a worker without the page has sent."""
-        if (slot := self._slots.get(worker_id)) is not None:
-            self.page.slot(slot).beat()
+        slot = self.metrics.account(worker_id).slot if worker_id in self._registered else None
+        if slot is not None:
+            slot.beat()
 
     def beat_age(self, worker_id: int, now: float) -> float | None:
         """Return the seconds since a worker's last heartbeat; None: there was none."""
-        if (slot := self._slots.get(worker_id)) is None:
+        if worker_id not in self._registered:
             return None
-        beat = self.page.slot(slot).snapshot().beat_ns
-        return now - beat / 1e9 if beat else None
+        snapshot = self.metrics.account(worker_id).read()
+        if snapshot is None or not snapshot.beat_ns:
+            return None
+        return max(0.0, now - snapshot.beat_ns / 1e9)
 
     def changed(self, before: State, after: State) -> None:
         """Update the counters after a step of the state machine.
@@ -87,6 +93,8 @@ class Watch(Closing):
             before: the state before the step.
             after: the state after it.
         """
+        self.metrics.generation = after.generation
+        self._pages.set_generation(after.generation)
         for worker_id, worker in after.workers.items():
             old = before.workers.get(worker_id)
             was_ready = old is not None and old.phase is Phase.READY
@@ -100,9 +108,12 @@ class Watch(Closing):
         for name, crew in after.crews.items():
             if before.crews.get(name) is not crew:
                 self._crew(name, crew)
+        degraded = given_up(after).keys()
+        for name in degraded ^ set(self.metrics.degraded()):
+            self.metrics.component(name, degraded=name in degraded)
 
     def _crew(self, name: str, crew: Crew) -> None:
-        self.metrics.component(name, wanted=crew.count, degraded=crew.fatal)
+        self.metrics.component(name, wanted=crew.count)
         config = crew.spec.memory_guard
         if config is None:
             self._guards.pop(name, None)
@@ -117,8 +128,9 @@ class Watch(Closing):
             cause: of its end.
             expected: the end was requested, so that it is not a crash.
         """
-        self._slots.pop(worker_id, None)
+        self._registered.discard(worker_id)
         self.metrics.ended(worker_id, cause=cause, expected=expected)
+        self._pages.forget(worker_id)
 
     def pressure(self, worker: Worker, resource: Resource, now: float) -> None:
         """Count a wait for a resource beyond its bound, and notify the memory guard.
@@ -141,7 +153,9 @@ class Watch(Closing):
             self.metrics.reloaded("aborted" if action.why else "done")
 
     def poll(self, state: State, now: float) -> Iterator[Event]:
-        """Check for stale workers and for those that have served enough; every 200 ms.
+        """Check all slots: for stale workers, nonsense, and those that have served enough.
+
+        To be called every 200 ms.
 
         Args:
             state: of the state machine.
@@ -150,27 +164,38 @@ class Watch(Closing):
         Returns:
             Events for the state machine.
         """
-        watched = {
-            slot: Watched(
-                worker_id=worker_id,
+        workers = [
+            worker
+            for worker in state.workers.values()
+            if worker.phase in _WATCHED and worker.id in self._registered
+        ]
+        snapshots: list[SlotSnapshot] = []
+        watched: dict[int, Watched] = {}
+        for worker in workers:
+            account = self.metrics.account(worker.id)
+            if (snapshot := account.read()) is None:
+                if account.damage or worker.id in self._pages.damaged:
+                    yield from self._damaged(worker, account.damage or "its header is overwritten")
+                continue
+            if why := _ahead(snapshot, time.monotonic_ns()):
+                yield from self._damaged(worker, why)
+                continue
+            watched[len(snapshots)] = Watched(
+                worker_id=worker.id,
                 ready_ns=int(worker.since * 1e9),
                 must_beat=worker.spec.heartbeat.required,
                 stale_ns=int(worker.spec.heartbeat.stale_after * 1e9),
             )
-            for worker_id, slot in self._slots.items()
-            if slot is not None
-            and (worker := state.workers.get(worker_id)) is not None
-            and worker.phase in _WATCHED
-        }
-        if not watched:
-            return
-        snapshots = self.page.snapshots()
+            snapshots.append(snapshot)
+            if not worker.retiring and (why := _served_enough(worker, snapshot.requests)):
+                yield Retire(worker.id, why)
         for stale in scan(snapshots, watched, int(now * 1e9)):
             yield WentStale(stale.worker_id, str(stale))
-        for slot, entry in watched.items():
-            worker = state.workers[entry.worker_id]
-            if not worker.retiring and (why := _served_enough(worker, snapshots[slot])):
-                yield Retire(worker.id, why)
+
+    def _damaged(self, worker: Worker, why: str) -> Iterator[Event]:
+        """Evict a worker whose page makes no sense: no other worker can write to it."""
+        if not self._pages.is_shared(worker.id):
+            yield WentStale(worker.id, f"the worker has overwritten its page: {why}")
 
     def poll_memory(self, state: State, now: float) -> tuple[list[Event], list[Orders]]:
         """Check the memory of all workers; once a second, calls in between do nothing.
@@ -212,17 +237,30 @@ class Watch(Closing):
         return {worker_id: size for worker_id, size in sizes.items() if size is not None}
 
     def close(self) -> None:
-        """Close the page."""
-        self.page.close()
+        """Close the pages."""
+        self._pages.close()
 
 
-def _served_enough(worker: Worker, snapshot: SlotSnapshot) -> str:
+def _ahead(snapshot: SlotSnapshot, now_ns: int) -> str:
+    """Return why a time in a slot makes no sense; empty: it does.
+
+    Args:
+        snapshot: taken before the clock was read.
+        now_ns: CLOCK_MONOTONIC.
+    """
+    for name, ns in (("heartbeat", snapshot.beat_ns), ("readiness", snapshot.ready_ns)):
+        if ns > now_ns + _FUTURE_NS:
+            return f"its {name} is {(ns - now_ns) / 1e9:.1f} s in the future"
+    return ""
+
+
+def _served_enough(worker: Worker, requests: int) -> str:
     """Return the reason if the worker has served enough requests, else an empty text."""
     recycle = worker.spec.recycle
     if recycle.requests is None:
         return ""
     limit = recycle.requests * (1.0 - recycle.jitter * spread(worker.id))
-    return f"{snapshot.requests} requests" if snapshot.requests >= limit else ""
+    return f"{requests} requests" if requests >= limit else ""
 
 
 def _too_large(

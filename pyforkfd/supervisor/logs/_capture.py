@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from pyforkfd._fd import Fd
 
-from ._records import MAX_LINE, Entry, Origin, captured, decode
+from ._records import MAX_LINE, Entry, Origin, attribute, captured
 
 _CHUNK = 4096  # bytes of one read(2): at most so many lines come between two budget checks
 _LINE_COST = 100  # what publishing a line costs, in bytes that could be read in that time
@@ -31,7 +31,8 @@ class Capture:
     Args:
         origin: the worker.
         stream: "stdout", "stderr"; or "log" where the lines are records, from a
-            RecordWriter on a pipe.  A line that is not a record becomes one.
+            RecordWriter on a pipe.  A line that is not a record becomes one; the origin of a
+            record is the worker, whatever it claims.
         publish: called with each entry; must not wait.
         max_line: bytes of a line that are retained.  The rest of a longer line is skipped,
             and its ``"cut"`` has the length of the whole.
@@ -169,7 +170,7 @@ class Capture:
         if self.stream == "log":
             if not text:
                 return
-            entry = decode(text) or captured(self.origin, "log", ns, text, cut=cut)
+            entry = attribute(text, self.origin) or captured(self.origin, "log", ns, text, cut=cut)
         else:
             entry = captured(self.origin, self.stream, ns, text.removesuffix(b"\r"), cut=cut)
         self.lines += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -16,7 +17,6 @@ from pyforkfd._types import StrPath
 
 from ._log_reader import Reader
 from ._log_turns import Turns
-from ._records import is_published
 
 _TRIES = 16  # to open a file twice that another program moves meanwhile
 
@@ -47,7 +47,11 @@ class _Old:
 
 
 class LogFile:
-    """One description with O_APPEND and O_CLOEXEC, which the workers share.
+    """One description with O_APPEND and O_CLOEXEC, which trusted workers share.
+
+    A worker that has it may truncate the file, and change the flags for all: those that are not
+    trusted write to a pipe instead.  The supervisor writes by a description of its own, and
+    knows what it has written by its place in the file.
 
     **Rotation.**  A description keeps its file when that is renamed, so a worker writes to
     the old file until it has put the new one behind its descriptor (dup3(2), at once for all
@@ -112,6 +116,7 @@ class LogFile:
         self._space = 0  # bytes until max_bytes, as far as we know without a system call
         with self._directory() as directory:
             self._fd, self._new = self._open(directory, self.path.name, 0)
+        self._shared_flags = fcntl.fcntl(self._fd.fileno(), fcntl.F_GETFL)
         self._olds: list[_Old] = []  # oldest first
         self._new.skip_to_end()  # a supervisor before us has published that
 
@@ -121,23 +126,28 @@ class LogFile:
         return self._turns.current
 
     def fileno(self) -> int:
-        """Return the descriptor of the present turn; borrowed."""
+        """Return the workers' descriptor of the present turn; borrowed."""
         return self._fd.fileno()
 
-    def write(self, line: bytes, *, counted: bool = True) -> bool:
+    def write(self, line: bytes, *, counted: bool = True, own: bool = True) -> bool:
         """Write a record of the supervisor by one writev(2).  Never raises.
 
         Args:
             line: the record without its newline.
             counted: count it in ``lost`` if it cannot be written.
+            own: :meth:`read` does not return it.
 
         Returns:
             Whether all of it was written.
         """
         parts = [b"\n", line, b"\n"] if self._torn else [line, b"\n"]
         size = sum(map(len, parts))
+        fd = self._new.fileno()
         try:
-            written = os.writev(self.fileno(), parts)
+            written = os.writev(fd, parts)
+            if own:
+                end = os.lseek(fd, 0, os.SEEK_CUR)  # where O_APPEND has put it
+                self._new.skip(end - written, end)
         except OSError as error:  # ENOSPC and kin
             self.error = error.strerror or str(error)
         else:
@@ -250,7 +260,7 @@ class LogFile:
             # Records come faster than they are read: kept until then, files without a name
             # would fill the disk.
             removed = [reader for reader in behind if not reader.linked()]
-            self.unread += sum(reader.drop(lambda ln: not is_published(ln)) for reader in removed)
+            self.unread += sum(reader.drop() for reader in removed)
             self._take_turn(fd, reader, now)
 
     def removed(self) -> bool:
@@ -286,7 +296,7 @@ class LogFile:
             return True
 
     def read(self, budget: int, now: float) -> list[bytes]:
-        """Read the whole lines written since the last call, without their newlines.
+        """Read the whole lines that workers wrote since the last call, without their newlines.
 
         Call it at intervals: a watch by inotify(7) would wake the loop for each write of each
         worker.  Lines of a file without a name are written to the present one, and returned
@@ -307,12 +317,15 @@ class LogFile:
         lines: list[bytes] = []
         for old, old_end in zip(list(self._olds), ends, strict=True):
             before = old.reader.at
+            linked = old.reader.linked()
+            for line in [] if linked else old.reader.own_lines():
+                self.write(line)
             found = old.reader.lines(old_end, budget)
-            if old.reader.linked():
+            if linked:
                 lines += found
             else:
                 for line in found:
-                    self.write(line)
+                    self.write(line, own=False)
             if old.reader.pending():
                 return lines
             old.caught_up = True
@@ -321,7 +334,23 @@ class LogFile:
                 # No worker has it any more: a rest without a newline is a torn record.
                 old.reader.close()
                 self._olds.remove(old)
+        if not self._new.linked():  # nor is there another: what we wrote is lost
+            self.lost += len(self._new.own_lines())
         return lines + self._new.lines(end, budget)
+
+    def restore_flags(self) -> bool:
+        """Restore O_APPEND and other flags that a worker has changed for all, fcntl(2).
+
+        Returns:
+            False if no worker had changed them.
+
+        Raises:
+            OSError: fcntl(2) failed.
+        """
+        if fcntl.fcntl(self.fileno(), fcntl.F_GETFL) == self._shared_flags:
+            return False
+        fcntl.fcntl(self.fileno(), fcntl.F_SETFL, self._shared_flags)
+        return True
 
     def close(self) -> None:
         """Close all descriptors.  Workers that have the description write on."""
@@ -346,7 +375,8 @@ class LogFile:
         for _ in range(_TRIES):
             fd = Fd(directory.open_file(name, self._flags | flags, self._mode))
             try:
-                reader = Reader(directory.open_file(name, os.O_RDONLY))
+                flags_to_read = self._flags & ~(os.O_WRONLY | os.O_CREAT) | os.O_RDWR
+                reader = Reader(directory.open_file(name, flags_to_read))
             except BaseException:
                 fd.close()
                 raise

@@ -8,14 +8,13 @@ from typing import Protocol
 
 from ._log_file import LogFile, Switch
 from ._losses import Loss, write_stderr
-from ._records import Entry, Origin, decode, encode, is_published, time_text
+from ._records import Entry, Origin, attribute, decode, encode, time_text
 from ._sinks import RingTail
 
 _UNKNOWN = Origin(component="-")
 _SUPERVISOR = Origin(component="supervisor")
 _RETRY = 30.0  # seconds until another try of a rotation that failed
 _STEP = 1 << 16  # bytes of one read of the file
-_PUBLISHED_SHARE = 16  # so many lines that are published already cost as much as a record
 
 
 class Sink(Protocol):
@@ -44,15 +43,15 @@ class Sink(Protocol):
 class Logs:
     """The log file, the memory of the last entries, and other sinks, for the loop.
 
-    A worker's record is read from the file, and goes to the sinks.  A captured line and a
-    record of the supervisor are written to the file and go to the sinks as well, so that a
-    full disk withholds nothing from them.
+    A trusted worker's record is read from the file, and goes to the sinks.  A captured line or
+    record and a record of the supervisor are written to the file and go to the sinks as well,
+    so that a full disk withholds nothing from them.
 
     What is lost is counted (:meth:`lost`), reported on standard error when it begins, and by a
     record with the count in ``lost`` when it is over.
 
     Args:
-        file: borrowed; None: workers write to pipes, ``Capture(stream="log")``.
+        file: borrowed; None: there is none.
         tail: borrowed.
         sinks: borrowed.
         pid: of the supervisor, for its records.
@@ -78,6 +77,7 @@ class Logs:
     def add(self, entry: Entry) -> None:
         """Write an entry that is in no file yet, such as a captured line, and publish it."""
         file = self.file
+        self._lost_by_workers += entry.lost if entry.stream == "log" else 0
         if file is not None:
             self._write(file, entry.line)
         self._publish(entry)
@@ -135,6 +135,9 @@ class Logs:
             return None
         # First, so that what is not read yet is written again, and not only published.
         removed = self.file.removed() and not self._replace(self.file)
+        if self.file.restore_flags():
+            text = "a worker has changed the flags of the descriptor that all write by, O_APPEND"
+            self.record("WARNING", f"{self.file.path}: {text}: restored")
         self._read(self.file, budget)
         if removed:
             return None
@@ -153,23 +156,25 @@ class Logs:
             lost = file.lost - self._loss("file").reported
             write_stderr(f"{file.path}: {file.error}: {lost} log records were lost")
 
-    def _read(self, file: LogFile, budget: float) -> None:
-        while budget > 0 and (lines := file.read(min(_STEP, int(budget) + 1), self._now)):
+    def _read(self, file: LogFile, budget: int) -> None:
+        while budget > 0 and (lines := file.read(min(_STEP, budget), self._now)):
             for line in lines:
-                published = is_published(line)
-                budget -= (len(line) + 1) / (_PUBLISHED_SHARE if published else 1)
+                budget -= len(line) + 1
                 if self._missing and line:
                     file.lost += 1  # the file has no name, nor its successor
-                if not published and (entry := self._entry_of(line)) is not None:
+                if line:  # else the end of a torn one
+                    entry = self._entry_of(line)
                     self._lost_by_workers += entry.lost
                     self._publish(entry)
 
-    def _entry_of(self, line: bytes) -> Entry | None:
-        """Return the entry of a line of the file, None for one that is not to be published."""
-        if not line:
-            return None  # the end of a torn line
+    def _entry_of(self, line: bytes) -> Entry:
+        """Return the entry of a line of the file that the supervisor has not written."""
         if (entry := decode(line)) is not None:
-            return entry if entry.stream == "log" else None
+            if entry.origin.component == _SUPERVISOR.component or entry.stream != "log":
+                origin = entry.origin
+                known = origin.component != _SUPERVISOR.component
+                return attribute(line, origin if known else _UNKNOWN) or entry
+            return entry
         self.malformed += 1
         return _entry(_UNKNOWN, "", {}, line.decode("utf-8", "backslashreplace"))
 
@@ -255,9 +260,7 @@ class Logs:
     def _own(
         self, level: str, message: str, lost: int, fields: Mapping[str, object] | None = None
     ) -> Entry:
-        head: dict[str, object] = {"pid": self._pid}
-        # The stream marks a record that is published already, for _read().
-        head["stream"] = "supervisor"
+        head: dict[str, object] = {"pid": self._pid, "stream": "supervisor"}
         if lost:
             head["lost"] = lost
         return _entry(_SUPERVISOR, level, head, message, fields)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pyforkfd._process import Process
 from pyforkfd._spawn import spawn
+from pyforkfd.supervisor._shortage import child_limits
 from pyforkfd.supervisor.spec._spec import Loki
 
 from ._loki_push import item, to_json
@@ -22,6 +23,9 @@ _CODE = (
 )
 _ROOT = str(Path(__file__).parents[3])
 _CHUNK = 1 << 16
+
+
+_OF_A_GROUP = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
 
 class LokiSink:
@@ -77,8 +81,10 @@ class LokiSink:
                     fds={0: sender_end, 1: 2},
                     # Signals to a terminal's or a process group reach the sender too, but the
                     # last records of the workers must be sent: only the end of the link ends it.
-                    ignore_signals=(signal.SIGINT, signal.SIGTERM),
+                    ignore_signals=_OF_A_GROUP,
+                    default_signals=range(1, signal.NSIG),
                     signal_mask=(),
+                    rlimits=child_limits(),
                 )
             except BaseException:
                 link.close()

@@ -6,11 +6,12 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 from pyforkfd._closing import Closing
 from pyforkfd._fd import Fd
+from pyforkfd._types import HasFileno
 from pyforkfd.supervisor._reactor import READABLE, WRITABLE, Reactor
 from pyforkfd.supervisor.spec._spec import Log
 from pyforkfd.supervisor.state._model import Worker
@@ -24,7 +25,15 @@ from ._records import Origin
 from ._sinks import RingTail, StreamSink
 
 _LOKI_RESTART = 5.0  # seconds before another sender is started in place of one that died
-_STREAMS = {"stdout": "o", "stderr": "e"}  # and the prefix by which a successor finds them
+_BUDGET = 1 << 15  # bytes read of a stream in a turn of the loop
+_LOG = "log"
+_STREAMS = {
+    "stdout": "o",
+    "stderr": "e",
+    _LOG: "l",
+}  # and the prefix by which a successor finds them
+_FORMATTER = logging.Formatter()
+_TURNS = 8  # reads of a dead worker's pipe: what it may hold
 _LOKI_DRAIN = 3.0  # seconds for the sender to send what it has when we end
 
 
@@ -41,7 +50,7 @@ class Output(Closing):
     """The log of the supervisor and its workers.  Owns the file, the pipes and the sinks.
 
     Attributes:
-        file: the file that workers share; None where there is none.
+        file: the file that trusted workers share; None where there is none.
         tail: the last entries of each component.
     """
 
@@ -88,12 +97,36 @@ class Output(Closing):
         """Add a record of the supervisor."""
         self._logs.record(level.upper(), text)
 
+    def lend(self, origin: Origin, *, trusted: bool, worker_ends: ExitStack) -> HasFileno | None:
+        """Return the descriptor by which a worker is to write its records; borrowed.
+
+        Args:
+            origin: the worker.
+            trusted: it gets the description of the file, with which it could truncate the file
+                or change its flags; otherwise a pipe, of which the supervisor writes the
+                records to the file as that worker's.
+            worker_ends: gets what is to be closed here after the spawn.
+
+        Returns:
+            None: there is no file.
+
+        Raises:
+            OSError: pipe2(2) failed.
+        """
+        assert origin.worker is not None
+        if self.file is None:
+            return None
+        if not trusted:
+            return worker_ends.enter_context(self.capture(origin, _LOG).writer)
+        self.file.give(origin.worker)
+        return self.file
+
     def capture(self, origin: Origin, stream: str) -> Capture:
         """Make a pipe for one stream of a worker, and read it from now on.
 
         Args:
             origin: the worker.
-            stream: "stdout" or "stderr".
+            stream: "stdout", "stderr" or "log".
 
         Returns:
             The stream.  Its ``writer`` is for the worker; close it here after the spawn.
@@ -106,10 +139,12 @@ class Output(Closing):
     def readopt(self, worker: Worker) -> None:
         """Take over a predecessor's worker: read its pipes, expect it to have the log file."""
         origin = Origin(component=worker.component, worker=worker.id, generation=worker.generation)
+        has_file = self.file is not None
         for stream in _STREAMS:
             if (fd := self._succession.take(_name(worker.id, stream))) is not None:
                 self._read(origin, stream, fd)
-        if self.file is not None:
+                has_file = has_file and stream != _LOG
+        if self.file is not None and has_file:
             self.file.adopt(worker.id, time.monotonic())
 
     def _read(self, origin: Origin, stream: str, fd: Fd | None) -> Capture:
@@ -118,15 +153,21 @@ class Output(Closing):
 
         def end(capture_fd: int) -> None:
             self._succession.drop(name)
-            self._reactor.remove(capture_fd)
+            if capture_fd in self._reactor:
+                self._reactor.remove(capture_fd)
 
-        capture = Capture(origin, stream, self._logs.add, on_end=end, reader=fd)
+        capture = Capture(origin, stream, self._logs.add, budget=_BUDGET, on_end=end, reader=fd)
         self._captures.setdefault(origin.worker, []).append(capture)
 
         def handle(events: int) -> None:
             capture.handle(time.monotonic())
 
-        self._reactor.add(capture.fileno(), handle)
+        try:
+            self._reactor.add(capture.fileno(), handle)
+        except BaseException:  # no memory, or no watch of epoll(7), for it
+            capture.close()
+            raise
+        self._captures.setdefault(origin.worker, []).append(capture)
         self._succession.put(name, capture)
         return capture
 
@@ -136,6 +177,19 @@ class Output(Closing):
             self.file.forget(worker_id)
         for capture in self._captures.get(worker_id, ()):
             capture.worker_gone(now)
+
+    def last_lines(self, component: str, worker_id: int) -> list[bytes]:
+        """Read what a worker's pipes hold, and return what is retained of its output.
+
+        Returns:
+            Entries in JSON, the last at the end.
+        """
+        for capture in self._captures.get(worker_id, ()):
+            for _ in range(_TURNS):  # an orphan of the worker may write without end
+                if not capture.handle():
+                    break
+        entries = self.tail.tail(components=[component])
+        return [entry.line for entry in entries if entry.origin.worker == worker_id]
 
     def poll(self, now: float) -> Switch | None:
         """Do what is due every 200 ms: end streams, restart the sender, publish, rotate.
@@ -260,11 +314,17 @@ class _Forwarder(logging.Handler):
             return
         self._busy = True
         try:
-            self._output.record(record.levelname, record.getMessage())
+            self._output.record(record.levelname, _text_of(record))
         except Exception:
             self.handleError(record)
         finally:
             self._busy = False
+
+
+def _text_of(record: logging.LogRecord) -> str:
+    if not record.exc_info:
+        return record.getMessage()
+    return f"{record.getMessage()}\n{_FORMATTER.formatException(record.exc_info)}"
 
 
 @contextmanager

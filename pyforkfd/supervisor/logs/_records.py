@@ -5,7 +5,6 @@ from __future__ import annotations
 import calendar
 import functools
 import json
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,13 +15,11 @@ _MAX_NAME = 256  # characters of a logger's name or a level where the rest had t
 _MAX_LOST = 1 << 32  # that one record may report: a worker may write anything
 _OWN = frozenset(
     "time seq level component worker generation pid logger message exception stream "
-    "cut lost buffered".split()
+    "cut lost buffered claimed".split()
 )
-# The head of a record with the field "stream", as captured() and the supervisor write it.
-_PUBLISHED = re.compile(
-    rb'\{"time":"[^"]{30}",(?:"level":"[^"]*",)?"component":"[^"\\]*",'
-    rb'(?:"(?:worker|generation|pid)":\d+,){0,3}"stream":"(?!log")'
-)
+# Fields of a worker's own that its records have, in their order around those of the origin.
+_BEFORE: dict[str, type] = {"time": str, "seq": int, "level": str}
+_AFTER: dict[str, type] = {"pid": int, "logger": str, "buffered": bool, "lost": int, "cut": int}
 # Made once: json.dumps() would make another for each record, which is half of its cost.
 _encode = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=repr
@@ -163,13 +160,41 @@ def decode(line: bytes) -> Entry | None:
         return None
 
 
-def is_published(line: bytes) -> bool:
-    """Return whether a line of the log file was written by the supervisor, and published then.
+def attribute(line: bytes, origin: Origin) -> Entry | None:
+    """Make an entry of a record that a worker has written, whatever the record claims.
 
-    For a line that :func:`captured` made, or a record of the supervisor; much cheaper than
-    :func:`decode`, which has the last word on a line that this does not recognize.
+    The origin is the worker's, and the record is encoded anew: a field that occurs twice, or is
+    written in another way, cannot mean one thing here and another to another reader.  What it
+    claims to be and is not is in the field ``claimed``.
+
+    Args:
+        line: without its newline.
+        origin: of the worker.
+
+    Returns:
+        None if the line is not a record.
     """
-    return _PUBLISHED.match(line) is not None
+    if (entry := decode(line)) is None:
+        return None
+    body: dict[str, Any] = json.loads(line)
+    true = origin.fields()
+    message, exception = str(body.pop("message", "")), str(body.pop("exception", ""))
+    parts: list[dict[str, Any]] = []
+    for fields in (_BEFORE, _AFTER):
+        found = {name: body.pop(name) for name in fields if type(body.get(name)) is fields[name]}
+        parts.append(found)
+    claimed = {
+        name: body.pop(name)
+        for name in ("component", "worker", "generation", "stream", *_BEFORE, *_AFTER)
+        if name in body and body[name] != true.get(name)
+    }
+    claimed.pop("stream" if claimed.get("stream") == "log" else "", None)
+    head = {**parts[0], **true, **parts[1], **({"claimed": claimed} if claimed else {})}
+    extra = {name: value for name, value in body.items() if name not in true}
+    made = encode(head, message, exception=exception, extra=extra)[:-1]
+    return Entry(
+        time=entry.time, origin=origin, stream="log", level=entry.level, line=made, lost=entry.lost
+    )
 
 
 def captured(origin: Origin, stream: str, ns: int, text: bytes, *, cut: int = 0) -> Entry:

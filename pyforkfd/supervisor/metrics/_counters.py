@@ -1,6 +1,6 @@
 """The counters of components and their workers, ended ones included.
 
-Pure but for the page of slots: no clock, no I/O, and nothing of Prometheus.
+Pure but for the slots of workers: no clock, no I/O, and nothing of Prometheus.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, get_args
 
-from pyforkfd._page import SharedPage, SlotSnapshot
+from pyforkfd._page import Slot
 from pyforkfd.supervisor.spec._limits import RESOURCES, Resource
 from pyforkfd.supervisor.state._events import Cause
 
+from ._account import Account
 from ._families import FAMILIES, Family
 
 BOOT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -57,45 +58,33 @@ class _Component:
     boot_sum: float = 0.0
 
 
-@dataclass(slots=True)
-class _Worker:
-    component: str
-    generation: int
-    slot: int | None
-    ready: bool = False
-    # The highest values ever read: a worker that writes nonsense cannot lower a total.
-    requests: int = 0
-    errors: int = 0
-
-
 class Metrics:
     """The supervisor's counters: updated by its loop, collected by every scrape.
 
-    The slots of the page are allocated here: :meth:`started` claims one, :meth:`ended` adds
-    the worker's counts to the component's totals and clears the slot.  So a component's
-    counters never go down when a worker is replaced.  One thread, and no call waits.
+    :meth:`started` claims a worker's slot, :meth:`ended` adds the worker's counts to the
+    component's totals.  So a component's counters never go down when a worker is replaced.
+    One thread, and no call waits.
 
     Args:
-        page: borrowed.
         memory: worker id -> bytes, None where they are not known; called at every scrape.
         log_lost: the log records that this process has lost, by sink; called likewise.
+
+    Attributes:
+        generation: the service's current generation.
     """
 
     def __init__(
         self,
-        page: SharedPage,
         *,
         memory: Callable[[int], int | None] | None = None,
         log_lost: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
-        self._page = page
+        self.generation = 0
         self._memory = memory
         self._log_lost = log_lost
         self._log_lost_before: dict[str, int] = {}  # by predecessors
-        self._slots = [page.slot(index) for index in range(len(page))]
-        self._free = list(reversed(range(len(page))))
         self._components: dict[str, _Component] = {}
-        self._workers: dict[int, _Worker] = {}
+        self._workers: dict[int, Account] = {}
         self._reloads: dict[str, int] = {}
 
     def component(
@@ -116,49 +105,54 @@ class Metrics:
         """Return the names of the degraded components."""
         return [name for name, entry in self._components.items() if entry.degraded]
 
-    def started(self, *, component: str, worker_id: int, generation: int) -> int | None:
-        """Claim a slot for a worker that is about to be started.
+    def started(
+        self, *, component: str, worker_id: int, generation: int, slot: Slot | None
+    ) -> None:
+        """Register a worker that is about to be started, and claim its slot.
 
         Args:
             component: of the worker.
             worker_id: above 0, of no other worker ever.
             generation: of the worker.
-
-        Returns:
-            The slot's index.  None: all slots are taken; the start and the end of this worker
-            are counted, its requests are not.
+            slot: that it will count in.  None: its start and its end are counted, its requests
+                are not.
 
         Raises:
             ValueError: the worker is registered already.
         """
-        slot = self._free[-1] if self._free else None
-        self.adopted(component=component, worker_id=worker_id, generation=generation, slot=slot)
+        self._register(Account(component, worker_id, generation, slot))
         if slot is not None:
-            self._slots[slot].claim(worker=worker_id, generation=generation)
-        return slot
+            slot.claim(worker=worker_id, generation=generation)
 
-    def adopted(self, *, component: str, worker_id: int, generation: int, slot: int | None) -> None:
+    def adopted(
+        self, *, component: str, worker_id: int, generation: int, slot: Slot | None
+    ) -> None:
         """Register a worker that runs already, with the counts of its slot: after an upgrade.
 
         Args:
             component: of the worker.
             worker_id: of the worker.
             generation: of the worker.
-            slot: index of its slot; None: it has none.
+            slot: that it counts in; None: it has none.
 
         Raises:
-            ValueError: the worker is registered already, or the slot is taken or not in the
-                page.
+            ValueError: the worker is registered already.
         """
-        if worker_id in self._workers:
-            raise ValueError(f"worker {worker_id} is registered already")
-        if slot is not None:
-            try:
-                self._free.remove(slot)
-            except ValueError:
-                raise ValueError(f"worker {worker_id}: slot {slot} is not free") from None
-        self._components.setdefault(component, _Component())
-        self._workers[worker_id] = _Worker(component, generation, slot)
+        self._register(Account(component, worker_id, generation, slot, adopted=True))
+
+    def _register(self, worker: Account) -> None:
+        if worker.worker_id in self._workers:
+            raise ValueError(f"worker {worker.worker_id} is registered already")
+        self._components.setdefault(worker.component, _Component())
+        self._workers[worker.worker_id] = worker
+
+    def account(self, worker_id: int) -> Account:
+        """Return the counts of a running worker; borrowed.
+
+        Raises:
+            KeyError: the worker is not registered.
+        """
+        return self._workers[worker_id]
 
     def ready(self, worker_id: int, *, boot_seconds: float | None = None) -> None:
         """Count that a worker serves.
@@ -181,7 +175,7 @@ class Metrics:
             worker.ready = False
 
     def ended(self, worker_id: int, *, cause: Cause, expected: bool) -> None:
-        """Count the end of a worker: add its counts to the component's, and free its slot.
+        """Count the end of a worker: add its counts to the component's.
 
         Args:
             worker_id: of the worker.
@@ -191,21 +185,15 @@ class Metrics:
         Raises:
             KeyError: the worker is not registered.
         """
-        worker = self._workers[worker_id]
+        worker = self._workers.pop(worker_id)
         component = self._components[worker.component]
-        snapshot = None if worker.slot is None else self._slots[worker.slot].snapshot()
-        if snapshot is not None and snapshot.worker == worker_id:
-            _update(worker, snapshot)
-            component.lost += _in_flight(snapshot)
+        if worker.read() is not None:
+            component.lost += worker.in_flight
         component.requests += worker.requests
         component.errors += worker.errors
         _count(component.exits, cause)
         if not expected:
             _count(component.crashes, cause)
-        del self._workers[worker_id]
-        if worker.slot is not None:
-            self._slots[worker.slot].clear()
-            self._free.append(worker.slot)
 
     def restarted(self, component: str) -> None:
         """Count the start of a worker in place of one that crashed."""
@@ -230,20 +218,18 @@ class Metrics:
             now_ns: CLOCK_MONOTONIC, time.monotonic_ns().
         """
         rows: dict[str, Samples] = {name: [] for name in FAMILIES}
-        rows["forkfd_generation"].append(((), self._page.generation))
+        rows["forkfd_generation"].append(((), self.generation))
         for outcome, count in sorted(self._reloads.items()):
             rows["forkfd_reloads_total"].append(((outcome,), count))
         for sink, count in self._all_log_lost().items():
             rows["forkfd_log_lost_total"].append(((sink,), count))
         live = {name: _Live() for name in self._components}
-        snapshots = self._page.snapshots()
         for worker_id, worker in self._workers.items():
             sums = live[worker.component]
             sums.workers += 1
             sums.ready += worker.ready
             labels = (worker.component, str(worker_id))
-            snapshot = None if worker.slot is None else snapshots[worker.slot]
-            for name, value in self._worker_values(worker_id, worker, snapshot, now_ns):
+            for name, value in self._worker_values(worker, now_ns):
                 rows[name].append((labels, value))
             sums.requests += worker.requests
             sums.errors += worker.errors
@@ -260,20 +246,17 @@ class Metrics:
         for name, samples in rows.items():
             yield FAMILIES[name], samples
 
-    def _worker_values(
-        self, worker_id: int, worker: _Worker, snapshot: SlotSnapshot | None, now_ns: int
-    ) -> Iterable[tuple[str, Value]]:
+    def _worker_values(self, worker: Account, now_ns: int) -> Iterable[tuple[str, Value]]:
         yield "forkfd_worker_generation", worker.generation
         yield "forkfd_worker_ready", int(worker.ready)
-        if snapshot is not None and snapshot.worker == worker_id:
-            _update(worker, snapshot)
+        if (snapshot := worker.read()) is not None:
             yield "forkfd_worker_requests_total", worker.requests
             yield "forkfd_worker_errors_total", worker.errors
-            yield "forkfd_worker_in_flight", _in_flight(snapshot)
+            yield "forkfd_worker_in_flight", worker.in_flight
             if snapshot.beat_ns:
                 age = max(0, now_ns - snapshot.beat_ns) / 1e9
                 yield "forkfd_worker_heartbeat_age_seconds", age
-        if self._memory is not None and (used := self._memory(worker_id)) is not None:
+        if self._memory is not None and (used := self._memory(worker.worker_id)) is not None:
             yield "forkfd_worker_memory_bytes", used
 
     def _all_log_lost(self) -> dict[str, int]:
@@ -340,13 +323,3 @@ def _component_values(component: _Component, live: _Live) -> Iterable[tuple[str,
 
 def _count(counts: dict[str, int], key: str) -> None:
     counts[key] = counts.get(key, 0) + 1
-
-
-def _update(worker: _Worker, snapshot: SlotSnapshot) -> None:
-    worker.requests = max(worker.requests, snapshot.requests)
-    worker.errors = max(worker.errors, snapshot.errors)
-
-
-def _in_flight(snapshot: SlotSnapshot) -> int:
-    """Return the requests in flight; 0 after an end() too many, which reads as 2**64 - 1."""
-    return snapshot.in_flight if snapshot.in_flight < 2**63 else 0

@@ -55,6 +55,12 @@ class Endpoint(Closing):
             reactor.add(server.fileno(), lambda _: server.handle())
 
     @property
+    def addresses(self) -> list[str]:
+        """The address that is bound, if any, as the specification writes it."""
+        address = self._config.address
+        return [] if self._server is None or address is None else [address]
+
+    @property
     def is_open(self) -> bool:
         """Whether :meth:`poll` has anything to do."""
         return self._exposition is not None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from pyforkfd._trusted_files import split
 from pyforkfd._trusted_paths import walk
 from pyforkfd._types import StrPath
+from pyforkfd.supervisor.spec._spec import Metrics as Config
 
 from ._counters import BOOT_BUCKETS, Histogram, Metrics, Samples
 from ._families import Family
@@ -43,6 +44,17 @@ def _client(module: str) -> ModuleType:
             f"{error}",
             name="prometheus_client",
         ) from error
+
+
+def demand_client(config: Config) -> None:
+    """Demand prometheus_client, where a service has metrics.
+
+    Raises:
+        MetricsUnavailableError: prometheus_client is missing or too old.
+    """
+    if config.address is not None or config.textfile is not None:
+        for module in ("exposition", "registry", "metrics_core"):
+            _client(module)
 
 
 class Collector:

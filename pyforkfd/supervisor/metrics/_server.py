@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pyforkfd._closing import Closing
+from pyforkfd.supervisor._shortage import reserved
 
 from ._http import Answer, Request, parse
 
@@ -115,7 +116,8 @@ class ScrapeServer(Closing):
     def _accept(self) -> None:
         for _ in range(_ACCEPTS):
             try:
-                sock, _ = self._listener.accept()
+                with reserved(0.5):
+                    sock, _ = self._listener.accept()
             except OSError as error:  # none waits, or it was reset (accept(2) has the list)
                 if error.errno in _EXHAUSTED:
                     self._exhausted = True

@@ -10,7 +10,8 @@ from pyforkfd.supervisor.state._model import Worker
 from pyforkfd.supervisor.succession._handover import Handover
 
 from ._generations import Generations
-from ._resources import Resources, leaf_name
+from ._notify_socket import NotifySocket
+from ._resources import Resources, leaf_name, notify_path
 from ._workers import Workers
 
 
@@ -37,7 +38,8 @@ def adopt_workers(
             process, channel = found
             service = generations[worker.generation]
             resources.output.readopt(worker)
-            workers.adopt(worker, service, process, channel, _leaf(worker, resources))
+            notify = _notify_socket(worker, resources)
+            workers.adopt(worker, service, process, channel, notify, _leaf(worker, resources))
             events.append(Spawned(worker.id, process.pid))
             begun.append(worker)
         elif worker.pid is not None:
@@ -45,6 +47,13 @@ def adopt_workers(
             begun.append(worker)
     resources.watch.adopt(begun)
     return events
+
+
+def _notify_socket(worker: Worker, resources: Resources) -> NotifySocket | None:
+    succession = resources.succession
+    if (fd := succession.notify_socket(worker.id)) is None:
+        return None
+    return NotifySocket(notify_path(succession, worker.id), fd)
 
 
 def _leaf(worker: Worker, resources: Resources) -> Leaf | None:

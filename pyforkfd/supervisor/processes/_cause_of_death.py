@@ -8,13 +8,17 @@ import pyforkfd as ff
 from pyforkfd.supervisor.state._events import Cause
 
 
-def cause(status: ff.ExitStatus, *, oom_kills: int = 0) -> tuple[Cause, str]:
+def cause(
+    status: ff.ExitStatus, *, oom_kills: int = 0, remedy: str | None = None
+) -> tuple[Cause, str]:
     """Find the cause of a worker's death.
 
     Args:
         status: how it ended.
         oom_kills: how many processes of its own cgroup the OOM killer has killed,
             memory.events.local.  Without a cgroup an OOM kill looks like any other.
+        remedy: what to write into the specification, for a worker that was root without
+            capabilities, and seems to have died of that.
 
     Returns:
         The label for the counters, and words for people.
@@ -37,4 +41,6 @@ def cause(status: ff.ExitStatus, *, oom_kills: int = 0) -> tuple[Cause, str]:
         except ValueError:
             return "exit", str(status)
         return "exit", f"{status} (as a shell reports a child killed by {name})"
+    if remedy is not None:
+        return "exit", f"{status} (EPERM is likely: it ran as root without capabilities; {remedy})"
     return "exit", str(status)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import pyforkfd as ff
 from pyforkfd._closing import Closing
 from pyforkfd._trusted_files import demand_trusted_program
 from pyforkfd.supervisor._reactor import Reactor
+from pyforkfd.supervisor._shortage import child_limits, reserved
 from pyforkfd.supervisor.state._events import Crashed
 
 log = logging.getLogger("pyforkfd.supervisor")
@@ -72,19 +74,29 @@ class Hooks(Closing):
         try:
             if not isinstance(hook, str):
                 demand_trusted_program(hook[0], env.get("PATH"))
-            process = ff.spawn(
-                command,
-                env=env,
-                fds={0: ff.DEVNULL, 1: ff.INHERIT, 2: ff.INHERIT},
-                process_group=0,
-                signal_mask=(),
-            )
+            with reserved(0.5):
+                process = ff.spawn(
+                    command,
+                    env=env,
+                    fds={0: ff.DEVNULL, 1: ff.INHERIT, 2: ff.INHERIT},
+                    process_group=0,
+                    signal_mask=(),
+                    default_signals=range(1, signal.NSIG),
+                    rlimits=child_limits(),
+                )
         except (OSError, ValueError) as error:
             log.error("on_crash: %s: not run: %s", name, error)
             return
         fd = process.fileno()
+        try:
+            self._reactor.add(fd, lambda _: self._on_end(fd))
+        except OSError as error:  # no memory, or no watch of epoll(7), for its end
+            log.error("on_crash: %s: killed: %s", name, error)
+            process.kill()
+            process.wait()
+            process.close()
+            return
         self._running[fd] = (process, name, time.monotonic() + _PATIENCE)
-        self._reactor.add(fd, lambda _: self._on_end(fd))
 
     def _on_end(self, fd: int) -> None:
         process, name, _ = self._running[fd]

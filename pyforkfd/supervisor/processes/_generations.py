@@ -61,8 +61,7 @@ class Generations:
         Raises:
             OSError, ValueError: as :meth:`Sockets.get`.
         """
-        for position in range(count):
-            self._sockets.of(self._services[crew.generation], crew.spec, position)
+        self._sockets.open_positions(self._services[crew.generation], crew.spec, count)
 
     def discard_unused(self, state: State) -> None:
         """Close the listeners and zygotes, and forget the specifications, that no crew needs."""

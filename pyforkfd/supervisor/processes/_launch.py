@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -14,11 +15,12 @@ from dataclasses import dataclass
 import pyforkfd as ff
 from pyforkfd._closing import Closing
 from pyforkfd._options import WorkerOptions
-from pyforkfd.supervisor.cgroups._file import CgroupError
+from pyforkfd.supervisor._shortage import child_limits
 from pyforkfd.supervisor.cgroups._leaf import Leaf
+from pyforkfd.supervisor.health._pages import SLOT
 from pyforkfd.supervisor.logs._output import Output
 from pyforkfd.supervisor.logs._records import Origin
-from pyforkfd.supervisor.spec._privileges import environment, spawn_options
+from pyforkfd.supervisor.spec._privileges import environment, spawn_options, user_of
 from pyforkfd.supervisor.spec._spec import Component, Service, Stream
 from pyforkfd.supervisor.state._model import Worker
 from pyforkfd.supervisor.worker._identity import VARIABLE, Identity
@@ -26,7 +28,8 @@ from pyforkfd.supervisor.worker._messages import Listeners, OrderMessage
 from pyforkfd.supervisor.worker._protocol import encode_order
 from pyforkfd.zygote import Zygote
 
-from ._resources import Resources, leaf_name
+from ._notify_socket import NotifySocket
+from ._resources import Resources, leaf_name, notify_path
 
 log = logging.getLogger("pyforkfd.supervisor")
 
@@ -45,6 +48,7 @@ class Launch(Closing):
         zygote: that makes the worker, for a component that is a function; borrowed.
         options: of the spawn: descriptors, environment, cgroup, privileges and so on.
         channel: our end of the worker's channel; the caller's after the start.
+        notify: the worker's NOTIFY_SOCKET; the caller's after the start.
         leaf: the worker's cgroup; the caller's after the start.
         worker_ends: closes what only the worker needs: its end of the channel, of its output.
         on_failure: frees what becomes the caller's by the start.
@@ -55,6 +59,7 @@ class Launch(Closing):
     zygote: Zygote | None
     options: WorkerOptions
     channel: ff.FdChannel
+    notify: NotifySocket
     leaf: Leaf | None
     worker_ends: ExitStack
     on_failure: ExitStack
@@ -63,7 +68,8 @@ class Launch(Closing):
         """Start the worker.  May be called once.
 
         Returns:
-            The process and our end of its channel; the caller owns both, and the leaf.
+            The process and our end of its channel; the caller owns both, the notify socket and
+            the leaf.
 
         Raises:
             SpawnError, ZygoteError, OSError, ValueError: it could not be started; everything
@@ -71,9 +77,11 @@ class Launch(Closing):
         """
         with self:
             process = self._spawn()
-            if self.spec.give == "channel":
-                # The queue is empty: it is the first message.
-                send_order(self.channel, Listeners(), self.listeners)
+            if self.spec.give == "channel" and not self._send_listeners():
+                process.kill()
+                process.wait()
+                process.close()
+                raise OSError(errno.EAGAIN, "its listeners were not sent")
             self.on_failure.pop_all()
         return process, self.channel
 
@@ -86,6 +94,10 @@ class Launch(Closing):
         return self.zygote.spawn(
             spec.function, args=spec.args, kwargs=dict(spec.kwargs), **self.options
         )
+
+    def _send_listeners(self) -> bool:
+        # The queue is empty: it is the first message.
+        return send_order(self.channel, Listeners(), self.listeners)
 
     def close(self) -> None:
         """Free what was made for the worker and is still owned here."""
@@ -117,23 +129,30 @@ def prepare(
         ours, theirs = ff.FdChannel.pair()
         on_failure.enter_context(ours)
         worker_ends.enter_context(theirs)
+        path = notify_path(resources.succession, worker.id)
+        user = user_of(spec.privileges)
+        notify = on_failure.enter_context(NotifySocket(path, user=user))
         listeners = resources.sockets.of(service, spec, worker.position)
-        private: dict[str, ff.HasFileno] = {"channel": theirs, "page": resources.watch.page}
+        private: dict[str, ff.HasFileno] = {"channel": theirs}
+        if (page := resources.watch.page_of(worker.id)) is not None:
+            private["page"] = page
         on_failure.callback(lambda: output.worker_gone(worker.id, time.monotonic()))
-        if output.file is not None:
-            output.file.give(worker.id)
-            private["log"] = output.file
+        trusted = user == os.geteuid()
+        lent = output.lend(_origin(worker), trusted=trusted, worker_ends=worker_ends)
+        if lent is not None:
+            private["log"] = lent
         fds: dict[int, ff.FdSource] = {
             0: ff.DEVNULL,
             1: _stream(worker, "stdout", spec.stdout, output, worker_ends),
             2: _stream(worker, "stderr", spec.stderr, output, worker_ends),
         }
         numbers = _map_descriptors(spec, listeners, private, fds)
-        slot = resources.watch.slot_of(worker.id)
+        own = spawn_options(spec)
         options: WorkerOptions = {
-            **spawn_options(spec),
+            **own,
+            "rlimits": {**child_limits(), **(own.get("rlimits") or {})},
             "fds": fds,
-            "env": _environment(worker, resources.notify.path, listeners, slot, numbers),
+            "env": _environment(worker, notify.path, listeners, numbers),
             # A group of its own: Ctrl-C is for the supervisor, which ends workers in order.
             "process_group": 0,
             "signal_mask": (),
@@ -142,6 +161,8 @@ def prepare(
             # Another user's process must not put words into root's terminal: TIOCSTI, ioctl_tty(2).
             del options["process_group"]
             options["new_session"] = True  # with a group of its own
+        if spec.command is not None:  # the zygote of a function was started so itself
+            options["default_signals"] = range(1, signal.NSIG)
         if spec.give == "listen_fds" and listeners:
             options["listen"] = listeners
         if leaf is not None:
@@ -155,6 +176,7 @@ def prepare(
             zygote=zygote,
             options=options,
             channel=ours,
+            notify=notify,
             leaf=leaf,
             worker_ends=worker_ends.pop_all(),
             on_failure=on_failure.pop_all(),
@@ -175,21 +197,10 @@ def _leaf(worker: Worker, resources: Resources, on_failure: ExitStack) -> Leaf |
     if resources.cgroups is None or worker.spec.cgroup == "off":
         return None
     leaf = resources.cgroups.leaf(leaf_name(worker), worker.spec.limits)
-    on_failure.callback(_remove, leaf)
+    on_failure.callback(resources.emptying.append, leaf)
     for problem in leaf.missing:
         log.warning("%s: worker %d: %s", worker.component, worker.id, problem)
     return leaf
-
-
-def _remove(leaf: Leaf) -> None:
-    """Remove the cgroup of a worker that was not started."""
-    try:
-        if leaf.remove():
-            return
-        log.warning("%s: not removed: there is a process in it", leaf.path)
-    except CgroupError as error:
-        log.warning("%s", error)
-    leaf.close()
 
 
 def _stream(
@@ -200,8 +211,11 @@ def _stream(
         return ff.DEVNULL
     if wanted != "capture":
         return ff.INHERIT
-    origin = Origin(component=worker.component, worker=worker.id, generation=worker.generation)
-    return worker_ends.enter_context(output.capture(origin, name).writer)
+    return worker_ends.enter_context(output.capture(_origin(worker), name).writer)
+
+
+def _origin(worker: Worker) -> Origin:
+    return Origin(component=worker.component, worker=worker.id, generation=worker.generation)
 
 
 def _map_descriptors(
@@ -237,7 +251,6 @@ def _environment(
     worker: Worker,
     notify_path: str,
     listeners: Mapping[str, socket.socket],
-    slot: int | None,
     numbers: Mapping[str, int],
 ) -> dict[str, str]:
     spec = worker.spec
@@ -254,7 +267,7 @@ def _environment(
         generation=worker.generation,
         channel=numbers.get("channel"),
         page=numbers.get("page"),
-        slot=slot,
+        slot=SLOT if "page" in numbers else None,
         log=numbers.get("log"),
         listen={name: own_numbers[name] for name in listeners} if spec.give == "numbers" else {},
         by_channel=spec.give == "channel",

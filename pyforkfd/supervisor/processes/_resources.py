@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import re
 import select
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyforkfd as ff
-from pyforkfd._page import SharedPage
 from pyforkfd.supervisor._reactor import Reactor
 from pyforkfd.supervisor.cgroups._delegation import OWN_LEAF
 from pyforkfd.supervisor.cgroups._file import CgroupError
 from pyforkfd.supervisor.cgroups._leaf import Leaf
 from pyforkfd.supervisor.cgroups._pressure_watch import PressureWatch, unavailable
 from pyforkfd.supervisor.cgroups._tree import Policy, Tree, open_tree
+from pyforkfd.supervisor.health._pages import Pages
 from pyforkfd.supervisor.health._watch import Watch
 from pyforkfd.supervisor.logs._output import Output, forwarded
 from pyforkfd.supervisor.metrics._counters import Metrics
 from pyforkfd.supervisor.spec._limits import RESOURCES, Resource
 from pyforkfd.supervisor.spec._spec import Service
 from pyforkfd.supervisor.state._model import Worker
-from pyforkfd.supervisor.succession._handover import Handover
 from pyforkfd.supervisor.succession._keeper import Keeper
 from pyforkfd.supervisor.succession._succession import Succession
 
@@ -35,8 +35,8 @@ from ._zygotes import Zygotes
 
 log = logging.getLogger("pyforkfd.supervisor")
 
-_SLOTS = 1024  # workers that have one; 64 bytes each
 _PATIENCE = 2.0  # seconds for killed processes to end
+_TRANSIENT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,25 +47,27 @@ class Resources:
         reactor: calls back when a descriptor is ready.
         running: workers that have a process, by id.
         sockets: the listening sockets.
-        notify: NOTIFY_SOCKET of all workers.
+        notify: NOTIFY_SOCKET of the workers of an older predecessor; None: there is none.
         zygotes: processes that workers are cloned from.
         succession: what a successor is to have.
         output: the log, and the pipes of captured output.
-        watch: the shared page and the counters.
+        watch: the workers' pages and the counters.
         cgroups: the supervisor's own cgroup; None: it has none.
         pressure: the pressure triggers on workers' cgroups.
+        emptying: cgroups of workers that have ended or were not started, to be removed.
     """
 
     reactor: Reactor
     running: RunningWorkers
     sockets: Sockets
-    notify: NotifySocket
+    notify: NotifySocket | None
     zygotes: Zygotes
     succession: Succession
     output: Output
     watch: Watch
     cgroups: Tree | None
     pressure: PressureWatch
+    emptying: list[Leaf] = field(default_factory=list)
 
 
 def open_resources(
@@ -91,10 +93,13 @@ def open_resources(
     cgroups = _cgroups(service, succession.keeper)
     if cgroups is not None:
         enter(cgroups)
-        _end_leftovers(cgroups, succession.past)
+        _end_leftovers(cgroups, succession)
     watch = enter(_watch(succession, running, output))
-    notify = enter(NotifySocket(f"{succession.directory}/notify", succession.notify_socket()))
-    succession.put_notify(notify)
+    os.stat(succession.directory)  # made now: a service without one must not seem to start
+    notify = None
+    if (shared := succession.take("notify")) is not None:
+        notify = enter(NotifySocket(f"{succession.directory}/notify", shared))
+        succession.put("notify", notify)
     zygotes = enter(Zygotes())
     pressure = enter(PressureWatch(reactor, watch.pressure, _pressure_resources(service, cgroups)))
     return Resources(
@@ -112,13 +117,8 @@ def open_resources(
 
 
 def _watch(succession: Succession, running: RunningWorkers, output: Output) -> Watch:
-    if (fd := succession.take("page")) is None:
-        page = SharedPage.create(_SLOTS)
-    else:
-        page = SharedPage(fd.detach())
-    succession.put("page", page)
-    metrics = Metrics(page, memory=running.memory, log_lost=output.lost)
-    return Watch(page, metrics, running.memory)
+    metrics = Metrics(memory=running.memory, log_lost=output.lost)
+    return Watch(Pages(succession), metrics, running.memory)
 
 
 def _cgroups(service: Service, keeper: Keeper | None) -> Tree | None:
@@ -155,18 +155,47 @@ def _pressure_resources(service: Service, tree: Tree | None) -> frozenset[Resour
     return frozenset(RESOURCES) - missing.keys()
 
 
+def notify_path(succession: Succession, worker_id: int) -> str:
+    """Return the path of a worker's NOTIFY_SOCKET, which no other has."""
+    return f"{succession.directory}/{worker_id:x}"
+
+
 def leaf_name(worker: Worker) -> str:
     """Return the name of a worker's cgroup, which no other has."""
     return f"{worker.component}-{worker.id}.worker"
 
 
-def _end_leftovers(tree: Tree, past: Handover | None) -> None:
-    """End the workers of a supervisor that was killed, but for those that are taken over."""
-    known = () if past is None else map(leaf_name, past.state.workers.values())
+def _end_leftovers(tree: Tree, succession: Succession) -> None:
+    """End the workers of a supervisor that was killed, but for those that are taken over.
+
+    A worker whose process is not known was about to be started, and is started in a new cgroup.
+    """
+    workers = () if succession.past is None else succession.past.state.workers.values()
+    known = [leaf_name(worker) for worker in workers if succession.has_worker(worker.id)]
     ours = (name for name in tree.leftovers() if re.search(r"-\d+\.worker(\.\d+)?$", name))
     for name in set(ours).difference(known):
         with contextlib.suppress(CgroupError):  # it was removed since
             end_leaf(tree.adopt(name), time.monotonic() + _PATIENCE)
+
+
+def sweep_leafs(leafs: list[Leaf]) -> None:
+    """Remove the cgroups that are empty, kill what is in the others.
+
+    Args:
+        leafs: those that are removed, or that cannot be, are closed and leave this list.
+    """
+    for leaf in leafs[:]:
+        try:
+            if leaf.remove():
+                leafs.remove(leaf)
+            else:
+                leaf.kill()
+        except CgroupError as error:
+            if error.errno in _TRANSIENT:
+                continue  # the next call tries again
+            log.warning("%s", error)
+            leafs.remove(leaf)
+            leaf.close()
 
 
 def end_leaf(leaf: Leaf, until: float) -> None:

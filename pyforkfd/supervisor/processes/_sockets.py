@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import socket
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 import pyforkfd as ff
 from pyforkfd._closing import Closing
 from pyforkfd._trusted_files import demand_socket_place
+from pyforkfd.supervisor._shortage import reserved
 from pyforkfd.supervisor.spec._spec import Component, Listener, Service
+
+from .listening._state import Good
 
 Key = tuple[str, bool, int]
 """Address, whether it has shards, position: a changed backlog alone means the same socket."""
+_MANAGED = re.compile("systemd:(.+)")
 
 
 class Sockets(Closing):
@@ -35,6 +41,7 @@ class Sockets(Closing):
         """
         self._inherited: dict[str, int] = {}
         self._open: dict[Key, socket.socket] = dict(adopted or {})
+        self._good = {key: Good.of(found) for key, found in self._open.items()}
         twice = set()
         for one in inherited:
             if one.name in self._inherited:
@@ -63,7 +70,46 @@ class Sockets(Closing):
         key = _key(listener, position)
         if (found := self._open.get(key)) is None:
             found = self._open[key] = self._make(listener, key[2])
+            self._good[key] = Good.of(found)
         return found
+
+    def keys_of(self, service: Service, spec: Component, position: int) -> dict[Key, Listener]:
+        """Return the keys of the sockets of the worker of a position, and their listeners."""
+        listeners = [service.listeners[name] for name in spec.listen]
+        return {_key(listener, position): listener for listener in listeners}
+
+    def good_state(self, key: Key) -> Good:
+        """Return the state that a socket had before a worker had it."""
+        return self._good[key]
+
+    @staticmethod
+    def is_ours(key: Key) -> bool:
+        """Whether we have bound a socket, and not our service manager."""
+        return not key[0].startswith("systemd:")
+
+    def replace(self, listener: Listener, key: Key) -> None:
+        """Bind a new socket in place of one that is past repair, and close that.
+
+        Raises:
+            OSError: it cannot be bound while workers have the old one.
+            ValueError: it belongs to the service manager.
+        """
+        if not self.is_ours(key):
+            raise ValueError("only the service manager can bind it again")
+        good, old = self._good[key], self._open[key]
+        if good.inode is not None:
+            if os.stat(good.address).st_ino != good.inode:
+                raise OSError(f"{good.address}: it is not our socket any more")
+            os.unlink(good.address)
+        elif good.listens and old.family != socket.AF_UNIX:
+            with suppress(OSError):
+                old.shutdown(socket.SHUT_RDWR)  # or the port would be in use
+        address = listener.address
+        if address.endswith(":0"):  # not another port than the one that clients know
+            address = f"{address.removesuffix(':0')}:{good.address[1]}"
+        made = self._make(dataclasses.replace(listener, address=address), 0)
+        old.close()
+        self._open[key], self._good[key] = made, Good.of(made)
 
     def of(self, service: Service, spec: Component, position: int) -> dict[str, socket.socket]:
         """Return the sockets of the worker of a position: listener -> socket, borrowed.
@@ -80,25 +126,36 @@ class Sockets(Closing):
             OSError, ValueError: as :meth:`get`.
         """
         for spec in service.components.values():
-            for position in range(spec.workers):
-                self.of(service, spec, position)
+            self.open_positions(service, spec, spec.workers)
+
+    def open_positions(self, service: Service, spec: Component, count: int) -> None:
+        """Bind the listeners of so many workers of a component, unless they are open.
+
+        Raises:
+            OSError, ValueError: as :meth:`get`.
+        """
+        for name in spec.listen:
+            listener = service.listeners[name]
+            for position in _positions(listener, count):
+                self.get(listener, position)
 
     def _make(self, listener: Listener, position: int) -> socket.socket:
         address = listener.address
-        if match := re.fullmatch("systemd:(.+)", address):
+        if match := _MANAGED.fullmatch(address):
             return self._take(match[1])
         if match := re.fullmatch("unix(?:gram|packet)?:([^@].*)", address, re.DOTALL):
             demand_socket_place(match[1])
         if position > 0:
             address = self._with_port(listener)
-        return ff.bind(
-            address,
-            backlog=listener.backlog,
-            reuse_port=listener.shards,
-            nodelay=listener.nodelay,
-            ipv6_only=listener.ipv6_only,
-            mode=listener.mode,
-        )
+        with reserved():
+            return ff.bind(
+                address,
+                backlog=listener.backlog,
+                reuse_port=listener.shards,
+                nodelay=listener.nodelay,
+                ipv6_only=listener.ipv6_only,
+                mode=listener.mode,
+            )
 
     def _with_port(self, listener: Listener) -> str:
         """Return the address of a further shard: where the port is 0, that of the first."""
@@ -118,10 +175,14 @@ class Sockets(Closing):
         return socket.socket(fileno=fd)
 
     def keep(self, wanted: Iterable[tuple[Listener, int]]) -> None:
-        """Close all sockets but these."""
+        """Close all sockets but these; those of the service manager wait to be used again."""
         keys = {_key(listener, position) for listener, position in wanted}
         for key in self._open.keys() - keys:
-            self._open.pop(key).close()
+            if match := _MANAGED.fullmatch(key[0]):
+                self._inherited[match[1]] = self._open.pop(key).detach()
+            else:
+                self._open.pop(key).close()
+            del self._good[key]
 
     def all(self) -> dict[Key, socket.socket]:
         """Return the open sockets; borrowed."""
@@ -134,6 +195,11 @@ class Sockets(Closing):
         self._open.clear()
         while self._inherited:
             os.close(self._inherited.popitem()[1])
+
+
+def _positions(listener: Listener, count: int) -> range:
+    """Return the positions of so many workers that have a socket each."""
+    return range(count if listener.shards else min(count, 1))
 
 
 def _key(listener: Listener, position: int) -> Key:

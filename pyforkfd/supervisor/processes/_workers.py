@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import pyforkfd as ff
+from pyforkfd.supervisor._shortage import is_shortage, reserved
 from pyforkfd.supervisor.cgroups._file import CgroupError
 from pyforkfd.supervisor.cgroups._leaf import Leaf
 from pyforkfd.supervisor.control._status import WorkerDetails
 from pyforkfd.supervisor.logs._log_file import Switch
+from pyforkfd.supervisor.spec._root_workers import powerless_root
 from pyforkfd.supervisor.spec._spec import Service
 from pyforkfd.supervisor.state._events import (
     BecameReady,
@@ -27,6 +31,7 @@ from pyforkfd.supervisor.state._events import (
 from pyforkfd.supervisor.state._model import Phase, Worker
 from pyforkfd.supervisor.worker._messages import (
     Accept,
+    Drain,
     LogSwitched,
     Message,
     OrderMessage,
@@ -41,16 +46,19 @@ from pyforkfd.supervisor.worker._receiving import receive
 from pyforkfd.zygote import Zygote, ZygoteError
 
 from ._cause_of_death import cause
-from ._launch import prepare, send_order
-from ._notify_socket import worker_of
+from ._launch import Launch, prepare, send_order
+from ._notify_socket import NotifySocket, worker_of
 from ._orphans import reap_orphans
 from ._readiness import accepts, inodes
-from ._resources import Resources, end_leaf
+from ._resources import Resources, end_leaf, sweep_leafs
 from ._running import Running
 from ._zygotes import zygote_for
+from .listening._guard import SocketGuard
 
 log = logging.getLogger("pyforkfd.supervisor")
 
+_EARLY = 10.0  # seconds in which a program that cannot change its user has ended
+_DENIED = re.compile(rb"not permitted|EPERM|[Pp]ermission ?(denied|Error)")
 _FAREWELL = 2.0  # seconds for killed processes to end when the supervisor does
 
 
@@ -60,6 +68,7 @@ class Workers:
     Attributes:
         resources: what workers are started with; borrowed.
         waiting: ids of workers that wait for their zygote.
+        guard: of the listening sockets.
     """
 
     def __init__(
@@ -80,7 +89,11 @@ class Workers:
         self.on_message = on_message
         self.waiting: set[int] = set()
         self._running = resources.running
-        self._emptying: list[Leaf] = []  # killed, but not empty yet
+        self._emptying = resources.emptying
+        self._powerless: set[tuple[str, int]] = set()  # components that were reported
+        self.guard = SocketGuard(resources.sockets, resources.running, resources.reactor, post)
+        if (shared := resources.notify) is not None:
+            resources.reactor.add(shared.fileno(), lambda _: self._read_notify(shared))
 
     def __contains__(self, worker_id: int) -> bool:
         return worker_id in self._running
@@ -96,20 +109,57 @@ class Workers:
         if worker.id in self._running:
             return
         try:
-            zygote = None
-            if worker.spec.function is not None:
-                zygote = self._zygote(worker, service)
-                if zygote is None:
-                    self.waiting.add(worker.id)
-                    return
-            launch = prepare(worker, service, self.resources, zygote)
-            process, channel = launch.start()
-        except (OSError, ValueError, LookupError, ZygoteError) as error:
-            self.post(SpawnFailed(worker.id, str(error)))
+            with reserved():
+                zygote = None
+                if worker.spec.function is not None:
+                    zygote = self._zygote(worker, service)
+                    if zygote is None:
+                        self.waiting.add(worker.id)
+                        return
+                launch = prepare(worker, service, self.resources, zygote)
+                process, channel = launch.start()
+        except Exception as error:  # whatever it is: no other worker is to pay for this one
+            if not isinstance(error, OSError | ValueError | LookupError | ZygoteError):
+                log.exception("%s: worker %d: not started", worker.component, worker.id)
+            self.sweep()
+            why = str(error) or type(error).__name__
+            self.post(SpawnFailed(worker.id, why, is_shortage(error)))
             return
-        self.resources.succession.put_worker(worker.id, process, channel)
-        self.adopt(worker, service, process, channel, launch.leaf)
+        self.resources.succession.put_worker(worker.id, process, channel, launch.notify)
+        try:
+            self.adopt(worker, service, process, channel, launch.notify, launch.leaf)
+        except OSError as error:  # no memory, or no watch of epoll(7), for its descriptors
+            self._undo_start(worker.id, process, launch)
+            self.post(SpawnFailed(worker.id, str(error), is_shortage(error)))
+            return
         self.post(Spawned(worker.id, process.pid))
+        self._report_powerless(worker)
+
+    def _report_powerless(self, worker: Worker) -> None:
+        """Report, once for a component and generation, that its workers are a weak root."""
+        key = (worker.component, worker.generation)
+        if worker.spec.privileges.capabilities is not None or key in self._powerless:
+            return
+        self._powerless.add(key)
+        if (remedy := powerless_root(worker.spec)) is not None:
+            log.info(
+                "%s: runs as root without capabilities: setuid, setgid and chown fail with "
+                "EPERM; if it changes its user itself, %s",
+                worker.component,
+                remedy,
+            )
+
+    def _undo_start(self, worker_id: int, process: ff.Process, launch: Launch) -> None:
+        """End a worker that cannot be watched, and free what belonged to it."""
+        process.kill()
+        process.wait()
+        self.resources.succession.drop_worker(worker_id)
+        process.close()
+        launch.channel.close()
+        launch.notify.close()
+        self.resources.output.worker_gone(worker_id, time.monotonic())
+        if launch.leaf is not None:
+            self._emptying.append(launch.leaf)
 
     def _zygote(self, worker: Worker, service: Service) -> Zygote | None:
         spec = zygote_for(service, worker.spec)
@@ -121,6 +171,7 @@ class Workers:
         service: Service,
         process: ff.Process,
         channel: ff.FdChannel,
+        notify: NotifySocket | None,
         leaf: Leaf | None,
     ) -> None:
         """Watch a worker's process.
@@ -130,15 +181,27 @@ class Workers:
             service: the specification of its generation.
             process: taken.
             channel: taken; it may be closed already.
+            notify: taken.
             leaf: taken.
+
+        Raises:
+            OSError: ENOMEM or ENOSPC of epoll_ctl(2): nothing is taken.
         """
         worker_id, reactor = worker.id, self.resources.reactor
         sockets = self.resources.sockets.of(service, worker.spec, worker.position)
         known = inodes(sock.fileno() for sock in sockets.values())
-        self._running[worker_id] = Running(worker, process, channel, known, leaf)
-        reactor.add(process.fileno(), lambda _: self._on_end(worker_id))
-        if not channel.closed:
-            reactor.add(channel.fileno(), lambda _: self._on_channel(worker_id))
+        keys = self.resources.sockets.keys_of(service, worker.spec, worker.position)
+        self.guard.know(keys)
+        with ExitStack() as undo:
+            reactor.add(process.fileno(), lambda _: self._on_end(worker_id))
+            undo.callback(reactor.remove, process.fileno())
+            if not channel.closed:
+                reactor.add(channel.fileno(), lambda _: self._on_channel(worker_id))
+                undo.callback(reactor.remove, channel.fileno())
+            if notify is not None:
+                reactor.add(notify.fileno(), lambda _: self._read_notify(notify, worker_id))
+            undo.pop_all()
+        self._running[worker_id] = Running(worker, process, channel, notify, known, keys, leaf)
         if leaf is not None:
             self.resources.pressure.watch(worker, leaf)
 
@@ -147,6 +210,7 @@ class Workers:
     def signal(self, worker_id: int, signum: int) -> None:
         """Send a signal to a worker; one that waits for its zygote is given up."""
         if (running := self._running.get(worker_id)) is not None:
+            running.leaving = running.leaving or signum == running.worker.spec.stop_signal
             running.process.send_signal(signum)
         else:
             self._give_up(worker_id)
@@ -171,6 +235,7 @@ class Workers:
         running = self._running.get(worker_id)
         if running is None:
             return
+        running.leaving = running.leaving or isinstance(order, Drain)
         if running.channel.closed or not send_order(running.channel, order, fds):
             log.warning(
                 "%s: worker %d: order %s: not sent: its channel is full or closed",
@@ -186,6 +251,8 @@ class Workers:
             for name in worker.spec.listen
             if service.listeners[name].shards
         }
+        if not back and (running := self._running.get(worker.id)) is not None:
+            running.sockets |= self.resources.sockets.keys_of(service, worker.spec, position)
         self.send(worker.id, Return() if back else Accept(), shards)
 
     def measure(self, now: float) -> dict[int, WorkerDetails]:
@@ -207,12 +274,21 @@ class Workers:
         for worker_id in switch.workers:
             self.send(worker_id, SwitchLog(switch.turn), {"log": file})
 
-    def read_notify(self) -> None:
-        """Read the messages of NOTIFY_SOCKET, sd_notify(3)."""
-        pids = {running.process.pid: worker_id for worker_id, running in self._running.items()}
-        for pid, fields in self.resources.notify.read():
+    def _read_notify(self, notify: NotifySocket, owner: int | None = None) -> None:
+        """Read messages of a NOTIFY_SOCKET, sd_notify(3); those of others than its owner are lost.
+
+        Args:
+            notify: the socket.
+            owner: id of the worker that has it; None: all workers have it.
+        """
+        running = self._running.items() if owner is None else [(owner, self._running[owner])]
+        pids = {found.process.pid: worker_id for worker_id, found in running}
+        for pid, fields in notify.read():
             if (worker_id := worker_of(pid, pids)) is not None:
                 self._on_notify(worker_id, fields)
+            elif owner is not None:
+                why = f"NOTIFY_SOCKET: process {pid} is none of the worker's, or has ended"
+                self._running[owner].refusals.add(why, time.monotonic())
 
     def _on_notify(self, worker_id: int, fields: Mapping[str, str]) -> None:
         if "STATUS" in fields:
@@ -253,8 +329,16 @@ class Workers:
                 running.status = text
             case LogSwitched(turn) if self.resources.output.file is not None:
                 self.resources.output.file.confirm(worker_id, turn)
-            case Message(data) if self.on_message is not None:
-                self.on_message(running.worker.component, worker_id, data)
+            case Message(data):
+                self._on_app_message(running.worker, data)
+
+    def _on_app_message(self, worker: Worker, data: Any) -> None:
+        if self.on_message is None:
+            return
+        try:
+            self.on_message(worker.component, worker.id, data)
+        except Exception:  # the application's fault, perhaps on a message that is hostile
+            log.exception("%s: worker %d: on_message failed", worker.component, worker.id)
 
     def report_refusals(self, now: float) -> None:
         """Report how many messages were refused since, where that is due."""
@@ -276,8 +360,23 @@ class Workers:
         status = running.process.poll()
         if status is None:
             return
-        kills = running.leaf.oom_kills() if running.leaf is not None else None
-        self.post(Ended(worker_id, *cause(status, oom_kills=kills or 0)))
+        self.guard.ended(running)
+        kills = None
+        if running.leaf is not None:
+            try:
+                kills = running.leaf.oom_kills()
+            except CgroupError as error:
+                log.warning("%s: worker %d: %s", running.worker.component, worker_id, error)
+        remedy = None if status.success else self._remedy(running.worker)
+        self.post(Ended(worker_id, *cause(status, oom_kills=kills or 0, remedy=remedy)))
+
+    def _remedy(self, worker: Worker) -> str | None:
+        """Return what to write, if a worker seems to have failed for want of a capability."""
+        spec = worker.spec
+        if time.monotonic() - worker.born > _EARLY or (remedy := powerless_root(spec)) is None:
+            return None
+        lines = self.resources.output.last_lines(spec.name, worker.id)
+        return remedy if spec.stderr != "capture" or any(map(_DENIED.search, lines)) else None
 
     def forget(self, worker_id: int) -> None:
         """Free what belonged to a worker that was reaped or not started."""
@@ -289,6 +388,9 @@ class Workers:
         self.resources.reactor.remove(running.process.fileno())
         running.process.close()
         self._close_channel(running)
+        if running.notify is not None:
+            self.resources.reactor.remove(running.notify.fileno())
+            running.notify.close()
         self.resources.output.worker_gone(worker_id, time.monotonic())
         if running.leaf is not None:
             self.resources.pressure.forget(worker_id)
@@ -304,15 +406,7 @@ class Workers:
 
     def sweep(self) -> None:
         """Remove cgroups that have become empty; as pid 1, reap orphans."""
-        for leaf in self._emptying[:]:
-            try:
-                leaf.kill()
-                if leaf.remove():
-                    self._emptying.remove(leaf)
-            except CgroupError as error:
-                log.warning("%s", error)
-                self._emptying.remove(leaf)
-                leaf.close()
+        sweep_leafs(self._emptying)
         if os.getpid() == 1:
             reap_orphans({running.process.pid for running in self})
 
@@ -326,6 +420,7 @@ class Workers:
 
         After an orderly stop there is none.
         """
+        self.guard.close()
         for running in self:
             _kill_tree(running)
             running.process.kill()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 from collections.abc import Iterable
 from dataclasses import replace
 
 from pyforkfd._closing import Closing
+from pyforkfd.supervisor._shortage import child_limits
 from pyforkfd.supervisor.spec._spec import Component, Service, ZygoteSpec
 from pyforkfd.zygote import Zygote
 
@@ -63,12 +65,23 @@ class Zygotes(Closing):
         self.keep(self._zygotes.keys() - {key})  # one that has died since
         env = None if spec.env is None else {**os.environ, **spec.env}
         zygote = Zygote(
-            preload=spec.preload, setup=spec.setup, env=env, parent_death_scope="thread"
+            preload=spec.preload,
+            setup=spec.setup,
+            env=env,
+            rlimits=child_limits(),
+            parent_death_scope="thread",
+            signal_mask=(),
+            default_signals=range(1, signal.NSIG),
         )
         zygote._patience = _PATIENCE
-        self._starting[key] = zygote.begin()
+        try:
+            fd = zygote.begin()
+            self._epoll.register(fd, select.EPOLLIN)
+        except BaseException:
+            zygote.close()
+            raise
+        self._starting[key] = fd
         self._zygotes[key] = zygote
-        self._epoll.register(self._starting[key], select.EPOLLIN)
         return None
 
     def keep(self, wanted: Iterable[Key]) -> None:

@@ -16,6 +16,7 @@ _UNIX = re.compile(r"(unix|unixgram|unixpacket):(.+)", re.DOTALL)
 _VSOCK = re.compile(r"vsock:(?:([0-9]+|any):)?([0-9]+)")
 _SYSTEMD = re.compile(r"systemd:(.+)")
 _WORD = 2**32 - 1
+_LONGEST_ADDRESS = 300  # characters: a host name has 253 at most
 _LONGEST = 107  # sun_path less its null byte, unix(7)
 
 
@@ -68,6 +69,8 @@ def parse_address(text: str) -> Address:
     Raises:
         ValueError: the text is no address; the message has the reason and what to write.
     """
+    if len(text) > _LONGEST_ADDRESS:
+        raise ValueError(f'"{text[:60]}...": has {len(text)} characters; write one of {KINDS}')
     if match := _INTERNET.fullmatch(text):
         port = int(match[4])
         if port > 0xFFFF:

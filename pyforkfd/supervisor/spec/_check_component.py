@@ -12,6 +12,7 @@ from pyforkfd._trust import UntrustedPathError
 from pyforkfd._trusted_files import demand_trusted_program
 
 from ._address import parse_address
+from ._bounds import MOST_LISTENERS
 from ._privileges import (
     Holder,
     both_limits,
@@ -31,7 +32,7 @@ from ._units import UNLIMITED, rlimit_number
 _RESERVED = {"LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES"}
 _RESERVED |= {"NOTIFY_SOCKET", "FORKFD_WORKER"}
 _MOST_DESCRIPTORS = 1024  # what select(2) can watch, and the usual soft limit
-_MOST_IDS = 2**32 - 1
+MOST_IDS = 2**32 - 1  # of users and groups
 _CONNECTED = ("tcp", "unix", "unixpacket", "vsock", "systemd")
 
 
@@ -49,6 +50,9 @@ def check_component(
     Yields:
         Place within the component, and the problem.
     """
+    if len(component.listen) > MOST_LISTENERS:
+        yield ("listen",), f"has {len(component.listen)} listeners; write at most {MOST_LISTENERS}"
+        return
     yield from _check_program(component, service, unread)
     yield from _check_listeners(component, service, unread)
     yield from _check_readiness(component, service)
@@ -304,14 +308,14 @@ def _unknown_names(privileges: Privileges) -> Findings:
     for index, extra in enumerate(privileges.extra_groups or ()):
         lookups.append((("extra_groups", index), extra, group_number))
     for place, name, look_up in lookups:
-        if isinstance(name, int) and not 0 <= name < _MOST_IDS:
-            yield place, f"{name} is not an id; write 0 to {_MOST_IDS - 1}"
+        if isinstance(name, int) and not 0 <= name < MOST_IDS:
+            yield place, f"{name} is not an id; write 0 to {MOST_IDS - 1}"
         elif name is not None:
             try:
                 look_up(name)
             except LookupError as error:
                 yield place, str(error.args[0])
-    is_bare_id = isinstance(user, int) and 0 <= user < _MOST_IDS
+    is_bare_id = isinstance(user, int) and 0 <= user < MOST_IDS
     if is_bare_id and group is None and user_entry(cast(int, user)) is None:
         yield ("user",), f"{user} is not in the user database; write a group as well"
 

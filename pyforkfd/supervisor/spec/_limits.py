@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias, get_args
 
-from ._bounds import ABOVE_0, AT_LEAST_0, AT_LEAST_1, SHARE, Bounds
+from ._bounds import ABOVE_0, AT_LEAST_0, PROCESSES, SHARE, Bounds
 from ._reader import check_fields
 from ._units import Bytes, Seconds
 
 # cgroup v2, "cpu.max": the kernel refuses a period outside of these, and a quota below 1 ms.
 _PERIODS = Bounds(1_000, 1_000_000)
-_QUOTAS = Bounds(1_000)
+_PROCESSORS = Bounds(0.01, 8192)  # NR_CPUS is at most that
+_QUOTAS = Bounds(1_000, 8192 * 1_000_000)
 _PERIOD = 100_000
 _WEIGHTS = Bounds(1, 10_000)
 # Of a window; less is reported of every worker that does something.
@@ -39,9 +40,10 @@ class Limits:
             together (memory.oom.group), not the largest alone.
         cpu_weight (integer, from 1 to 10000; default None): share where processors are scarce;
             others have 100 (cpu.weight).
-        cpu_max (number or tuple of 2; default None): processors as a number (1.5), at least
-            0.01, or quota and period in microseconds: 1000 or more, 1000 to 1000000 (cpu.max).
-        pids_max (integer, 1 or more; default None): processes and threads (pids.max).
+        cpu_max (number or tuple of 2; default None): processors as a number (1.5), from 0.01 to
+            8192, or quota and period in microseconds: 1000 to 8192000000, 1000 to 1000000
+            (cpu.max).
+        pids_max (integer, from 1 to 4194304; default None): processes and threads (pids.max).
 
     Raises:
         ValueError: values are wrong; the message has a line for each.
@@ -53,7 +55,7 @@ class Limits:
     oom_group: bool | None = None
     cpu_weight: Annotated[int, _WEIGHTS] | None = None
     cpu_max: float | tuple[int, int] | None = None
-    pids_max: Annotated[int, AT_LEAST_1] | None = None
+    pids_max: Annotated[int, PROCESSES] | None = None
 
     def __post_init__(self) -> None:
         wrong = check_fields(self)
@@ -181,18 +183,17 @@ def _check_cpu_max(value: float | tuple[int, int] | None) -> list[str]:
                 return []
             return [
                 (
-                    f"cpu_max: {value} is out of range; write a quota of {_QUOTAS.text()} "
-                    f"microseconds and a period {_PERIODS.text('{:.0f}'.format)}"
+                    f"cpu_max: {value} is out of range; write a quota {_QUOTAS.text()} "
+                    f"and a period {_PERIODS.text()}, in microseconds"
                 )
             ]
         case _:
-            least = _QUOTAS.least / _PERIOD
-            if Bounds(least).contain(value):
+            if _PROCESSORS.contain(value):
                 return []
             return [
                 (
                     f"cpu_max: {value} is out of range; write a number of processors, "
-                    f"{least} or more, or (quota, period)"
+                    f"{_PROCESSORS.text()}, or (quota, period)"
                 )
             ]
 

@@ -22,6 +22,8 @@ NETWORK = ("NET_BIND_SERVICE",)
 """Capabilities that workers with listeners have by default."""
 CAPABILITIES = {name: number for number, name in enumerate(_core.capability_names())}
 """Name without CAP_ -> number."""
+_OF_USER = frozenset({"HOME", "USER", "LOGNAME", "SHELL"})
+_NO_SHELLS = frozenset({"nologin", "false", "true"})
 _LARGEST_FILTER = 8 * 4096  # BPF_MAXINSNS, of 8 bytes each
 
 
@@ -155,12 +157,34 @@ def environment(component: Component, ours: Mapping[str, str]) -> dict[str, str]
     Args:
         component: the worker's.
         ours: the supervisor's environment; variables that a service manager set for the
-            supervisor alone are left out.
+            supervisor alone are left out, and with ``privileges.user`` those of its user.
     """
     mine = {"LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES"}
     mine |= {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "MAINPID", "FORKFD_WORKER"}
+    if (user := component.privileges.user) is not None:
+        mine |= _OF_USER
     inherited = {} if component.clear_env else {k: v for k, v in ours.items() if k not in mine}
-    return inherited | dict(component.env or {})
+    return inherited | _user_variables(user) | dict(component.env or {})
+
+
+def _user_variables(user: str | int | None) -> dict[str, str]:
+    """Return HOME, USER, LOGNAME and SHELL of a user, as systemd.exec(5) has them.
+
+    A home directory or a shell that stands for none is left out, and so is everything of a
+    user that is not in the database.
+    """
+    try:
+        entry = None if user is None else user_entry(user)
+    except LookupError:
+        entry = None
+    if entry is None:
+        return {}
+    found = {"USER": entry.pw_name, "LOGNAME": entry.pw_name}
+    if entry.pw_dir.startswith("/") and entry.pw_dir.strip("/"):
+        found["HOME"] = entry.pw_dir
+    if entry.pw_shell.startswith("/") and os.path.basename(entry.pw_shell) not in _NO_SHELLS:
+        found["SHELL"] = entry.pw_shell
+    return found
 
 
 def both_limits(value: int | tuple[int, int]) -> tuple[int, int]:
@@ -197,6 +221,18 @@ def is_already(privileges: Privileges, holder: Holder) -> bool:
         and group in (None, holder.group)
         and (groups is None or groups | {group} == holder.groups | {group})
     )
+
+
+def user_of(privileges: Privileges) -> int | None:
+    """Return the uid of a worker's processes; None: not known, in a user namespace.
+
+    Raises:
+        LookupError, ValueError: as :func:`identity`.
+    """
+    if "user" in privileges.namespaces:
+        return None
+    user = identity(privileges)[0]
+    return os.geteuid() if user is None else user
 
 
 def identity(privileges: Privileges) -> tuple[int | None, int | None, frozenset[int] | None]:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
+_LONGEST_KEY = 100  # characters of one key that a message shows
+
 Place: TypeAlias = tuple[str | int, ...]
 """Keys and indexes that lead to a value, ``("components", "web", "listen", 0)``."""
 Findings: TypeAlias = Iterator[tuple[Place, str]]
@@ -28,7 +30,7 @@ class Problem:
     line: int | None = None
 
     def __str__(self) -> str:
-        where = ".".join(str(part) for part in self.place)
+        where = ".".join(str(part)[:_LONGEST_KEY] for part in self.place)
         return f"{where}: {self.text}" if where else self.text
 
 

@@ -9,10 +9,11 @@ import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
-from ._bounds import Bounds
+from ._bounds import LONGEST_TEXT, MOST_ELEMENTS, MOST_PROBLEMS, Bounds
 from ._problems import Place, Problem
 from ._units import MODE, Unit
 
+_LONGEST_NAME = 64  # characters; the time for a comparison grows with the square
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
 
@@ -84,6 +85,11 @@ class Reader:
         self.problems.append(Problem(place=place, text=text))
         return WRONG
 
+    @property
+    def _full(self) -> bool:
+        """Whether there are so many problems that nobody reads another."""
+        return len(self.problems) >= MOST_PROBLEMS
+
     def read(self, value: Any, wanted: Any, place: Place) -> Any:
         """Convert a value to its annotation.
 
@@ -97,7 +103,7 @@ class Reader:
         """
         origin, arguments = get_origin(wanted), get_args(wanted)
         if wanted is Any:
-            return value
+            return self._any(value, place)
         if origin is Annotated:
             return self._number(value, wanted, place)
         if origin in (Union, types.UnionType):
@@ -113,6 +119,22 @@ class Reader:
         if dataclasses.is_dataclass(wanted):
             return self._dataclass(value, cast(type, wanted), place)
         return self._plain(value, wanted, place)
+
+    def _any(self, value: Any, place: Place) -> Any:
+        """Check a value of any kind, as far as it is known what becomes of it."""
+        if not self._from_file:  # it is pickled, and may be anything
+            return value
+        items: Iterable[tuple[str | int, Any]] = ()
+        if isinstance(value, dict):
+            items = value.items()
+        elif isinstance(value, list):
+            items = enumerate(value)
+        elif text := _unrepresentable(value, is_name=False):
+            return self.wrong(place, text)
+        for key, element in items:
+            if not self._full:
+                self._any(element, (*place, key))
+        return value
 
     def _plain(self, value: Any, wanted: type, place: Place) -> Any:
         if text := _unrepresentable(value):
@@ -135,16 +157,21 @@ class Reader:
             if unit is None
             else self._measured(value, kind, unit, place)
         )
-        if number is WRONG or bounds is None or bounds.contain(number):
+        if number is WRONG:
+            return WRONG
+        if bounds is not None and not bounds.contain(number):
+            advice = self._advice(value, kind, unit, bounds)
+        elif unit is not None and unit.most is not None and number > unit.most:
+            name = unit.name if self._from_file else unit.plain
+            advice = f"write {name}, at most {unit.show(unit.most)}"
+        else:
             return number
-        return self._note(
-            place, f"{shown(value)} is out of range; {self._advice(value, kind, unit, bounds)}"
-        )
+        return self._note(place, f"{shown(value)} is out of range; {advice}")
 
     def _measured(self, value: Any, kind: type, unit: Unit, place: Place) -> Any:
         if self._from_file and isinstance(value, str) and unit.parse is not None:
             try:
-                return unit.read(value)
+                return self._plain(unit.read(value), kind, place)
             except ValueError as error:
                 return self.wrong(place, str(error))
         if isinstance(value, str | bool) or not isinstance(value, int | kind):
@@ -189,6 +216,8 @@ class Reader:
             hint = f"; write [{shown(value)}]" if isinstance(value, str) else ""
             return self.wrong(place, f"{shown(value)} is not an array{hint}")
         if members[-1] is Ellipsis:
+            if len(value) > MOST_ELEMENTS:
+                return self.wrong(place, _too_many(len(value), "elements"))
             wanted = [members[0]] * len(value)
         elif len(value) != len(members):
             return self.wrong(place, f"{shown(value)} is not an array of {len(members)} elements")
@@ -197,14 +226,19 @@ class Reader:
         elements = [
             self.read(element, member, (*place, index))
             for index, (element, member) in enumerate(zip(value, wanted, strict=True))
+            if not self._full
         ]
         return WRONG if any(element is WRONG for element in elements) else tuple(elements)
 
     def _mapping(self, value: Any, wanted: Any, place: Place) -> Any:
         if not isinstance(value, Mapping):
             return self.wrong(place, f"{shown(value)} is not a table")
+        if len(value) > MOST_ELEMENTS:
+            return self.wrong(place, _too_many(len(value), "keys"))
         result = {}
         for key, element in value.items():
+            if self._full:
+                break
             if not isinstance(key, str):
                 self.wrong(place, f"the key {key!r} is not a string")
                 continue
@@ -239,6 +273,8 @@ class Reader:
             return self.wrong(place, f"{shown(value)} is not {what}")
         arguments = {}
         for key, element in value.items():
+            if self._full:
+                return WRONG
             if key not in fields:
                 self.wrong((*place, key), _unknown(key, wanted, fields))
                 continue
@@ -263,15 +299,22 @@ class Reader:
             return WRONG
 
 
-def _unrepresentable(value: Any) -> str | None:
-    """Return why no system call can take a value; None: one can."""
-    if isinstance(value, str):
+def _unrepresentable(value: Any, *, is_name: bool = True) -> str | None:
+    """Return why no system call can take a value; None: one can.
+
+    Args:
+        value: any value.
+        is_name: a string is a path, an argument or a variable; else only data.
+    """
+    if isinstance(value, str) and is_name:
         if "\0" in value:
             return "has a null byte"
         try:
-            os.fsencode(value)
+            size = len(os.fsencode(value))
         except UnicodeEncodeError:
-            return f"{value!a} cannot be encoded"
+            return f"{value!a:.60} cannot be encoded"
+        if size > LONGEST_TEXT:
+            return f"{shown(value)} has {size} bytes; write at most {LONGEST_TEXT}"
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return f"{shown(value)} has more than 64 bits"
     return None
@@ -281,16 +324,25 @@ def shown(value: Any) -> str:
     """Format a value for a message, cut to 60 characters."""
     if isinstance(value, bool):
         return str(value).lower()
-    text = f'"{value}"' if isinstance(value, str) else repr(value)
+    try:
+        text = f'"{value}"' if isinstance(value, str) else repr(value)
+    except (ValueError, RecursionError):  # an integer of more than 4,300 digits
+        return f"a value of type {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return the end of a message that suggests a similar name, or an empty string."""
+    if len(name) > _LONGEST_NAME:
+        return ""
     import difflib  # for a message alone: describing a service does not load it
 
     close = difflib.get_close_matches(name, sorted(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def _too_many(count: int, what: str) -> str:
+    return f"has {count} {what}; write at most {MOST_ELEMENTS}"
 
 
 def _unknown(key: str, kind: type, fields: Mapping[str, Any]) -> str:

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pyforkfd._types import Namespace
 
-from ._bounds import ABOVE_0, AT_LEAST_0, AT_LEAST_1, AT_LEAST_2, Bounds
+from . import _bounds as bounds
+from ._bounds import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Bounds
 from ._limits import Limits as Limits
 from ._limits import MemoryGuard as MemoryGuard
 from ._limits import Pressure as Pressure
@@ -18,7 +19,7 @@ from ._problems import SpecError as SpecError
 from ._units import Bytes, Limit, Mode, Seconds, Signal
 
 Stream: TypeAlias = Literal["capture", "inherit", "null"]
-"""Where a worker's output goes: to the log by line, where the supervisor's goes, nowhere."""
+"""The destination of a worker's output: the log, line by line; the supervisor's own; or none."""
 LokiLabel: TypeAlias = Literal["component", "worker", "generation", "stream", "level"]
 """A field of a record that Loki may index."""
 
@@ -33,8 +34,8 @@ class Listener:
             ``unix:/path``, ``unix:@name``, ``vsock:port``; and ``udp://host:port``,
             ``unixgram:/path`` (datagrams), ``unixpacket:/path`` (SOCK_SEQPACKET), ``systemd:NAME``
             (the socket that the service manager passed under this name).
-        backlog (integer, 1 or more; default 4096): connections that may wait; the kernel cuts it to
-            net.core.somaxconn.
+        backlog (integer, from 1 to 2147483647; default 4096): connections that may wait; the kernel
+            cuts it to net.core.somaxconn.
         shards (boolean; default False): SO_REUSEPORT, a socket of its own for each position of a
             worker; the kernel spreads connections over them.  TCP and UDP only.
         mode (permissions, from 0 to 0o777; default None): of a path; None: 0o777 less the umask.
@@ -44,7 +45,7 @@ class Listener:
 
     name: str
     address: str
-    backlog: Annotated[int, AT_LEAST_1] = 4096
+    backlog: Annotated[int, bounds.BACKLOG] = 4096
     shards: bool = False
     mode: Mode | None = None
     nodelay: bool = True
@@ -61,16 +62,19 @@ class Restart:
         backoff (seconds, 0 or more; default 0.1): pause before a restart that follows a crash; each
             further crash doubles it.
         backoff_cap (seconds, 0 or more; default 30): longest pause; not below ``backoff``.
-        max_restarts (integer, 0 or more; default 10): restarts of one component within ``within``;
-            one more and the component is given up (FATAL), the service degraded.
+        max_restarts (integer, from 0 to 1000000; default 10): restarts of one worker's position
+            within ``within``; one more and the position is given up, the service degraded.
         within (seconds, above 0; default 60): the time in which ``max_restarts`` are counted.
+        retry_cap (seconds, 1 or more; default 300): longest pause before a position that was given
+            up is tried again; the pause is at least a second and doubles with each crash.
     """
 
     policy: Literal["always", "on-failure", "never"] = "always"
     backoff: Annotated[Seconds, AT_LEAST_0] = 0.1
     backoff_cap: Annotated[Seconds, AT_LEAST_0] = 30.0
-    max_restarts: Annotated[int, AT_LEAST_0] = 10
+    max_restarts: Annotated[int, bounds.RESTARTS] = 10
     within: Annotated[Seconds, ABOVE_0] = 60.0
+    retry_cap: Annotated[Seconds, AT_LEAST_1] = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +82,7 @@ class Recycle:
     """Bounds at which a healthy worker is replaced; its replacement is ready before it leaves.
 
     Attributes:
-        requests (integer, 1 or more; default None): requests that the worker has counted on its
-            page.
+        requests (integer, from 1 to 1000000000; default None): requests, counted on its page.
         age (seconds, above 0; default None): time since the worker became ready.
         memory (bytes, above 0; default None): memory that the worker uses; below
             ``limits.memory_max``.
@@ -87,7 +90,7 @@ class Recycle:
             and ``age`` are moved up or down, so that not all are replaced at once.
     """
 
-    requests: Annotated[int, AT_LEAST_1] | None = None
+    requests: Annotated[int, bounds.REQUESTS] | None = None
     age: Annotated[Seconds, ABOVE_0] | None = None
     memory: Annotated[Bytes, ABOVE_0] | None = None
     jitter: Annotated[float, Bounds(0, 1, open="most")] = 0.1
@@ -114,8 +117,8 @@ class Privileges:
     """A worker's user, capabilities and confinement; by default the least that a server needs.
 
     Attributes:
-        user (string or integer; default None): name or uid; brings the group and extra groups of
-            its entry.  None: the supervisor's.
+        user (string or integer; default None): name or uid; brings groups, HOME, USER, LOGNAME
+            and SHELL of its entry.  None: the supervisor's.
         group (string or integer; default None): name or gid.  None: that of the user, else the
             supervisor's.
         extra_groups (tuple of strings or integers; default None): names or gids; None: those of the
@@ -156,8 +159,8 @@ class Component:
         kwargs (mapping; default empty): keyword arguments of the function.
         zygote (string; default None): name of the zygote that starts the workers; None: one of the
             component's own, which has imported the function's module.
-        workers (integer, 0 or more; default 1): workers that are to be ready; 0: none until the
-            component is scaled.
+        workers (integer, from 0 to 4096; default 1): workers that are to be ready, of all
+            components together at most 4096; 0: none until the component is scaled.
         listen (tuple of strings; default ()): names of the listeners that its workers get.
         give ("listen_fds", "numbers" or "channel"; default "listen_fds"): way in which they get
             them: "listen_fds" (3, 4, ... with LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES), "numbers"
@@ -211,7 +214,7 @@ class Component:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     zygote: str | None = None
-    workers: Annotated[int, AT_LEAST_0] = 1
+    workers: Annotated[int, bounds.WORKERS] = 1
     listen: tuple[str, ...] = ()
     give: Literal["listen_fds", "numbers", "channel"] = "listen_fds"
     numbers: Mapping[str, int] | None = None
@@ -301,7 +304,7 @@ class Loki:
         batch_seconds (seconds, above 0; default 1): age of its first line at which a batch is sent.
         timeout (seconds, above 0; default 10): time for connecting, and for each wait for the
             endpoint.
-        retries (integer, 0 or more; default 10): tries after the first before a batch is dropped.
+        retries (integer, from 0 to 1000; default 10): tries after a batch's first; then it is lost.
         backoff (seconds, 0 or more; default 0.5): pause before the second try; each further one
             doubles it.
         backoff_cap (seconds, 0 or more; default 30): longest pause between two tries, unless
@@ -321,7 +324,7 @@ class Loki:
     batch_bytes: Annotated[Bytes, ABOVE_0] = 1 << 20
     batch_seconds: Annotated[Seconds, ABOVE_0] = 1.0
     timeout: Annotated[Seconds, ABOVE_0] = 10.0
-    retries: Annotated[int, AT_LEAST_0] = 10
+    retries: Annotated[int, bounds.RETRIES] = 10
     backoff: Annotated[Seconds, AT_LEAST_0] = 0.5
     backoff_cap: Annotated[Seconds, AT_LEAST_0] = 30.0
     buffer: Annotated[Bytes, ABOVE_0] = 8 << 20
@@ -336,7 +339,7 @@ class Log:
         mode (permissions, from 0 to 0o777; default 0o640): of the file when it is created.
         max_bytes (bytes, above 0; default None): size at which the supervisor rotates the file;
             None: never.
-        keep (integer, 1 or more; default 5): rotated files that stay.
+        keep (integer, from 1 to 1000; default 5): rotated files that stay.
         dsync (boolean; default False): O_DSYNC, a record is on the disk when its write returns.
         stdout (boolean; default True): records also go to the supervisor's standard output.
         loki (Loki; default None): records also go to Loki.
@@ -345,7 +348,7 @@ class Log:
     path: str | None = None
     mode: Mode = 0o640
     max_bytes: Annotated[Bytes, ABOVE_0] | None = None
-    keep: Annotated[int, AT_LEAST_1] = 5
+    keep: Annotated[int, bounds.ROTATED_FILES] = 5
     dsync: bool = False
     stdout: bool = True
     loki: Loki | None = None
@@ -353,7 +356,7 @@ class Log:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """Where Prometheus finds metrics.
+    """The metrics that Prometheus reads: a page, a file, or both.
 
     Attributes:
         address (string; default None): ``tcp://host:port`` or ``unix:/path`` of the endpoint; None:
@@ -382,7 +385,7 @@ class Service:
         metrics (Metrics; default Metrics()): where Prometheus finds metrics.
         rollback (seconds, 0 or more; default 0): time that the old generation stays paused after a
             reload, for a rollback at once; 0: it leaves.
-        max_generations (integer, 2 or more; default 3): generations of one component at a time,
+        max_generations (integer, from 2 to 100; default 3): generations of one component at a time,
             the one that comes and those that leave.
         keeper (boolean; default False): a small process outlives the supervisor and starts it
             again.
@@ -396,5 +399,5 @@ class Service:
     log: Log = Log()
     metrics: Metrics = Metrics()
     rollback: Annotated[Seconds, AT_LEAST_0] = 0.0
-    max_generations: Annotated[int, AT_LEAST_2] = 3
+    max_generations: Annotated[int, bounds.GENERATIONS] = 3
     keeper: bool = False

@@ -14,6 +14,9 @@ from ._bounds import Bounds
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(us|ms|min|s|m|h|d)\s*")
 _BYTES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_LONGEST = 60  # characters of a number with its unit: no pattern is tried on more
+_YEAR = 365 * 86400  # seconds
+_LARGEST = 2**50  # bytes; no machine has a memory or a disk for more
 
 RLIMITS = {
     name.removeprefix("RLIMIT_"): getattr(resource, name)
@@ -35,6 +38,7 @@ class Unit:
         advice: the ways to write a value in a file.
         parse: a file's string -> the number, or None; None: a file writes no string.
         show: the number as a message writes it.
+        most: the largest number of any option; None: the option has its own.
     """
 
     name: str
@@ -42,6 +46,7 @@ class Unit:
     advice: str
     parse: Callable[[str], float | None] | None = None
     show: Callable[[float], str] = "{:g}".format
+    most: float | None = None
 
     def read(self, text: str) -> float:
         """Convert a string of a file into its number.
@@ -49,9 +54,9 @@ class Unit:
         Raises:
             ValueError: the string has no such value; the message ends with the advice.
         """
-        number = None if self.parse is None else self.parse(text)
+        number = None if self.parse is None or len(text) > _LONGEST else self.parse(text)
         if number is None:
-            raise ValueError(self.refusal(f'"{text}"'))
+            raise ValueError(self.refusal(f'"{text[:_LONGEST]}"'))
         return number
 
     def refusal(self, shown: str) -> str:
@@ -88,8 +93,22 @@ def _parse_signal(text: str) -> int | None:
     return None if plus and not (name == "SIGRTMIN" and number <= signal.SIGRTMAX) else number
 
 
-DURATION = Unit("a duration", "seconds", 'seconds, or "500ms", "30s", "5m", "2h"', _parse_duration)
-SIZE = Unit("a size", "bytes", 'bytes, or "64K", "512M", "2G"', _parse_size, "{:.0f}".format)
+DURATION = Unit(
+    "a duration",
+    "seconds",
+    'seconds, or "500ms", "30s", "5m", "2h"',
+    _parse_duration,
+    lambda number: f"{number / 86400:g}d" if number >= _YEAR else f"{number:g}",
+    _YEAR,
+)
+SIZE = Unit(
+    "a size",
+    "bytes",
+    'bytes, or "64K", "512M", "2G"',
+    _parse_size,
+    lambda number: f"{number / 2**40:g}T" if number >= _LARGEST else f"{number:.0f}",
+    _LARGEST,
+)
 LIMIT = Unit("a limit", "a limit", 'a number, "64K", "512M", "2G" or "unlimited"', _parse_limit)
 SIGNAL = Unit(
     "a signal", "a signal's number", 'a number, or "SIGTERM", "TERM", "SIGRTMIN+3"', _parse_signal

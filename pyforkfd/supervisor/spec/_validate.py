@@ -15,7 +15,9 @@ from pyforkfd._trust import UntrustedPathError
 from pyforkfd._trusted_files import demand_directory, demand_log_place, demand_socket_place
 
 from ._address import Address, parse_address
-from ._check_component import check_component, check_environment, check_target
+from ._bounds import MOST_PROBLEMS, WORKERS
+from ._capacity import check_capacity
+from ._check_component import MOST_IDS, check_component, check_environment, check_target
 from ._privileges import Holder, user_entry
 from ._problems import Findings, Place
 from ._reader import Reader, fields_of
@@ -61,7 +63,8 @@ def validate(
     unread |= {str(place[1]) for place in mistyped}
     sections = {str(place[0]) for place in mistyped}
     findings = _check(sound, holder or Holder.now(), unread, sections)
-    return [*reader.problems, *(Problem(place=place, text=text) for place, text in findings)]
+    found = (Problem(place=place, text=text) for place, text in findings)
+    return [*reader.problems, *itertools.islice(found, MOST_PROBLEMS)]
 
 
 def _without(things: Mapping[str, T], kind: str, mistyped: list[Place]) -> Mapping[str, T]:
@@ -82,10 +85,11 @@ def _check(
     yield from _check_addresses(service)
     if not unread:
         yield from _check_users_of_listeners(service)
+        yield from check_capacity(service)
     for name, zygote in service.zygotes.items():
         yield from _below(("zygotes", name), _check_zygote(zygote))
     if "control" not in mistyped:
-        yield from _below(("control",), _check_control(service.control))
+        yield from _below(("control",), check_control(service.control))
     if "log" not in mistyped:
         yield from _below(("log",), _check_log(service.log, service.components))
     if "metrics" not in mistyped:
@@ -102,6 +106,13 @@ def _check_service(service: Service, unread: frozenset[str]) -> Findings:
         yield ("name",), f'"{service.name}" is not a name; {_NAME_ADVICE}'
     if not service.components and not unread:
         yield ("components",), "there is none, and so nothing to run; add [components.NAME]"
+    counts = [component.workers for component in service.components.values()]
+    workers = sum(counts)
+    if all(map(WORKERS.contain, counts)) and not WORKERS.contain(workers):
+        yield (
+            ("components",),
+            f"have {workers} workers together; write numbers {WORKERS.text()} in all",
+        )
     if service.rollback > 0:
         for name, component in service.components.items():
             if not component.can_pause:
@@ -184,14 +195,23 @@ def _check_addresses(service: Service) -> Findings:
             addresses.append((place, parse_address(text)))
         except ValueError:
             continue  # reported where it stands
-    for (before, one), (after, other) in itertools.combinations(addresses, 2):
-        if one.clashes(other):
-            yield after, f"is taken by {'.'.join(map(str, before))}; write another"
+    groups: dict[object, list[tuple[Place, Address]]] = {}
+    for place, address in addresses:  # those of different ports or paths never clash
+        key = os.path.normpath(address.location) if address.is_path else address.port
+        groups.setdefault((address.is_path, key), []).append((place, address))
+    for group in groups.values():
+        for (before, one), (after, other) in itertools.combinations(group, 2):
+            if one.clashes(other):
+                yield after, f"is taken by {'.'.join(map(str, before))}; write another"
 
 
 def _check_users_of_listeners(service: Service) -> Findings:
+    users_of: dict[str, list[str]] = {}
+    for component in service.components.values():
+        for name in dict.fromkeys(component.listen):
+            users_of.setdefault(name, []).append(component.name)
     for name, listener in service.listeners.items():
-        users = [c.name for c in service.components.values() if name in c.listen]
+        users = users_of.get(name, [])
         if not users:
             yield (
                 ("listeners", name),
@@ -219,7 +239,8 @@ def _check_zygote(zygote: ZygoteSpec) -> Findings:
     yield from check_environment(zygote.env)
 
 
-def _check_control(control: Control) -> Findings:
+def check_control(control: Control) -> Findings:
+    """Find the problems of a control socket."""
     if control.path is not None:
         try:
             parse_address(f"unix:{control.path}")
@@ -232,9 +253,12 @@ def _check_control(control: Control) -> Findings:
     elif control.allow_users:
         yield ("allow_users",), "needs a socket; set path as well"
     for index, user in enumerate(control.allow_users):
+        if isinstance(user, int) and not 0 <= user < MOST_IDS:
+            yield ("allow_users", index), f"{user} is not an id; write 0 to {MOST_IDS - 1}"
+            continue
         try:
             user_entry(user)
-        except (LookupError, OverflowError) as error:
+        except LookupError as error:
             yield ("allow_users", index), str(error.args[0])
 
 
@@ -297,9 +321,8 @@ def _check_metrics(metrics: Metrics) -> Findings:
         except ValueError as error:
             yield ("address",), str(error)
         else:
-            scheme = address.scheme
-            if scheme not in ("tcp", "unix"):
-                yield ("address",), f"{scheme} cannot serve metrics; write tcp or unix"
+            if address.scheme not in ("tcp", "unix"):
+                yield ("address",), f"{address.scheme} cannot serve metrics; write tcp or unix"
             elif address.is_path:
                 yield from _check_new_file(address.location, ("address",), demand_socket_place)
     if metrics.textfile is not None:

@@ -38,7 +38,7 @@ def retire(draft: Draft, worker_id: int, why: str) -> None:
 def condemn(draft: Draft, worker: Worker, cause: Cause, why: str) -> None:
     """End a worker that does not react: it dumps its stack, then it is killed."""
     worker = replace(worker, condemned=cause)
-    if draft.pending is not None and worker.generation == draft.pending.generation:
+    if draft.pending is not None and draft.pending.has(worker):
         abort_reload(draft, f"{worker.component}: worker {worker.id}: {why}")
     if (dump_signal := worker.spec.dump_signal) is None:
         draft.note(worker, "error", f"{why}: killing it")

@@ -32,10 +32,18 @@ class Spawned:
 
 @dataclass(frozen=True, slots=True)
 class SpawnFailed:
-    """A worker could not be started; nothing of it is left."""
+    """A worker could not be started; nothing of it is left.
+
+    Attributes:
+        worker_id: its id.
+        why: the error.
+        shortage: whether the supervisor itself was short of descriptors, memory or processes,
+            which is no fault of the worker and may be over soon.
+    """
 
     worker_id: int
     why: str
+    shortage: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from pyforkfd.supervisor.spec._spec import Component, Service
@@ -70,6 +70,28 @@ class Worker:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Setbacks:
+    """The failures at one position of a crew, and the time of its next start.
+
+    Attributes:
+        crashes: times of the crashes within ``spec.restart.within``.
+        failures: crashes in a row: each doubles the back-off.
+        given_up: whether there were too many, until a worker has lived there for longer than
+            ``spec.restart.backoff_cap``: one more crash, and the next pause is longer.
+        shortages: starts in a row for which the supervisor itself was short of a resource.
+        shortage: the error of the last of them; empty: there is no shortage.
+        until: when the next worker may start; None: at once.
+    """
+
+    crashes: tuple[float, ...] = ()
+    failures: int = 0
+    given_up: bool = False
+    shortages: int = 0
+    shortage: str = ""
+    until: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Crew:
     """A crew: the workers of one component in one generation, as they are wanted.
 
@@ -78,11 +100,8 @@ class Crew:
         count: how many are wanted.
         widest: how many were ever wanted: as many shards have been in use.
         generation: theirs.
-        crashes: times of the crashes within ``spec.restart.within``.
-        failures: position -> crashes in a row.
-        not_before: position -> when the next may start there: the back-off.
+        setbacks: position -> its failures; only of positions that had one.
         finished: positions whose worker ended and is not to be replaced.
-        fatal: whether there were too many crashes: no worker is started any more.
         sharded: whether each position has a socket of its own of some listener.
     """
 
@@ -90,12 +109,33 @@ class Crew:
     count: int
     generation: int
     widest: int = 0
-    crashes: tuple[float, ...] = ()
-    failures: Mapping[int, int] = field(default_factory=dict)
-    not_before: Mapping[int, float] = field(default_factory=dict)
+    setbacks: Mapping[int, Setbacks] = field(default_factory=dict)
     finished: frozenset[int] = frozenset()
-    fatal: bool = False
     sharded: bool = False
+
+    @property
+    def given_up(self) -> frozenset[int]:
+        """The positions that were given up; a worker may be ready there again."""
+        return frozenset(p for p, setbacks in self.setbacks.items() if setbacks.given_up)
+
+    @property
+    def short(self) -> frozenset[int]:
+        """The positions that wait because the supervisor was short of a resource."""
+        return frozenset(p for p, setbacks in self.setbacks.items() if setbacks.shortage)
+
+    def setback(self, position: int, setbacks: Setbacks) -> Crew:
+        """Return the crew with other setbacks at a position."""
+        return replace(self, setbacks={**self.setbacks, position: setbacks})
+
+    def resized(self, count: int) -> Crew:
+        """Return the crew with another count; positions beyond it are forgotten."""
+        return replace(
+            self,
+            count=count,
+            widest=max(count, self.widest),
+            finished=frozenset(p for p in self.finished if p < count),
+            setbacks={p: setbacks for p, setbacks in self.setbacks.items() if p < count},
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +149,7 @@ class Pending:
         adjusted: components whose workers stay, with their specification from then on.
         rollback: that of the state from then on.
         max_generations: that of the state from then on.
+        back: whether it is an earlier one, that served before and is rolled back to.
     """
 
     generation: int
@@ -117,6 +158,12 @@ class Pending:
     adjusted: Mapping[str, Component]
     rollback: float
     max_generations: int
+    back: bool = False
+
+    def has(self, worker: Worker) -> bool:
+        """Return whether a worker is of a crew that boots."""
+        crew = self.crews.get(worker.component)
+        return crew is not None and crew.generation == worker.generation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,12 +269,29 @@ def missing(state: Staffed) -> dict[str, int]:
     return found
 
 
+def given_up(state: Staffed) -> dict[str, list[int]]:
+    """Find the positions that were given up and have no ready worker: component -> positions."""
+    found = {}
+    for name, crew in state.crews.items():
+        if not (positions := crew.given_up):
+            continue
+        ready = {
+            worker.position
+            for worker in state.workers.values()
+            if worker.phase is Phase.READY
+            and (worker.component, worker.generation) == (name, crew.generation)
+        }
+        if positions - ready:
+            found[name] = sorted(positions - ready)
+    return found
+
+
 def due(state: State) -> float | None:
     """Return when the next step is due even if no event comes; None: never."""
     times = [worker.deadline for worker in state.workers.values() if worker.deadline is not None]
     if not state.stopping:  # or nothing is started any more
         for crew in state.crews.values():
-            times.extend(crew.not_before.values())
+            times.extend(s.until for s in crew.setbacks.values() if s.until is not None)
     if state.previous is not None:
         times.append(state.previous.until)
     return min(times, default=None)

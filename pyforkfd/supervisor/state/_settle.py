@@ -20,8 +20,6 @@ from ._draft import Draft
 from ._events import Announce, Exit, Lend, Note, Reloaded, SendOrder, Spawn, TakeBack
 from ._model import SERVING, STAYING, Crew, Pending, Phase, Previous, Worker, missing
 
-_STARTED = 1.0  # seconds; a program that lives on for so long is taken to have started
-
 
 def settle(draft: Draft) -> None:
     """Add every action that the draft's state calls for, and the changes that go with it."""
@@ -40,8 +38,9 @@ def settle(draft: Draft) -> None:
         if draft.pending is not None:
             for crew in draft.pending.crews.values():
                 _fill(draft, crew)
+    complete: dict[tuple[str, int], bool] = {}  # of the crews, computed once
     for worker in list(draft.workers.values()):
-        if worker.phase in STAYING and not _belongs(draft, worker):
+        if worker.phase in STAYING and not _belongs(draft, worker, complete):
             dismiss(draft, worker)
     _limit_generations(draft)
     _lend(draft)
@@ -53,7 +52,7 @@ def _overdue(draft: Draft, worker: Worker) -> None:
     """End a phase that has lasted too long."""
     spec = worker.spec
     match worker.phase:
-        case Phase.BOOTING if spec.readiness == "started":
+        case Phase.BOOTING if spec.readiness == "started" and worker.pid is not None:
             become_ready(draft, worker.id, speaks=False)
         case Phase.BOOTING:
             why = f"not ready within {spec.boot_timeout:g} s"
@@ -95,7 +94,7 @@ def _switch(draft: Draft, pending: Pending) -> None:
     draft.max_generations = pending.max_generations
     draft.actions.append(Reloaded(pending.generation))
     draft.actions.append(Announce("ready"))
-    if draft.rollback <= 0:
+    if draft.rollback <= 0 or pending.back:
         return
     old = [worker for crew in replaced.values() for worker in draft.members(crew, Phase.READY)]
     if unable := [worker for worker in old if not worker.speaks]:
@@ -110,8 +109,7 @@ def _switch(draft: Draft, pending: Pending) -> None:
 def _adjust(draft: Draft, name: str, spec: Component) -> None:
     """Give a component a specification that its workers need not be started anew for."""
     crew = draft.crews[name]
-    count = wanted_count(crew, spec)
-    draft.put_crew(name, replace(crew, spec=spec, count=count, widest=max(count, crew.widest)))
+    draft.put_crew(name, replace(crew, spec=spec).resized(wanted_count(crew, spec)))
     for worker in draft.members(crew, *STAYING):
         draft.put(replace(worker, spec=spec))
 
@@ -121,9 +119,16 @@ def _fill(draft: Draft, crew: Crew) -> Crew:
     serving = draft.members(crew, *SERVING)
     replacing = False
     # A back-off that has passed is as good as absent, and would be due for ever.
-    not_before = {p: when for p, when in crew.not_before.items() if when > draft.now}
+    over = [p for p, s in crew.setbacks.items() if s.until is not None and s.until <= draft.now]
+    if over:
+        fresh_setbacks = {p: replace(crew.setbacks[p], until=None) for p in over}
+        crew = replace(crew, setbacks={**crew.setbacks, **fresh_setbacks})
+    waiting = {p for p, setbacks in crew.setbacks.items() if setbacks.until is not None}
+    at: dict[int, list[Worker]] = {}
+    for worker in serving:
+        at.setdefault(worker.position, []).append(worker)
     for position in range(crew.count):
-        here = [worker for worker in serving if worker.position == position]
+        here = at.get(position, [])
         fresh = [worker for worker in here if not worker.retiring]
         if any(worker.phase is Phase.READY for worker in fresh):
             for worker in here:
@@ -133,23 +138,18 @@ def _fill(draft: Draft, crew: Crew) -> Crew:
         if fresh:
             replacing = replacing or len(fresh) < len(here)
             continue
-        if crew.fatal or position in crew.finished:
-            continue
-        if position in not_before:
+        if position in crew.finished or position in waiting:
             continue
         if here:  # retiring: one after the other, and a reload replaces them anyway
             if replacing or draft.pending is not None:
                 continue
             replacing = True
         _spawn(draft, crew, position)
-    if not_before == crew.not_before:
-        return crew
-    return replace(crew, not_before=not_before)
+    return crew
 
 
 def _spawn(draft: Draft, crew: Crew, position: int) -> None:
     spec = crew.spec
-    patience = _STARTED if spec.readiness == "started" else spec.boot_timeout
     worker = Worker(
         id=draft.next_worker,
         spec=spec,
@@ -158,15 +158,21 @@ def _spawn(draft: Draft, crew: Crew, position: int) -> None:
         phase=Phase.BOOTING,
         born=draft.now,
         since=draft.now,
-        deadline=draft.now + patience,
+        deadline=draft.now + spec.boot_timeout,
     )
     draft.next_worker += 1
     draft.put(worker)
     draft.actions.append(Spawn(worker.id))
 
 
-def _belongs(draft: Draft, worker: Worker) -> bool:
-    """Return whether a crew that is wanted, or paused, has a worker."""
+def _belongs(draft: Draft, worker: Worker, complete: dict[tuple[str, int], bool]) -> bool:
+    """Return whether a crew that is wanted, or paused, has a worker.
+
+    Args:
+        draft: borrowed.
+        worker: one that stays.
+        complete: component and generation of crews -> whether they are complete; is added to.
+    """
     if draft.stopping:
         return False
     if worker.phase is Phase.PAUSED:
@@ -174,15 +180,21 @@ def _belongs(draft: Draft, worker: Worker) -> bool:
     else:
         groups = [draft.crews] if draft.pending is None else [draft.crews, draft.pending.crews]
     crews = [crew for group in groups if (crew := group.get(worker.component))]
-    return any(_is_member(draft, worker, crew) for crew in crews)
+    return any(_is_member(draft, worker, crew, complete) for crew in crews)
 
 
-def _is_member(draft: Draft, worker: Worker, crew: Crew) -> bool:
+def _is_member(
+    draft: Draft, worker: Worker, crew: Crew, complete: dict[tuple[str, int], bool]
+) -> bool:
     if worker.generation != crew.generation:
         return False
+    if worker.position < crew.count:
+        return True
     # Scaled down: it leaves when those that stay are ready.
-    surplus = worker.phase is Phase.READY and not _is_complete(draft, crew)
-    return worker.position < crew.count or surplus
+    key = crew.spec.name, crew.generation
+    if key not in complete:
+        complete[key] = _is_complete(draft, crew)
+    return worker.phase is Phase.READY and not complete[key]
 
 
 def _limit_generations(draft: Draft) -> None:
@@ -235,7 +247,7 @@ def _announce(draft: Draft) -> None:
 
 
 def _exit(draft: Draft) -> None:
-    """Stop where no component can be kept running; exit when the last worker was reaped."""
+    """Stop where no component can be started; exit when the last worker was reaped."""
     if not draft.stopping and _is_hopeless(draft):
         draft.exit_code = 1
         draft.actions.append(Note("error", "no component can be kept running: giving up"))
@@ -246,5 +258,15 @@ def _exit(draft: Draft) -> None:
 
 
 def _is_hopeless(draft: Draft) -> bool:
-    served = any(worker.phase in STAYING for worker in draft.workers.values())
-    return not served and bool(draft.crews) and all(c.fatal for c in draft.crews.values())
+    """Return whether a service that was never ready has been given up as a whole.
+
+    One that has been ready is not: what it needs is away, and it is tried until that is back.
+    """
+    if draft.announced or not draft.crews:
+        return False
+    if any(worker.phase in STAYING for worker in draft.workers.values()):
+        return False
+    return all(
+        crew.given_up and (crew.given_up | crew.finished).issuperset(range(crew.count))
+        for crew in draft.crews.values()
+    )

@@ -33,8 +33,10 @@ from ._events import (
     WentStale,
 )
 from ._model import STAYING, Crew, Pending, Phase, State, Worker
+from ._setbacks import after_crash, end_shortage, run_short
 from ._settle import settle
 
+_STARTED = 1.0  # seconds; a program that lives on for so long is taken to have started
 _SHORT_LIFE = 1.0  # seconds; a worker that is done sooner is not started again at once
 
 
@@ -59,8 +61,9 @@ def take(draft: Draft, event: Event) -> None:
     """Change a draft by an event, and by nothing that follows from it."""
     match event:
         case Spawned(worker_id, pid):
-            if (worker := draft.workers.get(worker_id)) is not None:
-                draft.put(replace(worker, pid=pid))
+            _spawned(draft, worker_id, pid)
+        case SpawnFailed(worker_id, why, shortage=True):
+            run_short(draft, worker_id, why)
         case SpawnFailed(worker_id, why):
             _end(draft, worker_id, "spawn_failed", why)
         case Ended(worker_id, cause, detail):
@@ -83,6 +86,19 @@ def take(draft: Draft, event: Event) -> None:
             _scale(draft, component, count)
         case Stop(now):
             stop(draft, at_once=now or draft.stopping)
+
+
+def _spawned(draft: Draft, worker_id: int, pid: int) -> None:
+    """Note a worker's pid; a program that reports no readiness is ready a second after that."""
+    worker = draft.workers.get(worker_id)
+    if worker is None:
+        return
+    deadline = worker.deadline
+    waited = worker.pid is None and worker.phase is Phase.BOOTING  # for its zygote, perhaps
+    if waited and worker.spec.readiness == "started":
+        deadline = draft.now + _STARTED
+    draft.put(replace(worker, pid=pid, deadline=deadline))
+    end_shortage(draft, worker)
 
 
 def _end(draft: Draft, worker_id: int, cause: Cause, detail: str) -> None:
@@ -124,7 +140,7 @@ def _leave(draft: Draft, worker_id: int) -> None:
 
 def _count_end(draft: Draft, worker: Worker, cause: Cause, detail: str, at_peace: bool) -> None:
     """Decide whether and when a worker that was not dismissed is replaced."""
-    if (pending := draft.pending) is not None and worker.generation == pending.generation:
+    if (pending := draft.pending) is not None and pending.has(worker):
         _end_in_pending(draft, pending, worker, cause, detail)
         return
     crew = draft.crews.get(worker.component)
@@ -156,28 +172,7 @@ def _after_end(draft: Draft, crew: Crew, worker: Worker, cause: Cause, at_peace:
     lived = draft.now - worker.since if worker.phase is not Phase.BOOTING else 0.0
     if at_peace and lived >= _SHORT_LIFE:
         return crew
-    crashes = (*(t for t in crew.crashes if t > draft.now - restart.within), draft.now)
-    failures = 0 if lived > restart.backoff_cap else crew.failures.get(position, 0)
-    # The first crash of a worker that served is replaced at once: requests wait for it.
-    doublings = failures - (worker.phase is not Phase.BOOTING)
-    pause = 0.0
-    if doublings >= 0:
-        pause = min(restart.backoff_cap, restart.backoff * 2.0 ** min(doublings, 32))
-    fatal = len(crashes) > restart.max_restarts
-    if fatal:
-        draft.note(
-            worker,
-            "error",
-            f"{len(crashes)} crashes within {restart.within:g} s: "
-            f"{crew.spec.name} is not started any more",
-        )
-    return replace(
-        crew,
-        crashes=crashes,
-        failures={**crew.failures, position: failures + 1},
-        not_before={} if fatal else {**crew.not_before, position: draft.now + pause},
-        fatal=fatal,
-    )
+    return crew.setback(position, after_crash(draft, crew, worker, lived))
 
 
 def _reload(draft: Draft, event: Reload) -> None:
@@ -218,7 +213,11 @@ def _reload(draft: Draft, event: Reload) -> None:
 
 
 def _roll_back(draft: Draft) -> None:
-    """Let the paused generation serve again."""
+    """Let the paused generation serve again, at once if all of it is still there.
+
+    Where some of it has ended meanwhile, or was never ready, the present generation stays until
+    that has been started anew.
+    """
     if draft.previous is None or draft.stopping:
         draft.actions.append(Reloaded(draft.generation, "no generation is paused"))
         return
@@ -230,24 +229,22 @@ def _roll_back(draft: Draft) -> None:
         if worker.phase is Phase.PAUSED and crew and crew.generation == worker.generation:
             draft.actions.append(SendOrder(worker.id, "resume"))
             draft.enter(worker, Phase.READY, age_limit(worker))
-    for name in previous.added:
-        draft.remove_crew(name)
-    for name, crew in previous.crews.items():
-        draft.put_crew(name, crew)
-    restored = max((crew.generation for crew in previous.crews.values()), default=0)
-    draft.actions.append(Reloaded(restored))
+    draft.pending = Pending(
+        generation=max((crew.generation for crew in previous.crews.values()), default=0),
+        crews={name: replace(crew, setbacks={}) for name, crew in previous.crews.items()},
+        removed=previous.added,
+        adjusted={},
+        rollback=draft.rollback,
+        max_generations=draft.max_generations,
+        back=True,
+    )
 
 
 def _scale(draft: Draft, component: str, count: int) -> None:
     """Want another number of workers, now and in the generation that boots."""
     if (crew := draft.crews.get(component)) is not None:
-        draft.put_crew(component, _scaled(crew, count))
+        draft.put_crew(component, crew.resized(count))
     pending = draft.pending
     if pending is not None and (crew := pending.crews.get(component)) is not None:
-        crews = {**pending.crews, component: _scaled(crew, count)}
+        crews = {**pending.crews, component: crew.resized(count)}
         draft.pending = replace(pending, crews=crews)
-
-
-def _scaled(crew: Crew, count: int) -> Crew:
-    finished = frozenset(position for position in crew.finished if position < count)
-    return replace(crew, count=count, widest=max(count, crew.widest), finished=finished)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import struct
 
+from pyforkfd._closing import Closing
 from pyforkfd._fd import Fd
 
 _HEADER = struct.Struct("=QQQ")  # the text's offset and length, and its progress
 _PROGRESS_AT = 16  # offset of the progress in the header
 
 
-class Record:
+class Record(Closing):
     """A memfd with a text that is replaced as a whole, and a count of its actions that are done.
 
     A new text never overwrites the last one: it is written beside it, then the header is

@@ -13,7 +13,7 @@ from pyforkfd.supervisor.state._model import State
 
 from ._codec import CodecError, decode, encode
 
-VERSION = 2
+VERSION = 3
 """The version of the record: raised when an older program would misread it; new fields do not."""
 
 
@@ -25,7 +25,7 @@ class HandoverError(ValueError):
 class Handover:
     """The state of a supervisor, without descriptors, to which it refers by name.
 
-    Worker 12 has a pidfd ``p12`` and a channel ``c12``.
+    Worker 12 has a pidfd ``p12``, a channel ``c12`` and a notify socket ``n12``.
 
     Attributes:
         state: of the state machine; its times are CLOCK_MONOTONIC's, which runs since boot.
@@ -33,7 +33,7 @@ class Handover:
         services: generation -> its specification, of all that still have workers.
         todo: actions of the last step.
         sockets: name of a descriptor -> (address, shards, position).
-        directory: path of the directory of the notify socket.
+        directory: path of the directory of the notify sockets.
         resources: part of the supervisor -> its own record, plain values.
     """
 
@@ -73,6 +73,16 @@ def dump(handover: Handover) -> bytes:
     body = {field.name: encode(getattr(handover, field.name), specs) for field in fields(handover)}
     body["specs"] = [encode(spec) for spec in specs]
     return json.dumps({"version": VERSION, **body}, separators=(",", ":")).encode()
+
+
+def check_savable(service: Service) -> None:
+    """Check that a record can have a specification.
+
+    Raises:
+        CodecError: a value of it cannot be pickled.
+        ValueError: a value of it is no JSON.
+    """
+    json.dumps(encode(service))
 
 
 def load(data: bytes) -> Handover:

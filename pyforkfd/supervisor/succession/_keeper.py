@@ -15,6 +15,7 @@ import pyforkfd as ff
 from pyforkfd import _core
 from pyforkfd._fd import Fd
 from pyforkfd._process import Process, exit_status
+from pyforkfd._standard_streams import flush_streams
 
 _REPORT = struct.Struct("=iii")  # struct report of csrc/keeper/link.c: pid, code, status
 _TIMEOUT = 1.0  # seconds; the keeper does nothing but read its socket
@@ -39,8 +40,7 @@ def execute_keeper(arguments: Sequence[str] | None = None) -> NoReturn:
     program = os.fspath(keeper_program())
     if arguments is None:
         arguments = own_arguments()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_streams()
     os.execv(program, [program, "--", *arguments])
 
 

@@ -6,9 +6,11 @@ import os
 import signal
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 
 import pyforkfd as ff
 from pyforkfd._fd import Fd
+from pyforkfd.supervisor._shortage import environment
 
 from ._durable_text import Record
 from ._keeper import own_arguments
@@ -34,13 +36,14 @@ class Preflight:
         Raises:
             SpawnError: the program cannot be started.
         """
-        copy = Record()
         self.deadline = time.monotonic() + PATIENCE
         self._late = False
-        self._proof = Fd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
-        self._output = Fd(os.memfd_create("forkfd-preflight"))
-        inherited = {**fds, "record": copy.fileno(), "preflight": self._proof.fileno()}
-        try:
+        with ExitStack() as on_failure, Record() as copy:
+            self._proof = Fd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+            on_failure.enter_context(self._proof)
+            self._output = Fd(os.memfd_create("forkfd-preflight"))
+            on_failure.enter_context(self._output)
+            inherited = {**fds, "record": copy.fileno(), "preflight": self._proof.fileno()}
             copy.write(text)
             self._process = ff.spawn(
                 own_arguments(),
@@ -50,18 +53,13 @@ class Preflight:
                     2: self._output.fileno(),
                     **{fd: fd for fd in inherited.values()},
                 },
-                env={**os.environ, VARIABLE: variable(inherited)},
+                env={**os.environ, **environment(), VARIABLE: variable(inherited)},
                 signal_mask=(),
                 process_group=0,
                 parent_death_signal=signal.SIGKILL,
                 parent_death_scope="thread",
             )
-        except BaseException:
-            self._proof.close()
-            self._output.close()
-            raise
-        finally:
-            copy.close()
+            on_failure.pop_all()
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when the program has ended; borrowed."""

@@ -7,13 +7,13 @@ predecessor in its own place.  Either way it inherits descriptors, and FORKFD_HA
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,9 @@ import pyforkfd as ff
 from pyforkfd._closing import Closing
 from pyforkfd._fd import Fd
 from pyforkfd._process import Process
+from pyforkfd._standard_streams import flush_streams
 from pyforkfd._trusted_paths import walk
+from pyforkfd.supervisor._shortage import environment, is_shortage
 from pyforkfd.supervisor.spec._spec import Service
 
 from ._durable_text import Record
@@ -34,7 +36,8 @@ from ._keeper import Adopted, Keeper, own_arguments
 log = logging.getLogger("pyforkfd.supervisor")
 
 VARIABLE = "FORKFD_HANDOVER"
-_RECORD, _KEEPER, _PREFLIGHT, _NOTIFY = "record", "keeper", "preflight", "notify"
+_RECORD, _KEEPER, _PREFLIGHT = "record", "keeper", "preflight"
+_LONGEST_DIRECTORY = 107 - len("/pyforkfd-12345678/notify")  # sun_path, unix(7)
 _CRASHED = 70  # EX_SOFTWARE, sysexits.h
 Key = tuple[str, bool, int]
 
@@ -63,6 +66,7 @@ class Succession(Closing):
         self._sockets: dict[str, tuple[Key, socket.socket]] = {}
         self._unclaimed = {name: _owned(name, fd) for name, fd in inherited.items()}
         self._dumped = b""
+        self._stale = False  # the record is of an earlier moment
         self._directory: str | None = None
         self.rehearsal = self.take(_PREFLIGHT)
         keeper = self.take(_KEEPER)
@@ -85,6 +89,7 @@ class Succession(Closing):
     def directory(self) -> str:
         """Path of a directory for sockets; removed at the end, but not by a crash."""
         if self._directory is None:
+            demand_short_directory()
             self._directory = tempfile.mkdtemp(prefix="pyforkfd-", dir=_temporary())
             os.chmod(self._directory, 0o711)  # nobody can list it, any worker use its names
         return self._directory
@@ -92,6 +97,10 @@ class Succession(Closing):
     def take(self, name: str) -> Fd | None:
         """Return a descriptor of the predecessor; the caller owns it.  None: there was none."""
         return self._unclaimed.pop(name, None)
+
+    def notify_socket(self, worker_id: int) -> Fd | None:
+        """Return the notify socket of a predecessor's worker; the caller owns it."""
+        return self.take(f"n{worker_id}")
 
     def sockets(self) -> dict[Key, socket.socket]:
         """Return the predecessor's listening sockets; the caller owns them."""
@@ -102,9 +111,9 @@ class Succession(Closing):
                 self._sockets[name] = key, found[key]
         return found
 
-    def notify_socket(self) -> Fd | None:
-        """Return the predecessor's notify socket; the caller owns it.  None: there was none."""
-        return self.take(_NOTIFY)
+    def has_worker(self, worker_id: int) -> bool:
+        """Return whether there is a predecessor's worker for :meth:`worker` to return."""
+        return f"p{worker_id}" in self._unclaimed
 
     def worker(self, worker_id: int, pid: int | None) -> tuple[Process, ff.FdChannel] | None:
         """Return the process and channel of a predecessor's worker; the caller owns them.
@@ -180,17 +189,25 @@ class Succession(Closing):
     def _logged_errors(self, what: str) -> Iterator[None]:
         try:
             yield
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the keeper has died, which the loop reports once, not for each descriptor
         except OSError as error:
             log.error("keeper: %s: not sent: %s", what, error)
 
-    def put_worker(self, worker_id: int, process: Process, channel: ff.FdChannel) -> None:
-        """Leave a worker to the successor; call this before anything else is done to it."""
+    def put_worker(
+        self, worker_id: int, process: Process, channel: ff.FdChannel, notify: ff.HasFileno
+    ) -> None:
+        """Leave a worker to the successor; call this before anything else is done to it.
+
+        Args:
+            worker_id: the worker.
+            process: of the worker.
+            channel: our end of its channel.
+            notify: its notify socket.
+        """
         self.put(f"p{worker_id}", process)
         self.put(f"c{worker_id}", channel)
-
-    def put_notify(self, fd: ff.HasFileno) -> None:
-        """Leave the notify socket to the successor; borrowed."""
-        self.put(_NOTIFY, fd)
+        self.put(f"n{worker_id}", notify)
 
     def drop_channel(self, worker_id: int) -> None:
         """Withdraw a worker's channel, before it is closed."""
@@ -198,8 +215,8 @@ class Succession(Closing):
 
     def drop_worker(self, worker_id: int) -> None:
         """Withdraw a worker that has ended."""
-        self.drop(f"p{worker_id}")
-        self.drop(f"c{worker_id}")
+        for kind in "pcn":
+            self.drop(f"{kind}{worker_id}")
 
     def put_sockets(self, sockets: Mapping[Key, socket.socket]) -> dict[str, Key]:
         """Leave these listening sockets to the successor, and no others.
@@ -221,14 +238,34 @@ class Succession(Closing):
         return {name: key for name, (key, _) in self._sockets.items()}
 
     def save(self, handover: Handover) -> None:
-        """Write the record, before any action of its ``todo`` is performed."""
+        """Write the record, before any action of its ``todo`` is performed.
+
+        Raises:
+            OSError: ENOMEM, ENOSPC: the record is that of an earlier moment from now on, until
+                a later call succeeds.
+        """
         text = dump(handover)
         if text == self._dumped:
             return
+        was_stale, self._stale = self._stale, True
         self._record.write(text)
+        self._stale = False
         self._dumped = text
+        if was_stale:
+            log.info("handover: the record is up to date again")
         if _RECORD not in self._fds:
             self.put(_RECORD, self._record)
+
+    def try_to_save(self, handover: Handover) -> None:
+        """Write the record; where memory is short, log that once, and go on with an older one."""
+        known = self._stale
+        try:
+            self.save(handover)
+        except OSError as error:
+            if not is_shortage(error):
+                raise
+            if not known:
+                log.error("handover: the record is not up to date: %s", error)
 
     def serving(self) -> None:
         """Report to the keeper that this supervisor serves: its end is no failure to start."""
@@ -239,7 +276,8 @@ class Succession(Closing):
     def advance(self) -> None:
         """Count one more action of ``todo`` as performed."""
         self._dumped = b""
-        self._record.advance()
+        if not self._stale:  # or it would count actions of an earlier moment
+            self._record.advance()
 
     def fds(self) -> dict[str, int]:
         """Return the names and numbers of all descriptors, without the keeper's."""
@@ -262,13 +300,12 @@ class Succession(Closing):
         if self.keeper is not None:
             fds[_KEEPER] = self.keeper.fileno()
         arguments = own_arguments()
-        environment = {**os.environ, VARIABLE: variable(fds)}
-        sys.stdout.flush()
-        sys.stderr.flush()
+        env = {**os.environ, **environment(), VARIABLE: variable(fds)}
+        flush_streams()
         for fd in fds.values():
             os.set_inheritable(fd, True)
         try:
-            os.execve(arguments[0], arguments, environment)
+            os.execve(arguments[0], arguments, env)
         finally:
             for fd in fds.values():
                 os.set_inheritable(fd, False)
@@ -287,7 +324,7 @@ class Succession(Closing):
             traceback.print_exc()
             log.critical("the supervisor has failed; the keeper starts it again")
             logging.shutdown()
-            sys.stderr.flush()
+            flush_streams()
             os._exit(_CRASHED)
 
     def prove(self) -> int:
@@ -298,7 +335,7 @@ class Succession(Closing):
         """
         assert self.rehearsal is not None and self.past is not None
         workers = (w.id for w in self.past.state.workers.values() if w.pid is not None)
-        wanted = {_NOTIFY, *self.past.sockets, *(f"p{worker_id}" for worker_id in workers)}
+        wanted = {*self.past.sockets, *(f"p{worker_id}" for worker_id in workers)}
         if missing := wanted - self._unclaimed.keys():
             raise HandoverError(f"handover: not inherited: {', '.join(sorted(missing))}")
         os.eventfd_write(self.rehearsal.fileno(), 1)
@@ -329,6 +366,19 @@ def _temporary() -> str:
             directory.demand_ours("our sockets")
             return path
     raise HandoverError("no directory for sockets: other users may write to TMPDIR, /run and /tmp")
+
+
+def demand_short_directory() -> None:
+    """Demand that the directory for temporary files leaves space for a socket's name in it.
+
+    Raises:
+        OSError: there is no such directory, or its path is too long.
+    """
+    directory = _temporary()
+    if len(os.fsencode(directory)) > _LONGEST_DIRECTORY:
+        most = f"set TMPDIR to at most {_LONGEST_DIRECTORY} bytes"
+        text = f"is too long for the path of a socket in it; {most}"
+        raise OSError(errno.ENAMETOOLONG, text, directory)
 
 
 def inherited_service() -> Service | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from pyforkfd._closing import Closing
 from pyforkfd.supervisor._reactor import Reactor
@@ -33,11 +34,15 @@ class Upgrade(Closing):
             log.error("upgrade: another is under way; wait for its outcome")
             return
         try:
-            self._preflight = Preflight(self._succession.fds(), self._succession.text())
+            preflight = Preflight(self._succession.fds(), self._succession.text())
+            with ExitStack() as on_failure:
+                on_failure.callback(preflight.close)
+                self._reactor.add(preflight.fileno(), lambda _: self._ended(then))
+                on_failure.pop_all()
         except OSError as error:
             _log_failure(error)
             return
-        self._reactor.add(self._preflight.fileno(), lambda _: self._ended(then))
+        self._preflight = preflight
 
     def _ended(self, then: Callable[[], None]) -> None:
         assert self._preflight is not None

@@ -1,4 +1,4 @@
-"""How the messages between a supervisor and its workers travel: as JSON, with a version.
+"""The encoding of messages between a supervisor and its workers: JSON, with a version.
 
 A message is one packet of the worker's channel: a JSON object in UTF-8 of at most
 :data:`MAX_MESSAGE` bytes.  It has its name, ``"order"`` from the supervisor or ``"event"`` from

@@ -52,7 +52,7 @@ def features_inside(numbers: list[int], err: int) -> dict[str, tuple[bool, int |
 def cat(
     fds: Mapping[int, ff.FdSource] | None = None, args: Sequence[str] = ("cat",)
 ) -> Iterator[ff.Process]:
-    """A program that is at work: it has answered, and has no descriptor of its loader's."""
+    """Run a program that has answered, so that its loader has closed all descriptors."""
     streams: dict[int, ff.FdSource] = {0: ff.PIPE, 1: ff.PIPE, 2: ff.DEVNULL}
     with ff.spawn(args, fds={**streams, **(fds or {})}) as child:
         assert child.stdin is not None and child.stdout is not None
@@ -71,7 +71,7 @@ def problems(examination: doctor.Examination) -> dict[int | None, set[str]]:
 
 
 def problem_text(number: int, name: str, examination: doctor.Examination | None = None) -> str:
-    """The text of a problem; of ourselves, if nobody else was examined."""
+    """Return the text of a problem; without an examination, of this process."""
     (text,) = (
         problem.text
         for problem in (examination or doctor.examine()).problems

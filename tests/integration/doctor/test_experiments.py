@@ -25,12 +25,16 @@ def run(experiment: Experiment, trial: Trial) -> doctor.Outcome:
     return dataclasses.replace(experiment, trial=trial).run()
 
 
+def skip_if_impossible(outcome: doctor.Outcome) -> None:
+    if outcome.verdict == "impossible":
+        assert outcome.name == "marks-timerfd" and sys.version_info < (3, 13), outcome
+        pytest.skip(outcome.seen)
+
+
 @each
 def test_it_is_so(experiment: Experiment) -> None:
     outcome = experiment.run()
-    if outcome.verdict == "impossible":
-        assert experiment.name == "marks-timerfd" and sys.version_info < (3, 13), outcome
-        pytest.skip(outcome.seen)
+    skip_if_impossible(outcome)
     assert outcome.verdict == "confirmed", outcome
     assert outcome.seen and outcome.control_seen
     assert (outcome.statement, outcome.belief) == (experiment.statement, experiment.belief)
@@ -40,9 +44,7 @@ def test_it_is_so(experiment: Experiment) -> None:
 def test_it_can_fail(experiment: Experiment) -> None:
     """Where the statement does not hold, the same trial contradicts it."""
     outcome = run(experiment, lambda _: experiment.trial(True))
-    if outcome.verdict == "impossible":
-        assert experiment.name == "marks-timerfd" and sys.version_info < (3, 13), outcome
-        pytest.skip(outcome.seen)
+    skip_if_impossible(outcome)
     assert outcome.verdict == "contradicted" and outcome.seen, outcome
     assert not outcome.ok
 
@@ -50,9 +52,7 @@ def test_it_can_fail(experiment: Experiment) -> None:
 @each
 def test_a_control_that_is_not_distinguished_proves_nothing(experiment: Experiment) -> None:
     outcome = run(experiment, lambda _: experiment.trial(False))
-    if outcome.verdict == "impossible":
-        assert experiment.name == "marks-timerfd" and sys.version_info < (3, 13), outcome
-        pytest.skip(outcome.seen)
+    skip_if_impossible(outcome)
     assert outcome.verdict == "unproven" and not outcome.ok, outcome
 
 

@@ -136,7 +136,7 @@ def test_a_number_that_is_no_epoll_any_more_is_passed_over(pair: Pair) -> None:
 
 def test_what_cannot_be_asked_for(epoll: select.epoll) -> None:
     with open(os.devnull) as file:
-        with pytest.raises(OSError, match=rf"epoll {file.fileno()}: it is no epoll"):
+        with pytest.raises(OSError, match=rf"epoll {file.fileno()}: not an epoll"):
             ff.atfork.in_child(rebuild_epoll=[file])
         number = file.fileno()
     with pytest.raises(OSError, match=rf"epoll {number}"):

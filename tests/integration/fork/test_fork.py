@@ -284,7 +284,7 @@ def test_no_python_of_ours_runs() -> None:
 
 def test_its_signature() -> None:
     assert str(inspect.signature(ff.fork)) == "(*, cgroup=None)"
-    with pytest.raises(TypeError, match="fork: cgroup is given by name"):
+    with pytest.raises(TypeError, match="fork: cgroup: keyword-only"):
         ff.fork("/")  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="fork: unexpected argument 'group'"):
         ff.fork(group="/")  # type: ignore[call-arg]

@@ -99,7 +99,7 @@ def test_an_end_with_messages_unread(pair: tuple[ff.FdChannel, ff.FdChannel]) ->
 
 
 def test_an_empty_message_would_be_the_end(pair: tuple[ff.FdChannel, ff.FdChannel]) -> None:
-    with pytest.raises(ValueError, match="an empty message would read as the channel's end"):
+    with pytest.raises(ValueError, match="an empty message would mean the end of the channel"):
         pair[0].send(b"")
     with pytest.raises(ValueError, match="an empty message"):
         pair[0].send([b"", b""])
@@ -113,7 +113,7 @@ def test_max_message(files: list[int]) -> None:
             other.recv()
         one.send(b"x" * 11, files[:2])
         with pytest.raises(
-            ff.PassingError, match="a message of 11 bytes came, there was room for 10"
+            ff.PassingError, match="a message of 11 bytes came, the buffer has 10"
         ) as caught:
             other.recv()
         assert (caught.value.errno, caught.value.closed) == (errno.EMSGSIZE, 2)

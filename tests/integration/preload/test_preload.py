@@ -12,24 +12,19 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from children import needs_root
 from leaks import gone as reached
-from places import HELPERS, ROOT
+from places import ROOT
+from preloaded import Preloaded, compile_leak
 from sandbox import CLOSE_RANGE, refuse
 from tools import NATIVE_TOOLS, tool
 
 import pyforkfd as ff
 
 PRELOAD = ROOT / "csrc" / "preload"
-LINE = re.compile(
-    r"pid (\d+): descriptor (\d+) \((.*?)\) (would have leaked|leaked) to (.*?)"
-    r"(, unless its file actions close or pass it)?"
-)
 PR_SET_CHILD_SUBREAPER = 36
 MISSING = 77  # this libc has no such function
 
@@ -37,70 +32,6 @@ MISSING = 77  # this libc has no such function
 LEAKS = """by_fork by_execv by_execvp by_execvpe by_execl by_execlp by_execle by_search by_twice
 by__Fork by_vfork by_clone_vfork by_clone by_raw by_posix_spawn by_posix_spawnp by_forkpty by_daemon
 in_place in_place_after_failure by_fexecve by_execveat by_pidfd_spawn""".split()
-
-
-def compile_leak(out: Path, *compiler: str) -> None:
-    command: list[str | Path] = [*compiler, "-Wall", "-Wextra", "-Werror", "-O1", "-pthread"]
-    command += ["-o", out, HELPERS / "leak.c", "-lutil", "-ldl"]
-    subprocess.run(command, check=True)
-
-
-@pytest.fixture(scope="session")
-def leak(programs: Path) -> Path:
-    """The program of tests/helpers/leak.c, dynamically linked."""
-    compile_leak(programs / "leak", "cc")
-    return programs / "leak"
-
-
-@dataclass(frozen=True)
-class Preloaded:
-    """Runs programs with the library, and reads what it has logged."""
-
-    log: Path
-    library: Path
-
-    def environment(self, **settings: str) -> dict[str, str]:
-        others = os.environ.get("LD_PRELOAD", "")
-        return {
-            **os.environ,
-            "LD_PRELOAD": f"{others}:{self.library}".lstrip(":"),
-            "FORKFD_LOG": str(self.log),
-            **settings,
-        }
-
-    def output(
-        self,
-        *args: str | Path,
-        fds: Mapping[int, ff.FdSource] | None = None,
-        settings: Mapping[str, str] = {},
-    ) -> str:
-        """What the program writes; it must succeed."""
-        env = self.environment(**settings)
-        with ff.spawn(args, fds={1: ff.PIPE, **(fds or {})}, env=env) as child:
-            assert child.stdout is not None
-            written = child.stdout.read().decode()
-        assert child.status is not None and child.status.success, (child.status, written)
-        return written
-
-    def logged(self) -> list[tuple[int, str, str]]:
-        """(descriptor, target, command) of each line."""
-        text = self.log.read_text() if self.log.exists() else ""
-        found = [LINE.fullmatch(line) for line in text.splitlines()]
-        assert all(found), text
-        return [(int(m[2]), m[3], m[5]) for m in found if m]
-
-
-@pytest.fixture
-def preloaded(shared_path: Path) -> Preloaded:
-    return Preloaded(shared_path / "log", ff.preload_library())
-
-
-@pytest.fixture
-def inherited() -> Iterator[int]:
-    """A descriptor of ours to be given to programs."""
-    fd = os.open("/etc/passwd", os.O_RDONLY)
-    yield fd
-    os.close(fd)
 
 
 # --- every way to start a program ------------------------------------------------------------
@@ -218,7 +149,7 @@ def test_without_proc(way: str, leak: Path, preloaded: Preloaded) -> None:
     if child.status.code == 32:
         pytest.skip("nothing may be mounted here")
     assert child.status.success, child.status
-    assert preloaded.log.read_text().endswith(f"descriptor 7 would have leaked to {leak}\n")
+    assert f": descriptor 7 would have leaked to {leak}; to pass it" in preloaded.log.read_text()
 
 
 def test_a_log_that_nobody_reads(leak: Path, preloaded: Preloaded) -> None:

@@ -181,3 +181,18 @@ def test_what_cannot_be_started() -> None:
     with pytest.raises(ff.SpawnError) as caught:
         ff.run(["true"], cgroup="/proc", input=b"", capture=True)
     assert caught.value.stage == "cgroup"
+
+
+def test_the_end_of_stderr_is_a_note_of_the_error() -> None:
+    script = "for i in $(seq 50); do echo line $i >&2; done; printf '\\377'>&2; exit 3"
+    for text in (False, True):
+        script = script.replace("printf '\\377'>&2; ", "") if text else script
+        with pytest.raises(ff.ExitError) as caught:
+            ff.run(["sh", "-c", script], capture=True, check=True, text=text)
+        (note,) = caught.value.__notes__
+        assert note.startswith("the end of its stderr:\n") and "line 50" in note
+        assert len(note.splitlines()) == 11
+        assert pickle.loads(pickle.dumps(caught.value)).__notes__ == [note]
+    with pytest.raises(ff.ExitError) as caught:
+        ff.run(["false"], capture=True, check=True)
+    assert not hasattr(caught.value, "__notes__")

@@ -101,7 +101,7 @@ def test_forks_that_have_the_pipe_delay_nothing() -> None:
     reader, writer = os.pipe()
     thread = threading.Thread(target=spawn)
     thread.start()
-    forks = []
+    forks: list[int] = []
     try:
         while not ended.is_set() and len(forks) < 200:
             with warnings.catch_warnings():

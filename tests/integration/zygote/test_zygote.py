@@ -7,7 +7,6 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +19,6 @@ from pyforkfd.zygote import Zygote, ZygoteError
 REPORT_FD = 50  # the descriptor on which jobs report
 
 
-@pytest.fixture(scope="module")
-def cold() -> Iterator[Zygote]:
-    with Zygote(preload=["zygote_jobs"]) as zygote:
-        zygote.start()
-        yield zygote
-
-
-@pytest.fixture(params=["cold", "warm"])
-def zygote(request: pytest.FixtureRequest, cold: Zygote) -> Iterator[Zygote]:
-    """One for all tests; and one of each test's own, since idle workers come and go."""
-    if request.param == "cold":
-        yield cold
-        return
-    with Zygote(preload=["zygote_jobs"], warm=2) as zygote:
-        zygote.start()
-        yield zygote
-
-
 def report(zygote: Zygote, job: str, *args: object, **options: Any) -> Any:
     """Run a job that must succeed, and return its report."""
     options["fds"] = {**(options.get("fds") or {}), REPORT_FD: ff.PIPE}
@@ -48,7 +29,7 @@ def report(zygote: Zygote, job: str, *args: object, **options: Any) -> Any:
 
 
 def printed(zygote: Zygote, job: str, *args: object, **options: Any) -> tuple[str, str, int]:
-    """stdout, stderr and exit code."""
+    """Run a job, and return its stdout, stderr and exit code."""
     options["fds"] = {**(options.get("fds") or {}), 1: ff.PIPE, 2: ff.PIPE}
     with zygote.spawn(f"zygote_jobs:{job}", args=args, **options) as worker:
         assert worker.stdout is not None and worker.stderr is not None

@@ -1,4 +1,4 @@
-"""What goes wrong with a zygote: clear errors, no orphan, no zombie, nothing left open."""
+"""Failures of a zygote: clear errors, no orphan, no zombie, nothing left open."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import functools
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -19,12 +20,13 @@ import pytest
 from children import needs_root
 from leaks import gone
 from places import HELPERS
-from processes import alive
+from processes import alive, children
 
 import pyforkfd as ff
 from pyforkfd import _core
-from pyforkfd.zygote import Zygote, ZygoteError
-from pyforkfd.zygote._messages import REPORT
+from pyforkfd._fd import Fd
+from pyforkfd.zygote import Zygote, ZygoteError, _birth, _messages
+from pyforkfd.zygote._messages import REPORT, Received, Report
 
 # In CI a tenth; PYFORKFD_STRESS=10000 is the full run.
 STRESS = int(os.environ.get("PYFORKFD_STRESS", "1000"))
@@ -75,7 +77,7 @@ def test_threads_are_named(warm: int) -> None:
 
 
 def test_another_version_of_the_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody has upgraded us on disk while the application runs."""
+    """The package is upgraded on disk while the application runs."""
     shutil.copytree(Path(ff.__file__).parent, tmp_path / "pyforkfd")
     messages = tmp_path / "pyforkfd/zygote/_messages.py"
     messages.write_text(messages.read_text().replace("\nVERSION = 2\n", "\nVERSION = 77\n"))
@@ -85,24 +87,6 @@ def test_another_version_of_the_protocol(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 # --- a birth
-
-
-@pytest.fixture(scope="module")
-def cold() -> Iterator[Zygote]:
-    with jobs() as zygote:
-        zygote.start()
-        yield zygote
-
-
-@pytest.fixture(params=["cold", "warm"])
-def zygote(request: pytest.FixtureRequest, cold: Zygote) -> Iterator[Zygote]:
-    """One for all tests; and one of each test's own, since idle workers come and go."""
-    if request.param == "cold":
-        yield cold
-        return
-    with jobs(warm=2) as zygote:
-        zygote.start()
-        yield zygote
 
 
 def test_a_function_that_is_not_there(zygote: Zygote) -> None:
@@ -558,3 +542,29 @@ def test_a_cgroup_that_refuses(zygote: Zygote) -> None:
     with pytest.raises(ff.SpawnError) as error:
         zygote.spawn("zygote_jobs:nothing", cgroup="/proc")
     assert error.value.stage in ("cgroup", "clone")
+
+
+def test_a_worker_whose_pidfd_cannot_be_received(
+    zygote: Zygote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No descriptor is free by then: nobody could wait for the worker, so it is ended."""
+    zygote.start()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    received = _messages.receive
+
+    def receive(answers: Fd) -> Received | Report | None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            return received(answers)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    before = children(os.getpid())
+    monkeypatch.setattr(_birth, "receive", receive)
+    with pytest.raises(ff.PassingError) as error:
+        zygote.spawn("time:sleep", args=(1000,))
+    assert error.value.errno == errno.EMFILE
+    assert children(os.getpid()) == before
+    monkeypatch.undo()
+    with zygote.spawn("zygote_jobs:nothing") as worker:
+        assert worker.wait().success

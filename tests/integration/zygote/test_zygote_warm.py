@@ -1,4 +1,4 @@
-"""Workers that a zygote has made ahead: whose they are, and when they end."""
+"""Workers that a zygote makes ahead: their parent, and their end."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def children_of(pid: int) -> set[int]:
 
 
 class Pool:
-    """A zygote whose idle workers are known: what it has made us parents of."""
+    """A zygote with known idle workers: the children that we have by it."""
 
     def __init__(self, zygote: Zygote) -> None:
         self.before = children_of(os.getpid())
         self.zygote = zygote
 
     def idle(self) -> set[int]:
-        """All that there should be, born or not yet when we are called."""
+        """Wait for all idle workers, and return their pids."""
         found: set[int] = set()
 
         def complete() -> bool:
@@ -260,7 +260,7 @@ signal.pause()
 
 
 def test_they_end_with_the_application() -> None:
-    """However it ends, and though somebody else holds its ends of their connections."""
+    """However it ends, and though another process holds its ends of their connections."""
     application = subprocess.Popen(
         [sys.executable, "-P", "-c", APPLICATION, HELPERS], stdout=subprocess.PIPE
     )

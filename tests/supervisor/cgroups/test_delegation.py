@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cgroups import AS_NOBODY, answer, line, mount, reap_orphan, running, sleeper
+from cgroups import AS_NOBODY, Refused, answer, line, mount, reap_orphan, running, sleeper
 from children import needs_root
 
 import pyforkfd as ff
 from pyforkfd.supervisor.cgroups._delegation import _below, own_cgroup
 from pyforkfd.supervisor.cgroups._tree import open_tree
-from pyforkfd.supervisor.spec._limits import Limits
 
 # The start of a supervisor, once for each policy; the limits are an argument too.
 SUPERVISOR = """
@@ -160,7 +159,7 @@ def test_a_controller_that_the_parent_does_not_enable(delegated: Path) -> None:
 
 
 def test_a_preferred_limit_that_is_refused(delegated: Path) -> None:
-    limits = Limits(pids_max=2**40)
+    limits = Refused()
     tree, missing = open_tree("prefer", [limits], start=delegated)
     assert tree is not None and missing == ()
     with tree, tree.leaf("web.1", limits) as leaf:

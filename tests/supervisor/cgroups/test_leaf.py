@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import select
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ import pyforkfd as ff
 from pyforkfd.supervisor.cgroups._file import CgroupError
 from pyforkfd.supervisor.cgroups._leaf import Leaf
 from pyforkfd.supervisor.cgroups._tree import Tree
+from pyforkfd.supervisor.processes._resources import sweep_leafs
 from pyforkfd.zygote import Zygote
 
 # A daemon: forked twice, in a session of its own.
@@ -49,6 +53,46 @@ def test_a_worker_of_a_zygote_starts_in_its_leaf(tree: Tree) -> None:
             leaf.kill()
             assert child.wait(timeout=10).signal == signal.SIGKILL
         assert gone(leaf.remove)
+
+
+def test_a_leaf_is_removed_though_no_descriptor_is_free(tree: Tree) -> None:
+    with tree.leaf("web.1") as leaf, no_descriptor_free():
+        assert leaf.remove()
+        assert not leaf.path.exists()
+
+
+def test_a_leaf_with_others_below_stays_while_no_descriptor_is_free(tree: Tree) -> None:
+    with tree.leaf("web.1") as leaf:
+        (leaf.path / "below").mkdir()
+        with no_descriptor_free():
+            assert not leaf.remove()
+        assert leaf.remove()
+        assert not leaf.path.exists()
+
+
+def test_a_sweep_without_a_free_descriptor_is_repeated(tree: Tree) -> None:
+    leaf = tree.leaf("web.1")
+    with sleeper(cgroup=leaf):
+        left = [leaf]
+        with no_descriptor_free():
+            sweep_leafs(left)
+        assert left == [leaf]
+        sweep_leafs(left)  # kills
+    sweep_leafs(left)
+    assert left == []
+    assert not leaf.path.exists()
+
+
+@contextmanager
+def no_descriptor_free() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            os.open("/dev/null", os.O_RDONLY)
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize("by", ["cgroup.kill", "pidfds"])

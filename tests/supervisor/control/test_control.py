@@ -468,6 +468,22 @@ def test_a_directory_that_others_may_write_to_is_not_used(
     assert not [path for _, path in find() if path.startswith(str(tmp_path))]
 
 
+def test_a_usual_place_is_looked_at_and_not_created(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() or 1)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "nothing"))
+    with pytest.raises(FileNotFoundError):
+        default_path("shop", create=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    path = default_path("shop", create=False)
+    assert path == f"{tmp_path}/pyforkfd/shop.sock"
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "pyforkfd").mkdir(0o700)
+    os.chown(tmp_path / "pyforkfd", os.geteuid(), -1)
+    assert default_path("shop", create=False) == path
+
+
 def test_a_client_receives_the_reason_even_if_its_request_was_not_read(tmp_path: Path) -> None:
     path = str(tmp_path / "there")
     with (
@@ -491,3 +507,13 @@ def test_a_client_does_not_wait_for_ever_for_one_that_hangs(tmp_path: Path) -> N
         pytest.raises(ControlError, match=r"status: no reply within 0\.01 s: the supervisor hangs"),
     ):
         client.request("status", timeout=0.01)
+
+
+def test_a_bug_costs_the_client_its_request_and_nobody_else(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    with connect(service) as channel:
+        reply = request(service, channel, do="restart", worker=1)  # raises an AssertionError
+        assert reply["error"] == "AssertionError: no test requests this"
+        assert "Traceback" in caplog.text
+        assert request(service, channel, do="ping")["ok"]

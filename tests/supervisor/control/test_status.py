@@ -23,6 +23,7 @@ from pyforkfd.supervisor.state._events import (
     Reload,
     Scale,
     Spawned,
+    SpawnFailed,
     Stop,
     Tick,
 )
@@ -43,7 +44,9 @@ def after(*events: Event, spec: Component = WEB, rollback: float = 0.0) -> State
     return state
 
 
-CRASH: list[Event] = [Ended(1, "exit", "exit code 3"), Ended(2, "exit", "exit code 3")]
+CRASH: list[Event] = [Ended(1, "exit", "exit code 3"), Ended(3, "exit", "exit code 3")]
+GIVEN_UP = "web: more than 1 crashes within 60 s: 1 of 2 workers is given up; next try in 300 s"
+SHORT: list[Event] = [CRASH[0], SpawnFailed(3, "EMFILE", shortage=True)]
 
 
 @pytest.mark.parametrize(
@@ -57,8 +60,8 @@ CRASH: list[Event] = [Ended(1, "exit", "exit code 3"), Ended(2, "exit", "exit co
             [*READY, *CRASH],
             "degraded",
             [
-                "web: more than 1 crashes within 60 s: not started any more",
-                "web: 2 of 2 workers are not ready",
+                GIVEN_UP,
+                "web: 1 of 2 workers are not ready",
             ],
         ),
         (
@@ -76,7 +79,7 @@ CRASH: list[Event] = [Ended(1, "exit", "exit code 3"), Ended(2, "exit", "exit co
     ],
 )
 def test_conditions(events: list[Event], condition: str, reasons: list[str]) -> None:
-    found, why = judge(after(*events))
+    found, why = judge(after(*events), 100.0)
     assert found == condition
     assert why[: len(reasons)] == reasons
     if condition != "stopping":
@@ -85,11 +88,12 @@ def test_conditions(events: list[Event], condition: str, reasons: list[str]) -> 
 
 def test_a_component_that_is_given_up_is_more_than_slow_to_start() -> None:
     other = Component(name="other", command=("o",), workers=1)
-    service = Service(name="shop", components={"web": WEB, "other": other})
+    web = replace(WEB, restart=Restart(max_restarts=0))
+    service = Service(name="shop", components={"web": web, "other": other})
     state = initial(service)
-    for event in (Tick(), Spawned(3, 103), *CRASH):
+    for event in (Tick(), Spawned(3, 103), CRASH[0]):
         state, _ = step(state, event, 100.0)
-    assert judge(state)[0] == "degraded"
+    assert judge(state, 100.0)[0] == "degraded"
 
 
 def test_everything_is_described_in_plain_values() -> None:
@@ -116,6 +120,8 @@ def test_everything_is_described_in_plain_values() -> None:
         "ready": 1,
         "generation": 1,
         "fatal": False,
+        "given_up": [],
+        "short": [],
         "finished": 0,
         "crashes": 1,
         "last_death": death,
@@ -159,5 +165,36 @@ def test_how_long_a_rollback_is_possible() -> None:
 
 
 def test_one_line_for_the_service_manager() -> None:
-    assert summary(after(*READY)) == "ready: web 2/2; generation 1"
-    assert summary(after(*READY, CRASH[0])) == "degraded: web 1/2; generation 1"
+    assert summary(after(*READY), 100.0) == "ready: web 2/2; generation 1"
+    assert summary(after(*READY, CRASH[0]), 100.0) == "degraded: web 1/2; generation 1"
+
+
+def test_when_a_position_is_tried_again() -> None:
+    state = after(*READY, *CRASH)
+    described = describe(state, 250.0, service="shop", pid=7, started=0.0)
+    (web,) = described["components"]
+    assert web["fatal"] and web["given_up"] == [{"position": 0, "next_try": 150.0, "why": ""}]
+    assert "given up; next try in 150 s" in described["reasons"][0]
+    state, _ = step(state, Tick(), 400.0)
+    described = describe(state, 400.0, service="shop", pid=7, started=0.0)
+    (web,) = described["components"]
+    assert web["given_up"] == [{"position": 0, "next_try": None, "why": ""}]
+    assert "given up; being tried now" in described["reasons"][0]
+    for event in (Spawned(4, 104), BecameReady(4)):
+        state, _ = step(state, event, 401.0)
+    described = describe(state, 401.0, service="shop", pid=7, started=0.0)
+    assert (described["condition"], described["reasons"]) == ("ready", [])
+    assert not described["components"][0]["fatal"]
+
+
+def test_what_the_supervisor_is_short_of() -> None:
+    described = describe(after(*READY, *SHORT), 100.0, service="shop", pid=7, started=0.0)
+    assert described["condition"] == "degraded"
+    assert described["reasons"] == [
+        "web: 1 of 2 workers is not started, a shortage of the supervisor: EMFILE; next try in 1 s",
+        "web: 1 of 2 workers are not ready",
+    ]
+    (web,) = described["components"]
+    (short,) = web["short"]
+    assert not web["fatal"] and (short["position"], short["why"]) == (0, "EMFILE")
+    assert 0 < short["next_try"] <= 0.1

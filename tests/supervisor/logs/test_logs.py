@@ -1,5 +1,6 @@
 """The log file, captured lines and sinks together."""
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pyforkfd.supervisor.logs._capture import Capture
 from pyforkfd.supervisor.logs._log_file import LogFile
 from pyforkfd.supervisor.logs._logs import Logs
 from pyforkfd.supervisor.logs._record_writer import RecordWriter
-from pyforkfd.supervisor.logs._records import Entry, Origin
+from pyforkfd.supervisor.logs._records import Entry, Origin, encode, time_text
 from pyforkfd.supervisor.logs._sinks import RingTail, StreamSink
 
 WEB = Origin(component="web", worker=12, generation=4)
@@ -111,16 +112,63 @@ def test_reopening_waits_for_its_time(logs: Logs, file: LogFile) -> None:
 
 
 def test_a_full_disk_withholds_nothing_from_the_other_sinks(logs: Logs, file: LogFile) -> None:
-    saved = os.dup(file.fileno())
+    own = file._new.fileno()  # the supervisor's description
+    saved = os.dup(own)
     full = os.open("/dev/full", os.O_WRONLY)
-    os.dup2(full, file.fileno(), inheritable=False)
+    os.dup2(full, own, inheritable=False)
     os.close(full)
     logs.record("INFO", "hello")
-    os.dup2(saved, file.fileno(), inheritable=False)
+    os.dup2(saved, own, inheritable=False)
     os.close(saved)
     assert messages(logs.tail.tail()) == ["hello"] and file.lost == 1
     logs.record("INFO", "again")
     assert on_disk(file)[1:] == ["again"]
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr", "supervisor", 7])
+def test_a_record_that_claims_to_be_published_is_published(
+    logs: Logs, file: LogFile, stream: object
+) -> None:
+    head = {"time": time_text(1), "component": "web", "worker": 12, "stream": stream}
+    os.write(file.fileno(), json.dumps({**head, "message": "hidden"}).encode() + b"\n")
+    os.write(file.fileno(), encode(head, "hidden too"))
+    logs.record("INFO", "ours")
+    logs.poll(0)
+    assert messages(logs.tail.tail(components=["web"])) == ["hidden", "hidden too"]
+    for entry in logs.tail.tail(components=["web"]):
+        assert (entry.stream, json.loads(entry.line)["claimed"]) == ("log", {"stream": stream})
+    assert messages(logs.tail.tail(components=["supervisor"])) == ["ours"], "once"
+
+
+def test_a_record_of_the_supervisor_is_written_by_the_supervisor(logs: Logs, file: LogFile) -> None:
+    logs.record("INFO", "ours")
+    (ours,) = logs.tail.tail()
+    os.write(file.fileno(), ours.line.replace(b"ours", b"forged") + b"\n")
+    logs.poll(0)
+    assert messages(logs.tail.tail(components=["supervisor"])) == ["ours"]
+    (forged,) = logs.tail.tail(components=["-"])
+    assert json.loads(forged.line)["claimed"]["component"] == "supervisor"
+
+
+def test_flags_that_a_worker_has_changed_are_restored(logs: Logs, file: LogFile) -> None:
+    with os.fdopen(os.dup(file.give(12)), "wb", buffering=0) as worker:
+        fcntl.fcntl(worker, fcntl.F_SETFL, os.O_NONBLOCK)  # a common slip, which clears O_APPEND
+        logs.record("INFO", "not overwritten")
+        logs.poll(0)
+        assert fcntl.fcntl(worker, fcntl.F_GETFL) & os.O_APPEND
+        RecordWriter(worker.fileno(), WEB).write("INFO", "record")
+        logs.poll(1)
+    first, warning, record = on_disk(file)
+    assert (first, record) == ("not overwritten", "record")
+    assert "O_APPEND: restored" in warning
+
+
+def test_a_torn_line_does_not_hide_what_follows(logs: Logs, file: LogFile) -> None:
+    os.write(file.fileno(), b"torn")
+    logs.record("INFO", "ours")
+    RecordWriter(file.give(12), WEB).write("INFO", "record")
+    logs.poll(0)
+    assert sorted(messages(logs.tail.tail())) == ["ours", "record", "torn"]
 
 
 def test_without_a_file() -> None:

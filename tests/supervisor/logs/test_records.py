@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyforkfd.supervisor.logs._records import (
+    MAX_LINE,
     Origin,
+    attribute,
     captured,
     decode,
     encode,
-    is_published,
     time_ns,
     time_text,
 )
@@ -123,14 +124,61 @@ def test_a_captured_line_is_an_entry_whatever_its_bytes(text: bytes) -> None:
     assert json.loads(entry.line)["message"] == text.decode("utf-8", "backslashreplace")
 
 
-@given(st.text(), st.text(), st.sampled_from(["stdout", "stderr", "log"]))
-def test_a_published_line_is_recognized_and_no_other(name: str, text: str, stream: str) -> None:
-    origin = Origin(component=name, worker=1, generation=2)
-    line = captured(origin, stream, NOW, text.encode("utf-8", "backslashreplace")).line
-    if is_published(line):
-        entry = decode(line)
-        assert entry is not None and entry.stream == stream != "log"
-    else:
-        assert stream == "log" or json.dumps(name, ensure_ascii=False) != f'"{name}"'
-    nested = encode({**head(), "component": name}, text, extra={"x": {"stream": "stdout"}})
-    assert not is_published(nested)
+@given(st.text(), st.text(), st.dictionaries(st.text(), st.text() | st.integers()))
+def test_a_true_record_stays_as_its_worker_wrote_it(
+    message: str, exception: str, extra: dict[str, Any]
+) -> None:
+    line = encode(head(), message, exception=exception, extra=extra)[:-1]
+    entry = attribute(line, WEB)
+    assert entry is not None and entry == decode(line)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("component", "supervisor"),
+        ("worker", 3),
+        ("worker", [12]),
+        ("generation", "4"),
+        ("stream", "stdout"),
+        ("pid", "1"),
+        ("lost", [1]),
+    ],
+)
+def test_what_a_record_claims_is_not_what_it_is(name: str, value: object) -> None:
+    line = json.dumps({**head(), "message": "m", name: value}).encode()
+    entry = attribute(line, WEB)
+    assert entry is not None
+    assert (entry.origin, entry.stream, entry.lost) == (WEB, "log", 0)
+    body = json.loads(entry.line)
+    assert body["claimed"] == {name: value} and "stream" not in body
+    assert {**head(), **body}.items() >= WEB.fields().items()
+    assert decode(entry.line) == entry
+
+
+def test_a_field_that_occurs_twice_occurs_once() -> None:
+    """Which of two counts, differs from reader to reader."""
+    line = encode(head(), "m")[:-2] + b',"component":"supervisor","component":"web","worker":12}'
+    entry = attribute(line, WEB)
+    assert entry is not None and entry.line == encode(head(), "m")[:-1]
+
+
+def test_a_record_that_is_too_long_is_cut_under_its_origin() -> None:
+    line = json.dumps({**head(), "worker": 1, "message": "x" * 10 * MAX_LINE}).encode()
+    entry = attribute(line, WEB)
+    assert entry is not None and len(entry.line) < MAX_LINE
+    assert json.loads(entry.line)["worker"] == 12
+
+
+@given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists), st.text())
+def test_whatever_a_worker_writes_its_record_is_one_line_of_its_own(
+    value: object, name: str
+) -> None:
+    line = json.dumps({**head(), "message": value, name: value}).encode()
+    if (entry := attribute(line, WEB)) is not None:
+        assert entry.origin == WEB and b"\n" not in entry.line
+        assert json.loads(entry.line).items() >= WEB.fields().items()
+
+
+def test_what_is_no_record_is_attributed_to_nobody() -> None:
+    assert attribute(b"print", WEB) is None

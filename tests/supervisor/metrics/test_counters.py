@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -36,15 +38,14 @@ def values(metrics: Metrics, name: str, now_ns: int = 0) -> dict[tuple[str, ...]
 
 
 def test_counts_of_an_ended_worker_become_its_components(page: ff.SharedPage) -> None:
-    metrics = Metrics(page)
-    first = metrics.started(component="web", worker_id=1, generation=1)
-    assert first is not None
-    page.slot(first).add(10, errors=2)
-    page.slot(first).begin()
+    metrics = Metrics()
+    first, second = page.slot(0), page.slot(1)
+    metrics.started(component="web", worker_id=1, generation=1, slot=first)
+    first.add(10, errors=2)
+    first.begin()
     metrics.ended(1, cause="oom", expected=False)
-    second = metrics.started(component="web", worker_id=2, generation=1)
-    assert second is not None
-    page.slot(second).add(5)
+    metrics.started(component="web", worker_id=2, generation=1, slot=second)
+    second.add(5)
     assert values(metrics, "forkfd_requests_total") == {("web",): 15}
     assert values(metrics, "forkfd_errors_total") == {("web",): 2}
     assert values(metrics, "forkfd_requests_lost_total") == {("web",): 1}
@@ -52,9 +53,9 @@ def test_counts_of_an_ended_worker_become_its_components(page: ff.SharedPage) ->
 
 
 def test_only_an_unexpected_end_is_a_crash(page: ff.SharedPage) -> None:
-    metrics = Metrics(page)
+    metrics = Metrics()
     for worker, expected in ((1, True), (2, False), (3, False)):
-        metrics.started(component="web", worker_id=worker, generation=1)
+        metrics.started(component="web", worker_id=worker, generation=1, slot=page.slot(0))
         metrics.ended(worker, cause="signal", expected=expected)
     metrics.restarted("web")
     assert values(metrics, "process_crash_total")["web", "signal"] == 2
@@ -63,25 +64,24 @@ def test_only_an_unexpected_end_is_a_crash(page: ff.SharedPage) -> None:
     assert {cause for _, cause in values(metrics, "process_crash_total")} == set(CAUSES)
 
 
-def test_a_page_that_is_full_is_no_error(page: ff.SharedPage) -> None:
-    metrics = Metrics(page)
-    slots = [metrics.started(component="web", worker_id=n, generation=1) for n in range(1, 6)]
-    assert sorted(s for s in slots if s is not None) == list(range(SLOTS))
-    assert slots[SLOTS:] == [None, None]
-    metrics.ready(5, boot_seconds=0.02)
-    assert values(metrics, "forkfd_workers") == {("web",): 5}
+def test_a_worker_without_a_page_is_no_error() -> None:
+    metrics = Metrics()
+    for number in (1, 2):
+        metrics.started(component="web", worker_id=number, generation=1, slot=None)
+    metrics.ready(2, boot_seconds=0.02)
+    assert values(metrics, "forkfd_workers") == {("web",): 2}
     assert values(metrics, "forkfd_workers_ready") == {("web",): 1}
-    metrics.ended(5, cause="done", expected=True)
+    assert values(metrics, "forkfd_worker_requests_total") == {}
     metrics.ended(2, cause="done", expected=True)
-    assert metrics.started(component="web", worker_id=6, generation=1) == slots[1]
+    assert values(metrics, "forkfd_workers") == {("web",): 1}
 
 
 def test_gauges_follow_the_reports_of_the_loop(page: ff.SharedPage) -> None:
-    metrics = Metrics(page, memory={1: 4096}.get)
+    metrics = Metrics(memory={1: 4096}.get)
     metrics.component("web", wanted=2)
     metrics.component("crypto", wanted=1, degraded=True)
-    metrics.started(component="web", worker_id=1, generation=4)
-    metrics.started(component="web", worker_id=2, generation=4)
+    metrics.started(component="web", worker_id=1, generation=4, slot=page.slot(0))
+    metrics.started(component="web", worker_id=2, generation=4, slot=page.slot(1))
     metrics.ready(1, boot_seconds=0.3)
     metrics.ready(2, boot_seconds=100)
     metrics.unready(2)
@@ -90,7 +90,7 @@ def test_gauges_follow_the_reports_of_the_loop(page: ff.SharedPage) -> None:
     metrics.reloaded("done")
     metrics.reloaded("boot_timeout")
     metrics.reloaded("done")
-    page.generation = 4
+    metrics.generation = 4
     assert metrics.degraded() == ["crypto"]
     assert values(metrics, "forkfd_degraded") == {("web",): 0, ("crypto",): 1}
     assert values(metrics, "forkfd_workers_wanted") == {("web",): 2, ("crypto",): 1}
@@ -106,41 +106,83 @@ def test_gauges_follow_the_reports_of_the_loop(page: ff.SharedPage) -> None:
 
 
 def test_the_age_of_a_heartbeat(page: ff.SharedPage) -> None:
-    metrics = Metrics(page)
-    slot = metrics.started(component="web", worker_id=1, generation=1)
-    assert slot is not None
+    metrics = Metrics()
+    slot = page.slot(0)
+    metrics.started(component="web", worker_id=1, generation=1, slot=slot)
     name = "forkfd_worker_heartbeat_age_seconds"
     assert values(metrics, name, 10**18) == {}
-    page.slot(slot).beat()
-    beaten = page.slot(slot).snapshot().beat_ns
+    slot.beat()
+    beaten = slot.snapshot().beat_ns
     assert values(metrics, name, beaten + 1_500_000_000) == {("web", "1"): 1.5}
     assert values(metrics, name, beaten - 1) == {("web", "1"): 0}  # it beat after the clock
 
 
 def test_a_worker_that_writes_nonsense_lowers_no_total(page: ff.SharedPage) -> None:
-    metrics = Metrics(page)
-    slot = metrics.started(component="web", worker_id=1, generation=1)
-    assert slot is not None
-    page.slot(slot).end(errors=3)  # without a begin
+    metrics = Metrics()
+    slot = page.slot(0)
+    metrics.started(component="web", worker_id=1, generation=1, slot=slot)
+    slot.end(errors=3)  # without a begin
     assert values(metrics, "forkfd_worker_in_flight") == {("web", "1"): 0}
-    page.slot(slot).add(9)
+    slot.add(9)
     assert values(metrics, "forkfd_requests_total") == {("web",): 10}
-    page.slot(slot).claim(worker=1, generation=1)
+    slot.claim(worker=1, generation=1)
     assert values(metrics, "forkfd_requests_total") == {("web",): 10}
-    page.slot(slot).claim(worker=77, generation=1)
-    page.slot(slot).add(1000)
+    slot.claim(worker=77, generation=1)
+    slot.add(1000)
     metrics.ended(1, cause="exit", expected=False)
     assert values(metrics, "forkfd_requests_total") == {("web",): 10}
     assert values(metrics, "forkfd_requests_lost_total") == {("web",): 0}
 
 
+def write(page: ff.SharedPage, word: int, value: int) -> None:
+    """Write to the first slot what no method of it writes, as a hostile worker may."""
+    os.pwrite(page.fileno(), struct.pack("Q", value), 64 + 8 * word)
+
+
+@pytest.mark.parametrize(
+    ("word", "value", "damage"),
+    [
+        (0, 2**64 - 1, "requests in its slot went from 10 to 18446744073709551615"),
+        (0, 9, "requests in its slot went from 10 to 9"),
+        (1, 2**45, "errors in its slot went from 2 to 35184372088832"),
+        (1, 0, "errors in its slot went from 2 to 0"),
+        (2, 2**63, "in_flight in its slot is 9223372036854775808"),
+        (6, 7, "the worker's id in its slot is 7"),
+        (7, 3, "the generation in its slot is 3, not 1"),
+    ],
+)
+def test_nonsense_in_a_slot_is_named_and_changes_no_counter(
+    page: ff.SharedPage, word: int, value: int, damage: str
+) -> None:
+    metrics = Metrics()
+    metrics.started(component="web", worker_id=1, generation=1, slot=page.slot(0))
+    metrics.started(component="web", worker_id=2, generation=1, slot=page.slot(1))
+    page.slot(0).add(10, errors=2)
+    page.slot(1).add(5)
+    assert values(metrics, "forkfd_requests_total") == {("web",): 15}
+    write(page, word, value)
+    assert values(metrics, "forkfd_requests_total") == {("web",): 15}
+    assert values(metrics, "forkfd_errors_total") == {("web",): 2}
+    assert values(metrics, "forkfd_worker_requests_total") == {("web", "2"): 5}
+    assert metrics.account(1).damage == damage
+    assert metrics.account(2).damage == ""
+    write(page, word, 10)
+    page.slot(1).add(1)
+    assert values(metrics, "forkfd_worker_requests_total") == {("web", "2"): 6}, "it is for good"
+    metrics.ended(1, cause="stale", expected=False)
+    assert values(metrics, "forkfd_requests_total") == {("web",): 16}
+    assert values(metrics, "forkfd_requests_lost_total") == {("web",): 0}
+
+
 def test_a_successor_continues_the_totals(page: ff.SharedPage) -> None:
-    old = Metrics(page)
+    old = Metrics()
     old.component("web", wanted=1)
-    slot = old.started(component="web", worker_id=1, generation=1)
-    assert slot is not None
-    old.started(component="web", worker_id=2, generation=1)
-    page.slot(slot).add(7)
+    slot = page.slot(0)
+    old.started(component="web", worker_id=1, generation=1, slot=slot)
+    old.started(component="web", worker_id=2, generation=1, slot=page.slot(1))
+    for _ in range(4):
+        slot.add(1 << 39)
+        assert values(old, "forkfd_requests_total")  # read
     old.ended(2, cause="core", expected=False)
     old.pressure("web", "memory")
     assert values(old, "forkfd_pressure_total") == {
@@ -150,17 +192,13 @@ def test_a_successor_continues_the_totals(page: ff.SharedPage) -> None:
     }
     old.reloaded("done")
     old.ready(1, boot_seconds=0.1)
-    new = Metrics(page)
+    new = Metrics()
     new.restore(json.loads(json.dumps(old.state())))
     new.adopted(component="web", worker_id=1, generation=1, slot=slot)
     new.ready(1)
     assert list(new.collect(0)) == list(old.collect(0))
     with pytest.raises(ValueError, match="worker 1 is registered"):
         new.adopted(component="web", worker_id=1, generation=1, slot=None)
-    with pytest.raises(ValueError, match=f"worker 3: slot {slot} is not free"):
-        new.adopted(component="web", worker_id=3, generation=1, slot=slot)
-    with pytest.raises(ValueError, match="slot 99 is not free"):
-        new.adopted(component="web", worker_id=3, generation=1, slot=99)
     with pytest.raises(ValueError, match="version 2"):
         new.restore({"version": 2})
     assert list(new.collect(0)) == list(old.collect(0))
@@ -168,11 +206,11 @@ def test_a_successor_continues_the_totals(page: ff.SharedPage) -> None:
         new.ended(3, cause="exit", expected=False)
 
 
-def test_lost_log_records_are_counted_over_an_upgrade(page: ff.SharedPage) -> None:
-    old = Metrics(page, log_lost=lambda: {"file": 3, "stdout": 0})
+def test_lost_log_records_are_counted_over_an_upgrade() -> None:
+    old = Metrics(log_lost=lambda: {"file": 3, "stdout": 0})
     name = "forkfd_log_lost_total"
     assert values(old, name) == {("file",): 3, ("stdout",): 0}
-    new = Metrics(page, log_lost=lambda: {"file": 2, "loki": 5})
+    new = Metrics(log_lost=lambda: {"file": 2, "loki": 5})
     new.restore(json.loads(json.dumps(old.state())))
     assert values(new, name) == {("file",): 5, ("stdout",): 0, ("loki",): 5}
     new.restore(json.loads(json.dumps(new.state())))
@@ -180,10 +218,9 @@ def test_lost_log_records_are_counted_over_an_upgrade(page: ff.SharedPage) -> No
 
 
 def test_every_family_is_collected_in_order(page: ff.SharedPage) -> None:
-    metrics = Metrics(page, memory=lambda worker: worker, log_lost=lambda: {"file": 1})
-    slot = metrics.started(component="web", worker_id=1, generation=1)
-    assert slot is not None
-    page.slot(slot).beat()
+    metrics = Metrics(memory=lambda worker: worker, log_lost=lambda: {"file": 1})
+    metrics.started(component="web", worker_id=1, generation=1, slot=page.slot(0))
+    page.slot(0).beat()
     metrics.reloaded("done")
     collected = list(metrics.collect(0))
     assert [family for family, _ in collected] == list(FAMILIES.values())
@@ -201,16 +238,19 @@ class Totals(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.page = ff.SharedPage.create(SLOTS)
-        self.metrics = Metrics(self.page)
+        self.metrics = Metrics()
         self.counted: dict[str, list[int]] = {}
+        self.free = set(range(SLOTS))
         self.next = 0
 
     @rule(target=workers, component=st.sampled_from(["web", "crypto"]))
     def start(self, component: str) -> object:
         self.next += 1
-        slot = self.metrics.started(component=component, worker_id=self.next, generation=1)
+        index = self.free.pop() if self.free else None
+        slot = None if index is None else self.page.slot(index)
+        self.metrics.started(component=component, worker_id=self.next, generation=1, slot=slot)
         self.counted.setdefault(component, [0, 0])
-        return multiple() if slot is None else (self.next, component, slot)
+        return multiple() if index is None else (self.next, component, index)
 
     @rule(worker=workers, requests=st.integers(0, 9), errors=st.integers(0, 9))
     def count(self, worker: tuple[int, str, int], requests: int, errors: int) -> None:
@@ -223,11 +263,11 @@ class Totals(RuleBasedStateMachine):
     @rule(worker=consumes(workers), expected=st.booleans())
     def end(self, worker: tuple[int, str, int], expected: bool) -> None:
         self.metrics.ended(worker[0], cause="exit", expected=expected)
-        assert not any(self.page.snapshots()[worker[2]])
+        self.free.add(worker[2])
 
     @rule()
     def hand_over(self) -> None:
-        new = Metrics(self.page)
+        new = Metrics()
         new.restore(self.metrics.state())
         for worker_id, old in self.metrics._workers.items():
             new.adopted(component=old.component, worker_id=worker_id, generation=1, slot=old.slot)

@@ -31,13 +31,13 @@ OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0
 @pytest.fixture
 def metrics() -> Iterator[Metrics]:
     with ff.SharedPage.create(4) as page:
-        metrics = Metrics(page, memory=lambda worker: 4096 * worker)
+        metrics = Metrics(memory=lambda worker: 4096 * worker)
         metrics.component('we"b\\\n', wanted=3)
         for worker in (1, 2):
-            slot = metrics.started(component='we"b\\\n', worker_id=worker, generation=1)
-            assert slot is not None
-            page.slot(slot).beat()
-            page.slot(slot).add(10 * worker)
+            slot = page.slot(worker)
+            metrics.started(component='we"b\\\n', worker_id=worker, generation=1, slot=slot)
+            slot.beat()
+            slot.add(10 * worker)
             metrics.ready(worker, boot_seconds=0.02)
         metrics.ended(1, cause="oom", expected=False)
         metrics.reloaded("done")
@@ -106,8 +106,7 @@ def test_other_collectors_may_be_added(metrics: Metrics) -> None:
     )
 )
 def test_whatever_is_accepted_something_is_rendered(accept: str) -> None:
-    with ff.SharedPage.create(1) as page:
-        content_type, data = Exposition(Metrics(page)).render(accept)
+    content_type, data = Exposition(Metrics()).render(accept)
     assert content_type.isprintable() and content_type.isascii()
     assert b"forkfd_generation" in data
 
@@ -122,14 +121,12 @@ def test_without_prometheus_client_the_error_names_the_package() -> None:
     code = """
 import sys
 sys.modules["prometheus_client"] = None
-import pyforkfd as ff
 from pyforkfd.supervisor.metrics._prometheus import Exposition, MetricsUnavailableError
 from pyforkfd.supervisor.metrics._counters import Metrics
-with ff.SharedPage.create(1) as page:
-    try:
-        Exposition(Metrics(page))
-    except MetricsUnavailableError as error:
-        print(error)
+try:
+    Exposition(Metrics())
+except MetricsUnavailableError as error:
+    print(error)
 """
     command = [sys.executable, "-P", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)

@@ -127,8 +127,8 @@ def served(server: ScrapeServer) -> Iterator[None]:
 
 def test_foreign_clients_are_served() -> None:
     reasons: list[str] = []
-    with ff.SharedPage.create(2) as slots, ff.bind("tcp://127.0.0.1:0") as listener:
-        metrics = Metrics(slots)
+    with ff.bind("tcp://127.0.0.1:0") as listener:
+        metrics = Metrics()
         metrics.component("web", wanted=2)
         base = "http://{}:{}".format(*listener.getsockname())
         render = Exposition(metrics).render

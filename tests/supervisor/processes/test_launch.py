@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
+import select
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,9 +17,11 @@ import pytest
 from leaks import Holdings
 from services import free_port
 
+from pyforkfd.supervisor._reactor import Reactor
 from pyforkfd.supervisor.processes._launch import prepare
 from pyforkfd.supervisor.processes._resources import Resources, open_resources
 from pyforkfd.supervisor.processes._workers import Workers
+from pyforkfd.supervisor.processes._zygotes import zygote_for
 from pyforkfd.supervisor.spec._spec import Component, Listener, Log, Privileges, Service
 from pyforkfd.supervisor.state._events import Event, Spawned, SpawnFailed
 from pyforkfd.supervisor.state._model import Phase, Worker
@@ -82,7 +86,7 @@ def test_a_start_hands_over_the_process_and_its_channel(
     resources.watch.started(worker())
     launch = prepare(worker(), plan, resources, None)
     process, channel = launch.start()
-    with process, channel:
+    with process, channel, launch.notify:
         assert launch.channel is channel and not channel.closed
         while "slot=" not in (text := (tmp_path / "log").read_text()):
             resources.reactor.run_once(1.0)
@@ -97,6 +101,7 @@ def test_a_start_hands_over_the_process_and_its_channel(
         process.kill()
         process.wait()
     resources.output.worker_gone(7, time.monotonic())
+    resources.watch.ended(7, "signal", expected=True)
     assert settled(resources) == before
 
 
@@ -137,12 +142,51 @@ def test_a_start_that_fails_frees_all_of_it(
     assert file.reopen(now) and file.next_switch(now) is None
 
 
+def test_a_start_that_cannot_be_watched_ends_the_worker(
+    plan: Service, resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where fs.epoll.max_user_watches is reached: ENOSPC of epoll_ctl(2)."""
+    events: list[Event] = []
+    workers = Workers(resources, events.append)
+    before = settled(resources)
+    add, left = Reactor.add, 0
+
+    def refuse(self: Reactor, fd: int, *arguments: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        add(self, fd, *arguments)
+
+    monkeypatch.setattr(Reactor, "add", refuse)
+    for number in range(1, 5):  # two pipes, the process, the channel
+        left = number
+        workers.start(worker(), plan)
+        (event,) = events
+        events.clear()
+        assert isinstance(event, SpawnFailed) and event.shortage, number
+        assert 7 not in workers
+        assert settled(resources) == before, number
+    workers.start(worker(), plan)
+    assert isinstance(events.pop(), Spawned)
+    workers.abandon()
+    assert settled(resources) == before
+
+
+@pytest.mark.parametrize("kind", ["command", "function"])
 def test_a_start_frees_all_of_it_at_whatever_descriptor_it_fails(
-    plan: Service, resources: Resources
+    kind: str, plan: Service, resources: Resources
 ) -> None:
     """Each start may have one descriptor more than the last, until one succeeds."""
     events: list[Event] = []
     workers = Workers(resources, events.append)
+    options: dict[str, Any] = {}
+    if kind == "function":
+        options = {"command": None, "function": "time:sleep", "args": (100,)}
+        spec = zygote_for(plan, worker(**options).spec)
+        while resources.zygotes.get(spec, 1) is None:
+            select.select([resources.zygotes], [], [])
+            resources.zygotes.read()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     # All numbers below the highest are taken, so that the limit counts those that are free.
     taken = [os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)]
@@ -155,13 +199,14 @@ def test_a_start_frees_all_of_it_at_whatever_descriptor_it_fails(
         while True:
             resource.setrlimit(resource.RLIMIT_NOFILE, (taken[-1] + 1 + failures, hard))
             try:
-                workers.start(worker(), plan)
+                workers.start(worker(**options), plan)
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             event = events.pop()
             if isinstance(event, Spawned):
                 break
             assert isinstance(event, SpawnFailed) and "Too many open files" in event.why
+            assert event.shortage
             failures += 1
             assert settled(resources) == before, failures
         workers.abandon()

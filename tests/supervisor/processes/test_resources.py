@@ -55,7 +55,7 @@ def config(directory: Path, *more: str) -> str:
     return "\n".join(lines)
 
 
-def ask(running: Running, what: str) -> bytes:
+def fetch(running: Running, what: str) -> bytes:
     with socket.create_connection(("127.0.0.1", running.port), timeout=30) as client:
         client.sendall(what.encode())
         return client.recv(100)
@@ -82,10 +82,10 @@ def test_what_a_dead_worker_has_counted_stays(tmp_path: Path) -> None:
     metrics = f'[metrics]\naddress = "tcp://127.0.0.1:{port}"\ntextfile = "{tmp_path}/m.prom"'
     with service(tmp_path, config(tmp_path, metrics)) as running:
         for what in ("a", "b", "fail"):
-            assert ask(running, what) == b"done"
-        assert ask(running, "crash") == b""
+            assert fetch(running, what) == b"done"
+        assert fetch(running, "crash") == b""
         running.log.wait_for("ready after", count=2)
-        assert ask(running, "c") == b"done"
+        assert fetch(running, "c") == b"done"
         found = scrape(port)
     by_name = {key[0]: [v for k, v in found.items() if k[0] == key[0]] for key in found}
     assert sum(by_name["forkfd_requests_total"]) == 5
@@ -100,7 +100,7 @@ def test_records_and_captured_lines_are_in_one_file_in_their_order(tmp_path: Pat
     where = f'[log]\npath = "{log}"\n[control]\npath = "{control}"'
     with service(tmp_path, config(tmp_path, where)) as running:
         for number in range(3):
-            ask(running, str(number))
+            fetch(running, str(number))
         running.log.wait_for("printed 2")
         log.rename(tmp_path / "moved")  # as logrotate does
         running.process.send_signal(signal.SIGUSR1)
@@ -118,7 +118,7 @@ def test_records_and_captured_lines_are_in_one_file_in_their_order(tmp_path: Pat
 
 def _turned(running: Running, log: Path) -> bool:
     """The worker writes to the new file."""
-    ask(running, "later")
+    fetch(running, "later")
     return "asked later" in log.read_text()
 
 
@@ -133,7 +133,7 @@ def test_a_hook_is_told_of_a_crash(tmp_path: Path) -> None:
         '["/bin/sh", "-c", "echo SHELL $FORKFD_CRASH_CAUSE $FORKFD_CRASH_DETAIL"]]'
     )
     with service(tmp_path, config(tmp_path, hooks)) as running:
-        ask(running, "crash")
+        fetch(running, "crash")
         running.log.wait_for("SHELL exit exit code 3")
         running.log.wait_for("HOOK web exit 1")
         running.log.wait_for("ready after", count=2)
@@ -147,10 +147,10 @@ def test_a_worker_that_has_grown_stops_accepting_and_is_replaced(tmp_path: Path)
     recycle_after = 0.5
     """
     with service(tmp_path, config(tmp_path, guard), ready=2) as running:
-        ask(running, "grow")
-        ask(running, "grow")
-        ask(running, "grow")
-        ask(running, "grow")  # one of the two has got two of them at least
+        fetch(running, "grow")
+        fetch(running, "grow")
+        fetch(running, "grow")
+        fetch(running, "grow")  # one of the two has got two of them at least
         running.log.wait_for("ORDER stop_accepting")
         running.log.wait_for("ORDER collect")
         running.log.wait_for("uses .* for too long")
@@ -162,8 +162,8 @@ def test_workers_that_have_served_enough_are_replaced(tmp_path: Path) -> None:
     recycle = "recycle = { requests = 5, jitter = 0 }"
     with service(tmp_path, config(tmp_path, recycle)) as running:
         for _ in range(5):
-            ask(running, "x")
+            fetch(running, "x")
         running.log.wait_for("to be replaced: 5 requests")
         running.log.wait_for("ready after", count=2)
         running.log.wait_for("worker 1: has left")
-        assert ask(running, "x") == b"done"
+        assert fetch(running, "x") == b"done"

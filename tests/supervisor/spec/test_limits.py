@@ -64,7 +64,7 @@ def test_every_wrong_share_of_pressure_is_reported() -> None:
         ),
         (
             {"cpu_max": 0.001},
-            ["cpu_max: 0.001 is out of range; write a number of processors, 0.01 or more..."],
+            ["cpu_max: 0.001 is out of range; write a number of processors, from 0.01..."],
         ),
         ({"cpu_max": "all"}, ['cpu_max: "all" is not a number or an array of 2']),
         (
@@ -75,8 +75,8 @@ def test_every_wrong_share_of_pressure_is_reported() -> None:
             {"cpu_max": (999, 100_000)},
             [
                 (
-                    "cpu_max: (999, 100000) is out of range; write a quota of 1000 or more "
-                    "microseconds and a period from 1000 to 1000000"
+                    "cpu_max: (999, 100000) is out of range; write a quota from 1000 to "
+                    "8192000000 and a period from 1000 to 1000000, in microseconds"
                 )
             ],
         ),
@@ -94,7 +94,7 @@ def test_every_wrong_share_of_pressure_is_reported() -> None:
             [
                 "memory_max: -1 is out of range; write bytes, above 0",
                 "oom_group: 1 is not true or false",
-                "pids_max: 0 is out of range; write a whole number, 1 or more",
+                "pids_max: 0 is out of range; write a whole number, from 1 to 4194304",
             ],
         ),
     ],

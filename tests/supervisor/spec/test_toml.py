@@ -259,10 +259,13 @@ def values(wanted: Any, within: bool) -> st.SearchStrategy[Any]:
     """Make values of an annotation; ``within`` its bounds, else also others."""
     origin, arguments = get_origin(wanted), get_args(wanted)
     if origin is Annotated:
-        _, bounds = metadata_of(wanted)
+        unit, bounds = metadata_of(wanted)
         if bounds is None or not within:
             return values(arguments[0], within)
-        most = 2**40 if bounds.most is None else bounds.most
+        most = bounds.most
+        if most is None:
+            assert unit is not None and unit.most is not None, "every number has an upper bound"
+            most = unit.most
         if arguments[0] is int:
             return st.integers(int(bounds.least), int(most)).filter(bounds.contain)
         return st.floats(bounds.least, most).filter(bounds.contain)
@@ -277,7 +280,7 @@ def values(wanted: Any, within: bool) -> st.SearchStrategy[Any]:
             return st.lists(values(arguments[0], within), max_size=2).map(tuple)
         return st.tuples(*(values(a, within) for a in arguments))
     if wanted is Any:
-        return st.integers() | st.text()
+        return st.integers(-(2**63), 2**63 - 1) | st.text()
     if wanted is float:
         return st.floats(min_value=0, max_value=1e9)
     if dataclasses.is_dataclass(wanted):
@@ -375,7 +378,7 @@ def test_whatever_is_wrong_is_a_problem_and_no_accident(service: Service) -> Non
         assert problem.place
 
 
-@given(st.floats(0, 1e6), st.sampled_from([("ms", 1e-3), ("s", 1), ("m", 60), ("h", 3600)]))
+@given(st.floats(0, 8000), st.sampled_from([("ms", 1e-3), ("s", 1), ("m", 60), ("h", 3600)]))
 def test_durations(number: float, unit: tuple[str, float]) -> None:
     text = f'{SMALL}drain_timeout = "{number:f}{unit[0]}"'
     document = tomllib.loads(text)
@@ -383,3 +386,14 @@ def test_durations(number: float, unit: tuple[str, float]) -> None:
     assert math.isclose(
         read["web"].drain_timeout, number * unit[1], rel_tol=1e-3, abs_tol=1e-3 * unit[1]
     )
+
+
+def test_a_duration_has_an_end_and_a_size_too() -> None:
+    text = SMALL + 'drain_timeout = "366d"\n[log]\npath = "/tmp/log"\nmax_bytes = "1025T"\n'
+    assert problems(text) == [
+        (
+            'shop.toml:3: components.web.drain_timeout: "366d" is out of range; write a duration, '
+            "at most 365d"
+        ),
+        'shop.toml:6: log.max_bytes: "1025T" is out of range; write a size, at most 1024T',
+    ]

@@ -73,7 +73,7 @@ CASES: list[tuple[Service, list[str]]] = [
     ),
     (
         service(web(), http(), max_generations=1),
-        ["max_generations: 1 is out of range; write a whole number, 2 or more"],
+        ["max_generations: 1 is out of range; write a whole number, from 2 to 100"],
     ),
     (
         service(web(readiness="accept"), http(), rollback=5.0),
@@ -181,7 +181,7 @@ CASES: list[tuple[Service, list[str]]] = [
     (service(web(), http(address="8080")), [f'{H}.address: "8080" is not an address']),
     (
         service(web(), http(backlog=0)),
-        [f"{H}.backlog: 0 is out of range; write a whole number, 1 or more"],
+        [f"{H}.backlog: 0 is out of range; write a whole number, from 1 to 2147483647"],
     ),
     (
         service(web(), http(address="unix:@x", shards=True, mode=0o600, ipv6_only=True)),
@@ -383,9 +383,9 @@ CASES: list[tuple[Service, list[str]]] = [
         ),
         [
             "log.max_bytes: 0 is out of range; write bytes, above 0",
-            "log.keep: -1 is out of range; write a whole number, 1 or more",
+            "log.keep: -1 is out of range; write a whole number, from 1 to 1000",
             "log.loki.batch_seconds: 0.0 is out of range; write seconds, above 0",
-            "log.loki.retries: -1 is out of range; write a whole number, 0 or more",
+            "log.loki.retries: -1 is out of range; write a whole number, from 0 to 1000",
             "log.loki.buffer: 0 is out of range; write bytes, above 0",
             "metrics.interval: 0.0 is out of range; write seconds, above 0",
             'control.path: "unix:relative": the path is relative to where',

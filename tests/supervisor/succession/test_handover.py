@@ -163,11 +163,11 @@ def test_a_value_that_cannot_be_pickled_is_named() -> None:
 def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = dump(handover(initial(service()), []))
     monkeypatch.setattr(_handover, "VERSION", _handover.VERSION + 1)
-    with pytest.raises(HandoverError, match="version 2, this program reads version 3 only: stop"):
+    with pytest.raises(HandoverError, match="version 3, this program reads version 4 only: stop"):
         load(data)
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b"[]", b'{"version": 2}', b"\xff", b"null"])
+@pytest.mark.parametrize("data", [b"", b"{}", b"[]", b'{"version": 3}', b"\xff", b"null"])
 def test_a_damaged_record_is_refused(data: bytes) -> None:
     with pytest.raises(HandoverError):
         load(data)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
+import re
 import signal
 import socket
 import stat
@@ -205,11 +207,19 @@ def test_workers_of_a_zygote_live_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_supervisor_that_fails_is_started_again(tmp_path: Path) -> None:
     port = config(tmp_path / "s.toml", keeper=True)
     serve = tmp_path / "serve.py"
-    serve.write_text(
-        (HELPERS / "serve.py")
-        .read_text()
-        .replace("logging.basicConfig", "Supervisor.reload = lambda _: 1 / 0\nlogging.basicConfig")
-    )
+    fault = """
+import pyforkfd.supervisor._engine as engine
+
+
+def reload(supervisor):
+    engine.step = lambda *_: 1 / 0  # a fault of ours, in what every event goes through
+
+
+Supervisor.reload = reload
+logging.basicConfig"""
+    text = (HELPERS / "serve.py").read_text()
+    assert text.count("logging.basicConfig") == 1
+    serve.write_text(text.replace("logging.basicConfig", fault))
     with LoggedService(tmp_path / "s.toml", [sys.executable, str(serve)]) as service:
         service.ready(2)
         workers = workers_of(service.process.pid)
@@ -235,6 +245,7 @@ def test_without_its_keeper_the_supervisor_stops_in_order(
     for _ in workers:
         service.wait_for("has left: exit code 0")
     assert not still_alive({*workers, service.supervisor})
+    assert "not sent" not in service.log.text()
 
 
 def test_an_orphan_is_killed(tmp_path: Path) -> None:
@@ -254,6 +265,29 @@ def test_an_orphan_is_killed(tmp_path: Path) -> None:
         service.wait_for(f"killing process {orphan}, an orphan")
         service.wait_for("took over 1 workers")
         assert gone(lambda: workers_of(keeper) == {worker})
+
+
+def test_the_cgroup_of_a_worker_that_was_not_started_yet_is_removed(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The supervisor was killed after it had made it, and its successor makes another."""
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{HELPERS}")
+    (tmp_path / "slow.py").write_text("def setup(): open('gate').close()")
+    os.mkfifo(tmp_path / "gate")  # the zygote waits here, and so does its worker
+    config(tmp_path / "s.toml", keeper=True)
+    with (tmp_path / "s.toml").open("a") as file:
+        file.write('[components.fn]\nfunction = "signal:pause"\nzygote = "z"\n')
+        file.write('readiness = "started"\n[zygotes.z]\nsetup = "slow:setup"\n')
+    with LoggedService(tmp_path / "s.toml", cgroup=home) as service:
+        service.ready(2)
+        leaf = home / "fn-3.worker"
+        leaf.mkdir()
+        service.kill()
+        service.wait_for("took over 2 workers")
+        assert not leaf.exists()
+        (tmp_path / "gate").write_text("")
+        service.wait_for("fn: worker 3: ready")
+        assert leaf.exists()
 
 
 # The keeper itself, with supervisors of a few lines
@@ -361,6 +395,40 @@ killed()
         running.terminate()
         assert running.stdout.read().removeprefix(b"dies\n") == b"SIGTERM\n"
     assert running.returncode == 0
+
+
+@pytest.mark.parametrize("first", ["kill", "signal"])
+def test_a_signal_that_a_killed_supervisor_has_not_read_finds_the_next(first: str) -> None:
+    """Whether it was sent before the kill, or while the supervisor was about to end."""
+    code = """
+link.send(b"=")
+if given:
+    print(signal.sigtimedwait([signal.SIGHUP], 5))
+    link.send(b"-")
+    raise SystemExit
+hold("a", link.fileno())
+print(os.getpid(), flush=True)
+while True: time.sleep(99)
+"""
+    command = [os.fspath(keeper_program()), sys.executable, "-S", "-c", GIVEN + code]
+    for _ in range(10):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as kept:
+            assert kept.stdout is not None
+            pid = int(kept.stdout.readline())
+            if first == "signal":
+                kept.send_signal(signal.SIGHUP)
+                assert gone(functools.partial(has_pending, pid, signal.SIGHUP))
+            os.kill(pid, signal.SIGKILL)
+            if first == "kill":
+                kept.send_signal(signal.SIGHUP)
+            assert b"si_signo=1" in kept.stdout.read()
+        assert kept.returncode == 0
+
+
+def has_pending(pid: int, signum: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    (pending,) = re.findall(r"^ShdPnd:\s*(\w+)", status, re.MULTILINE)
+    return bool(int(pending, 16) >> (signum - 1) & 1)
 
 
 def test_it_reports_the_ends_of_orphans() -> None:

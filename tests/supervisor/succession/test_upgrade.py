@@ -159,7 +159,7 @@ class Broken:
         (Broken.config, "name: 3 is not a string"),
         (Broken.imports, "nosuchmodule"),
         (Broken.another, "hello"),
-        (Broken.version, "version 2, this program reads version 3"),
+        (Broken.version, "version 3, this program reads version 4"),
     ],
 )
 def test_a_program_that_cannot_take_over_does_not(
