@@ -5,18 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import stat
 
 from ._trust import UntrustedPathError, is_privileged, is_trusted, other_writers, user_name
-from ._trusted_paths import CALM, refusal, walk
-
-_KINDS = {
-    stat.S_IFDIR: "a directory",
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFCHR: "a character device",
-    stat.S_IFBLK: "a block device",
-    stat.S_IFSOCK: "a socket",
-}
+from ._trusted_paths import CALM, demand_regular, refusal, walk
 
 
 def split(path: str) -> tuple[str, str]:
@@ -139,11 +130,7 @@ def read_file(path: str | os.PathLike[str], most: int, *, trusted: bool = False)
     strict = trusted and is_privileged()
     fd = _open_trusted(path) if strict else os.open(path, os.O_RDONLY | CALM)
     try:
-        kind = stat.S_IFMT(os.fstat(fd).st_mode)
-        if kind != stat.S_IFREG:
-            number = errno.EISDIR if kind == stat.S_IFDIR else errno.EINVAL
-            text = f"is {_KINDS.get(kind, 'no file')}; write the path of a regular file"
-            raise OSError(number, text, path)
+        demand_regular(os.fstat(fd), path)
         parts, left = [], most + 1
         while left > 0 and (part := os.read(fd, min(left, 1 << 20))):
             parts.append(part)

@@ -30,6 +30,13 @@ from ._trust import UntrustedPathError, is_privileged, is_trusted, other_writers
 
 _MOST_LINKS = 40  # as path_resolution(7)
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+    stat.S_IFSOCK: "a socket",
+}
 CALM = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC  # a FIFO, a lease or a terminal delays nothing
 
 
@@ -142,7 +149,7 @@ class Directory:
             raise
         except OSError as error:
             if error.errno in (errno.ENXIO, errno.EISDIR):  # a FIFO without a reader, a socket
-                raise OSError(errno.EINVAL, "not a regular file", path) from None
+                raise OSError(errno.EINVAL, "is no regular file", path) from None
             if error.filename not in (None, name):  # of a link's target, named already
                 raise
             raise OSError(error.errno, error.strerror, path) from None
@@ -225,8 +232,7 @@ class Directory:
         return os.fstat(self.fileno()).st_dev == os.stat("/proc").st_dev
 
     def _judge(self, info: os.stat_result, path: str) -> None:
-        if not stat.S_ISREG(info.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", path)
+        demand_regular(info, path)
         if self.is_ours:
             return
         who = self.writers or user_name(self.owner or 0)
@@ -249,6 +255,23 @@ class Directory:
                 f"is {user_name(info.st_uid)}'s, in a directory to which {who} may write: "
                 "remove it",
             )
+
+
+def demand_regular(info: os.stat_result, path: str) -> None:
+    """Refuse what is no regular file.
+
+    Args:
+        info: fstat(2) of it.
+        path: its path, for the message.
+
+    Raises:
+        OSError: it is none: EISDIR or EINVAL.
+    """
+    kind = stat.S_IFMT(info.st_mode)
+    if kind != stat.S_IFREG:
+        number = errno.EISDIR if kind == stat.S_IFDIR else errno.EINVAL
+        text = f"is {_KINDS.get(kind, 'no file')}; write the path of a regular file"
+        raise OSError(number, text, path)
 
 
 def refusal(path: str, text: str) -> UntrustedPathError:

@@ -135,10 +135,11 @@ class Birth:
 
     def discard(self) -> None:
         """Kill and reap the worker, if it is born or still will be."""
+        end = time.monotonic() + _DISCARD_TIMEOUT
         with self._answers:
             while self._pidfd is None and not self._refused:
-                if not self._step(_DISCARD_TIMEOUT):
-                    return  # a stopped zygote
+                if not self._step(max(0.0, end - time.monotonic())):
+                    return  # a stopped zygote, or a worker that never ends sending
         if self._pidfd is not None and not self._pidfd.closed:
             with self._pidfd as pidfd:
                 try:

@@ -85,9 +85,9 @@ def test_a_link_of_roots_is_followed(tmp_path: Path) -> None:
 def test_a_fifo_delays_nothing(theirs: Path, flags: int) -> None:
     os.mkfifo(theirs / "log")
     begun = time.monotonic()
-    with pytest.raises(OSError, match="not a regular file"):
+    with pytest.raises(OSError, match="regular file"):
         opened(theirs / "log", flags)
-    with pytest.raises(OSError, match="not a regular file"):
+    with pytest.raises(OSError, match="regular file"):
         read_file(str(theirs / "log"), 100)
     assert time.monotonic() - begun < 5
 

@@ -552,10 +552,10 @@ def test_a_worker_whose_pidfd_cannot_be_received(
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     received = _messages.receive
 
-    def receive(answers: Fd) -> Received | Report | None:
+    def receive(answers: Fd, *, upward: bool) -> Received | Report | None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
         try:
-            return received(answers)
+            return received(answers, upward=upward)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 

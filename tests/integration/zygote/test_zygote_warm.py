@@ -130,8 +130,8 @@ def test_what_an_idle_worker_holds(pool: Pool, other_fd: int) -> None:
     with pool.zygote.spawn("zygote_jobs:wait", fds={3: other_fd, 0: ff.PIPE}) as busy:
         pool.before |= {busy.pid}
         for pid in pool.idle():
-            # Its connection; the pidfds of us and of the zygote; the page; the zygote's 0 to 2.
-            assert gone(lambda: len(os.listdir(f"/proc/{pid}/fd")) == 7)  # noqa: B023
+            # Its connection; the pidfds of us and of the zygote; the zygote's 0 to 2.
+            assert gone(lambda: len(os.listdir(f"/proc/{pid}/fd")) == 6)  # noqa: B023
             targets = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
             assert os.readlink(f"/proc/self/fd/{other_fd}") not in targets
             assert sum(target.startswith("socket:") for target in targets) == 1
