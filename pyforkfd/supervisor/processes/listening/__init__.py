@@ -1,1 +1,1 @@
-"""What workers do to the listening sockets that they share, and how it is put right."""
+"""The listening sockets that workers share: their state, and its repair."""
