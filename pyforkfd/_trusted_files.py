@@ -1,4 +1,4 @@
-"""What a privileged process reads, executes or binds by path, after another user could not."""
+"""Paths of files, programs and sockets: refused where another user could have placed them."""
 
 from __future__ import annotations
 
