@@ -6,12 +6,13 @@ import contextlib
 import os
 import select
 import signal
+import time
 from typing import Any, Protocol
 
 from pyforkfd import _core
 from pyforkfd._errors import PassingError, SpawnError, ThreadsError
 from pyforkfd._fd import Fd
-from pyforkfd._process import Process, exit_status
+from pyforkfd._process import TRACER_PAUSE, Process, exit_status
 from pyforkfd._types import ExitStatus
 
 from ._errors import ZygoteError
@@ -203,9 +204,8 @@ class Birth:
 
 def _reap(pidfd: int) -> ExitStatus:
     _core.wait_pidfd(pidfd, None)
-    reaped = _core.reap(pidfd)
-    if reaped is None:
-        return ExitStatus(code=None, signal=None, lost=True)
+    while (reaped := _core.reap(pidfd)) is None:
+        time.sleep(TRACER_PAUSE)  # its tracer reaps it first
     return exit_status(reaped)
 
 
