@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import time
 import warnings
 from collections.abc import Sequence
 from io import BufferedReader, BufferedWriter
@@ -13,6 +14,9 @@ from types import TracebackType
 
 from . import _core
 from ._types import Backend, ExitStatus, StrPath
+
+TRACER_PAUSE = 0.01
+"""Seconds between two tries to reap a child that has ended and whose tracer has not reaped it."""
 
 _CLD_EXITED, _CLD_DUMPED = 1, 3
 _forgotten: list[int] = []  # pidfds of children that still ran when their Process was dropped
@@ -136,10 +140,14 @@ class Process(_core.ProcessBase):
         if self.pidfd < 0:
             raise ValueError(f"wait for pid {self.pid}: its pidfd is closed")
         self._demand_own()
+        end = None if timeout is None else time.monotonic() + timeout
         if not _core.wait_pidfd(self.pidfd, timeout):
             raise TimeoutError(f"pid {self.pid} still runs after {timeout} s")
-        status = self.poll()
-        assert status is not None, "a readable pidfd means an ended child"
+        while (status := self.poll()) is None:
+            # Its tracer reaps it first, ptrace(2), and nothing announces that it has.
+            if end is not None and time.monotonic() >= end:
+                raise TimeoutError(f"pid {self.pid} has ended, and its tracer has not reaped it")
+            time.sleep(TRACER_PAUSE)
         return status
 
     async def wait_async(self) -> ExitStatus:
@@ -167,8 +175,8 @@ class Process(_core.ProcessBase):
                 loop.remove_reader(pidfd)
         finally:
             os.close(pidfd)
-        status = self.poll()
-        assert status is not None, "a readable pidfd means an ended child"
+        while (status := self.poll()) is None:  # its tracer reaps it first
+            await asyncio.sleep(TRACER_PAUSE)
         return status
 
     def send_signal(self, signum: int) -> None:

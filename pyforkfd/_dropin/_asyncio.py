@@ -9,6 +9,7 @@ from asyncio.subprocess import Process, SubprocessStreamProtocol
 from typing import Any, Unpack
 
 from pyforkfd._fd import Fd
+from pyforkfd._process import TRACER_PAUSE
 from pyforkfd._types import StrPath
 
 from ._popen import File, Popen, StartOptions
@@ -48,9 +49,12 @@ class _Transport(BaseSubprocessTransport):
         if self._ended is None:
             return
         self._loop.remove_reader(self._ended.fileno())
+        if (code := self._proc.poll()) is None:  # its tracer reaps it first
+            self._loop.call_later(TRACER_PAUSE, self._child_ended)
+            return
         self._ended.close()
         self._ended = None
-        self._process_exited(self._proc.poll())
+        self._process_exited(code)
 
     def _connect_pipes(self, waiter: Any) -> Any:
         # In a task of which we know; the base class starts one, and forgets it.

@@ -190,6 +190,11 @@ class Engine:
         self._replies.append(reply)
         self.feed(event)
 
+    def next_generation(self) -> int:
+        """Return the number of the generation that the next reload begins."""
+        waiting = sum(isinstance(event, Reload) for event in self._events)
+        return self.state.generation + 1 + waiting
+
     def addresses(self) -> list[str]:
         """Return the addresses that are bound, as the specification writes them."""
         listeners = {address for address, _, _ in self.resources.sockets.all()}

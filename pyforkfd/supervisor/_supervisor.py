@@ -155,7 +155,7 @@ class Supervisor:
                     self.signal_component(name)
             reply(outcome)
 
-        engine.generations.add(engine.state.generation + 1, service)
+        engine.generations.add(engine.next_generation(), service)
         engine.request(event, done)
 
     def _prepare(

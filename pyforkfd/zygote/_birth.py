@@ -13,7 +13,7 @@ from pyforkfd import _core
 from pyforkfd._errors import PassingError, SpawnError, ThreadsError
 from pyforkfd._fd import Fd
 from pyforkfd._passing import pass_credentials
-from pyforkfd._process import Process, exit_status
+from pyforkfd._process import TRACER_PAUSE, Process, exit_status
 from pyforkfd._types import ExitStatus
 
 from ._errors import ZygoteError
@@ -234,9 +234,8 @@ class Birth:
 
 def _reap(pidfd: int) -> ExitStatus:
     _core.wait_pidfd(pidfd, None)
-    reaped = _core.reap(pidfd)
-    if reaped is None:
-        return ExitStatus(code=None, signal=None, lost=True)
+    while (reaped := _core.reap(pidfd)) is None:
+        time.sleep(TRACER_PAUSE)  # its tracer reaps it first
     return exit_status(reaped)
 
 

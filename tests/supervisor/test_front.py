@@ -14,6 +14,7 @@ import pytest
 from services import free_port
 
 from pyforkfd.supervisor import Component, Control, Listener, Log, Metrics, Service, Supervisor
+from pyforkfd.supervisor.state._events import Reloaded
 
 
 def service(script: str = "exec sleep 100", **options: Any) -> Service:
@@ -82,6 +83,30 @@ def test_the_status_before_while_and_after_the_run() -> None:
         (worker,) = status["components"][0]["workers"]
         assert worker["id"] == 1 and worker["pid"] > 0
     assert supervisor.status()["condition"] == "stopped"
+
+
+def test_reloads_that_are_requested_together_have_a_generation_each() -> None:
+    outcomes: list[Reloaded] = []
+    reads = 0
+
+    def twice(outcome: Reloaded) -> None:
+        supervisor.reload(outcomes.append)
+        supervisor.reload(outcomes.append)
+        supervisor.stop(now=True)
+
+    def read_again() -> Service:
+        nonlocal reads
+        reads += 1
+        if reads == 1:  # it boots, and is given up when the one that reads goes on
+            supervisor.reload(twice)
+        return plan
+
+    plan = service("kill -HUP $PPID; exec sleep 100")
+    supervisor = Supervisor(plan, read_again=read_again)
+    assert supervisor.run() == 0
+    assert reads >= 4
+    assert [outcome.generation for outcome in outcomes] == [4, 5]
+    assert [bool(outcome.why) for outcome in outcomes] == [True, True]
 
 
 @pytest.fixture

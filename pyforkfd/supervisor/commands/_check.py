@@ -49,14 +49,14 @@ class Check:
         """Find every problem; values of the service may be wrong, which is reported elsewhere."""
         held: frozenset[str] | None = None
         try:
-            path = self._control or service.control.path
-            path = path or default_path(service.name, create=False)
+            given = self._control or service.control.path
+            path = given or default_path(service.name, create=False)
         except OSError as error:
             yield Problem(place=("control", "path"), text=str(error))
         else:
             held = _held_by(path, service.name)
             if held is None:
-                yield from _control(path, service.control)
+                yield from _control(path, service.control, usual=given is None)
         yield from self._listeners(service, held or frozenset())
         yield from _metrics(service, held or frozenset())
         yield from _log(service)
@@ -90,14 +90,16 @@ class Check:
                 yield Problem(place=place, text=text)
 
 
-def _control(path: str, control: Control) -> Iterator[Problem]:
+def _control(path: str, control: Control, *, usual: bool) -> Iterator[Problem]:
+    new = usual and not os.path.lexists(os.path.dirname(path))  # the start makes the directory
     found = [
         Problem(place=("control", *place), text=text)
         for place, text in check_control(dataclasses.replace(control, path=path))
         if path != control.path  # else the specification has reported it
+        and not (new and place == ("path",))
     ]
     yield from found
-    if not found and (why := taken(path, "listen")) is not None:
+    if not new and not found and (why := taken(path, "listen")) is not None:
         yield Problem(place=("control", "path"), text=why)
 
 

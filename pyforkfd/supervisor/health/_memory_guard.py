@@ -41,10 +41,13 @@ class Guard:
     they use: they get the traffic that the others no longer take, and a service that answers
     slowly is better than one that does not.  A worker that may not stop collects and buffers
     its log all the same, and stops as soon as another has resumed.
+
+    Attributes:
+        config: may be replaced; what is known of the workers stays.
     """
 
     def __init__(self, config: MemoryGuard) -> None:
-        self._config = config
+        self.config = config
         self._workers: dict[int, _Worker] = {}
 
     def sample(self, used: Mapping[int, int], now: float) -> list[Orders]:
@@ -83,12 +86,12 @@ class Guard:
 
     def _is_under_pressure(self, worker: _Worker, now: float) -> bool:
         # Reports come once in a window: a shorter time would see breaks that are none.
-        lasts = max(self._config.seconds, 2 * PRESSURE_WINDOW)
+        lasts = max(self.config.seconds, 2 * PRESSURE_WINDOW)
         return worker.pressure_at is not None and now - worker.pressure_at < lasts
 
     def _judge(self, worker: _Worker, now: float) -> list[Order]:
         """Return the orders for the worker's own memory alone."""
-        config = self._config
+        config = self.config
         if worker.used < config.high:
             worker.above_since = None
         elif worker.above_since is None:
@@ -117,7 +120,7 @@ class Guard:
         return orders
 
     def _must_recycle(self, worker: _Worker, now: float) -> bool:
-        config = self._config
+        config = self.config
         if config.recycle is not None and worker.used >= config.recycle:
             return True
         return (
@@ -130,7 +133,7 @@ class Guard:
         """Choose the limited workers that stop accepting: the largest first, never too many."""
         workers = self._workers
         # 0.07 * 100 is a little above 7.
-        accepting = math.ceil(self._config.keep_accepting * len(workers) - 1e-9)
+        accepting = math.ceil(self.config.keep_accepting * len(workers) - 1e-9)
         spare = len(workers) - accepting
         stopped = [worker_id for worker_id, worker in workers.items() if worker.stopped]
         # Accepting workers may have ended since: then some of the stopped ones resume.

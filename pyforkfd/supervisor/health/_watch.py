@@ -117,7 +117,9 @@ class Watch(Closing):
         config = crew.spec.memory_guard
         if config is None:
             self._guards.pop(name, None)
-        elif name not in self._guards:
+        elif (guard := self._guards.get(name)) is not None:
+            guard.config = config
+        else:
             self._guards[name] = Guard(config)
 
     def ended(self, worker_id: int, cause: Cause, *, expected: bool) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyforkfd as ff
 from pyforkfd._closing import Closing
+from pyforkfd._process import TRACER_PAUSE
 from pyforkfd._trusted_files import demand_trusted_program
 from pyforkfd.supervisor._reactor import Reactor
 from pyforkfd.supervisor._shortage import child_limits, reserved
@@ -101,7 +102,8 @@ class Hooks(Closing):
     def _on_end(self, fd: int) -> None:
         process, name, _ = self._running[fd]
         status = process.poll()
-        if status is None:
+        if status is None:  # its tracer reaps it first
+            self._reactor.rest(fd, TRACER_PAUSE)
             return
         if not status.success:
             log.error("on_crash: %s: %s", name, status)

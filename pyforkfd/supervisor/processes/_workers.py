@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pyforkfd as ff
+from pyforkfd._process import TRACER_PAUSE
 from pyforkfd.supervisor._shortage import is_shortage, reserved
 from pyforkfd.supervisor.cgroups._file import CgroupError
 from pyforkfd.supervisor.cgroups._leaf import Leaf
@@ -358,7 +359,8 @@ class Workers:
         running = self._running[worker_id]
         _kill_tree(running)
         status = running.process.poll()
-        if status is None:
+        if status is None:  # its tracer reaps it first
+            self.resources.reactor.rest(running.process.fileno(), TRACER_PAUSE)
             return
         self.guard.ended(running)
         kills = None

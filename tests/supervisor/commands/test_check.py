@@ -17,6 +17,10 @@ import pytest
 from services import free_port
 from supervised import Supervised, toml
 
+from pyforkfd.supervisor import Component, Control, Service
+from pyforkfd.supervisor.commands._check import Check
+from pyforkfd.supervisor.control import _path
+
 PATIENCE = 60.0
 WEB = "[components.web]\ncommand = ['/bin/sleep', '1000']\nreadiness = 'started'\ncgroup = 'off'\n"
 HTTP = WEB + "listen = ['http']\n[listeners.http]\n"
@@ -402,3 +406,23 @@ def test_a_service_that_runs_is_checked_for_its_reload(tmp_path: Path) -> None:
         code, said = outcome(serve(it.config, "--check", control))
         assert code == 2
         assert len(texts(said, it.config)) == 2  # the socket and the port
+
+
+def test_the_usual_directory_of_control_sockets_may_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine where no service has run yet: the start makes it."""
+    component = Component(name="a", command=("true",))
+
+    def problems(allowed: str) -> list[tuple[object, ...]]:
+        control = Control(allow_users=(allowed,))
+        service = Service(name="s", components={"a": component}, control=control)
+        return [problem.place for problem in Check(None)(service)]
+
+    monkeypatch.setattr(_path, "_SYSTEM", str(tmp_path / "pyforkfd"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert problems("root") == []
+    assert problems("nobody-of-that-name") == [("control", "allow_users", 0)]
+    monkeypatch.setattr(_path, "_SYSTEM", str(tmp_path / "none" / "pyforkfd"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "none"))
+    assert problems("root") == [("control", "path")]

@@ -6,6 +6,7 @@ import errno
 import os
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -14,9 +15,10 @@ from pyforkfd.supervisor import Component
 from pyforkfd.supervisor.health._pages import Pages
 from pyforkfd.supervisor.health._watch import Watch
 from pyforkfd.supervisor.metrics._counters import Metrics
+from pyforkfd.supervisor.spec._limits import MemoryGuard
 from pyforkfd.supervisor.spec._spec import Heartbeat
 from pyforkfd.supervisor.state._events import WentStale
-from pyforkfd.supervisor.state._model import Phase, State, Worker
+from pyforkfd.supervisor.state._model import Crew, Phase, State, Worker
 from pyforkfd.supervisor.succession._succession import VARIABLE, Succession, variable
 
 HEADER = 64  # bytes before the slot
@@ -178,3 +180,16 @@ def test_a_successor_without_its_predecessors_page_goes_on(
             watch.adopt([worker(1)])
             assert evicted(watch, ready(1)) == {} and succession.fds() == {}
             watch.ended(1, "exit", expected=True)
+
+
+def test_a_reload_changes_the_bounds_of_the_memory_guard(watch: Watch) -> None:
+    def crews(**guard: int) -> State:
+        spec = replace(worker(1).spec, memory_guard=MemoryGuard(**guard))
+        return State(crews={"web": Crew(spec=spec, count=1, generation=1)})
+
+    first, second = crews(high=1 << 20), crews(high=2 << 20, low=1 << 20)
+    watch.changed(State(crews={}), first)
+    guard = watch._guards["web"]
+    watch.changed(first, second)
+    assert watch._guards["web"] is guard, "what it knows of the workers stays"
+    assert guard.config.high == 2 << 20

@@ -43,7 +43,9 @@ def line(text: str) -> Entry:
 def records(path: Path) -> list[dict[str, Any]]:
     """Return the records of a file, without torn lines."""
     found = []
-    for text in path.read_bytes().splitlines():
+    for text in path.read_bytes().splitlines(keepends=True):
+        if not text.endswith(b"\n"):
+            continue  # torn, be it at its very end
         try:
             found.append(json.loads(text))
         except ValueError:
