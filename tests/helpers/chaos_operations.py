@@ -26,14 +26,12 @@ class Operations(Harm):
 
     Attributes:
         model: what must be true of the number of workers.
-        default_restart: the component plain is restarted as by default.
         started: how often the service was started again.
     """
 
     def __init__(self, service: ChaosService, load: Load) -> None:
         super().__init__(service, load)
         self.model = Model()
-        self.default_restart = False
         self.started = 0
         self._version = 0
         self._waiting: list[threading.Thread] = []
@@ -58,7 +56,6 @@ class Operations(Harm):
         self._version += 1
         options = {
             "version": self._version,
-            "default_restart": self.default_restart,
             **changes,
         }
         return config(self.service.root, **{"ports": self.service.ports, **options})

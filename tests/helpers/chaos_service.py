@@ -56,11 +56,10 @@ def config(
     counts: Mapping[str, int] = BASE,
     version: int = 0,
     extra: bool = False,
-    default_restart: bool = False,
     web: str = "",
     head: str = "",
 ) -> str:
-    """Return the file of the service.
+    """Return the file of the service; the component plain is restarted as by default.
 
     Args:
         root: directory of the test.
@@ -68,7 +67,6 @@ def config(
         counts: component -> workers.
         version: changes the environment, and so replaces workers.
         extra: whether there is one more component.
-        default_restart: whether the component plain is restarted as by default.
         web: further keys of the component web.
         head: further keys of the file.
     """
@@ -106,7 +104,6 @@ workers = {counts["plain"]}
 listen = ["plain"]
 readiness = "accept"
 cgroup = "off"
-{"" if default_restart else limits}
 [components.printer]
 command = ["{python}", "-S", "{HELPERS}/chaos_worker.py", "print"]
 workers = {counts["printer"]}

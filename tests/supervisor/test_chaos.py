@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -32,14 +31,7 @@ OPERATIONS = "22" if "CI" in os.environ else str(random.SystemRandom().randrange
 SEED = int(os.environ.get("PYFORKFD_CHAOS_SEED", OPERATIONS))
 MEMORY_BYTES = 12 << 20  # by which a supervisor may differ from the first: its memory of the log
 
-# Faults that are known and not mended yet: each is True when it is, and then demanded.
-LOST_LINES_ARE_REPORTED = False  # a full disk: captured lines that are lost are counted in "lost"
-RESTART_LIMITS_ARE_PER_POSITION = False  # many workers that die together come back by default
-ABSURD_FILES_ARE_REFUSED = False  # nested arrays, numbers out of every bound
-A_FIFO_IS_REFUSED = False  # in place of the file: a reload must not wait for its writer
-LISTENERS_ARE_MENDED = False  # a worker shuts the shared listener down
-A_FLOOD_DELAYS_NOBODY = False  # status within FLOOD_SECONDS while others flood the notify socket
-FLOOD_SECONDS = 0.5
+FLOOD_SECONDS = 0.5  # for a status while others flood the notify socket
 
 WEIGHTS = {
     "reload_good": 8,
@@ -65,10 +57,10 @@ WEIGHTS = {
     "run_out_of_descriptors": 3,
     "read_everything": 3,
     "wait": 4,
-    "restart_many": 2 * RESTART_LIMITS_ARE_PER_POSITION,
-    "reload_absurd": 3 * ABSURD_FILES_ARE_REFUSED,
-    "reload_fifo": 2 * A_FIFO_IS_REFUSED,
-    "shut_down_listener": 3 * LISTENERS_ARE_MENDED,
+    "restart_many": 2,
+    "reload_absurd": 3,
+    "reload_fifo": 2,
+    "shut_down_listener": 3,
 }
 if only := os.environ.get("PYFORKFD_CHAOS_ONLY"):
     WEIGHTS = dict.fromkeys(only.split(","), 1)
@@ -80,8 +72,7 @@ class Chaos:
     def __init__(self, service: ChaosService, load: Load) -> None:
         self.service, self.load = service, load
         self.do = Operations(service, load)
-        self.do.default_restart = RESTART_LIMITS_ARE_PER_POSITION
-        self.do.flood_seconds = FLOOD_SECONDS if A_FLOOD_DELAYS_NOBODY else PATIENCE
+        self.do.flood_seconds = FLOOD_SECONDS
         self.begun = time.monotonic()
         self.last: deque[str] = deque(maxlen=50)
         self.counted: Counter[str] = Counter()
@@ -206,7 +197,7 @@ class Chaos:
             whole = sum(writer.lived(begun, over) for begun, over in full)
             assert -whole <= unstated <= swallowed, f"records of {key} are missing: {writer}"
             swallowed -= max(0, unstated)
-        reported = log.stated if LOST_LINES_ARE_REPORTED else sys.maxsize
+        reported = log.stated
         for worker, lines in log.lines.items():
             # What a supervisor has read when it is killed is lost with it.
             kills = sum(lines.lived(when, when) for when in self.service.killed)
