@@ -164,6 +164,7 @@ class Harm:
         """A worker shuts down the listener that all share."""
         begun = time.monotonic()
         self._signal_workers("fn", signal.SIGURG)
+        time.sleep(0.5)  # the handlers run when the workers come to it
         self.load.wait_for_answers()
         self.load.outages.append(Outage(component="fn", begun=begun, over=time.monotonic()))
 
