@@ -320,7 +320,7 @@ class Engine:
         if now < self._poll_at:
             return
         self._poll_at = now + _POLL
-        self.workers.report_refusals(now)
+        self.workers.receiver.report_refusals(now)
         self.workers.guard.poll(now)
         self.workers.send_log_file(self._output.poll(now))
         for event in list(self._watch.poll(self.state, now)):

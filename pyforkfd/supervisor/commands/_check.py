@@ -17,8 +17,8 @@ from pyforkfd.supervisor.spec._address import parse_address
 from pyforkfd.supervisor.spec._problems import Place, Problem
 from pyforkfd.supervisor.spec._spec import Control, Listener, Service
 from pyforkfd.supervisor.spec._validate import check_control
+from pyforkfd.supervisor.succession._directory import short_directory
 from pyforkfd.supervisor.succession._keeper import keeper_program
-from pyforkfd.supervisor.succession._succession import demand_short_directory
 
 from ._check_addresses import refusal, taken
 from ._check_imports import hooks, unimportable
@@ -158,6 +158,6 @@ def _machine(service: Service) -> Iterator[Problem]:
     if service.keeper and not os.access(keeper_program(), os.X_OK):
         yield Problem(place=("keeper",), text=f"{keeper_program()} cannot be executed")
     try:
-        demand_short_directory()
+        short_directory()
     except OSError as error:
         yield Problem(place=("TMPDIR",), text=str(error))

@@ -24,33 +24,26 @@ from pyforkfd.supervisor.state._events import (
     BecameReady,
     Ended,
     Event,
-    Leaving,
     Spawned,
     SpawnFailed,
-    WentStale,
 )
 from pyforkfd.supervisor.state._model import Phase, Worker
 from pyforkfd.supervisor.worker._messages import (
     Accept,
     Drain,
-    LogSwitched,
-    Message,
     OrderMessage,
-    Ready,
     Return,
-    Status,
-    Stopping,
     SwitchLog,
 )
-from pyforkfd.supervisor.worker._protocol import ProtocolError, decode_event, order_name
-from pyforkfd.supervisor.worker._receiving import receive
+from pyforkfd.supervisor.worker._protocol import order_name
 from pyforkfd.zygote import Zygote, ZygoteError
 
 from ._cause_of_death import cause
 from ._launch import Launch, prepare, send_order
-from ._notify_socket import NotifySocket, worker_of
+from ._notify_socket import NotifySocket
 from ._orphans import reap_orphans
 from ._readiness import accepts, inodes
+from ._receiver import Receiver
 from ._resources import Resources, end_leaf, sweep_leafs
 from ._running import Running
 from ._zygotes import zygote_for
@@ -70,6 +63,7 @@ class Workers:
         resources: what workers are started with; borrowed.
         waiting: ids of workers that wait for their zygote.
         guard: of the listening sockets.
+        receiver: of the messages of workers.
     """
 
     def __init__(
@@ -87,14 +81,12 @@ class Workers:
         """
         self.resources = resources
         self.post = post
-        self.on_message = on_message
+        self.receiver = Receiver(resources, post, on_message)
         self.waiting: set[int] = set()
         self._running = resources.running
         self._emptying = resources.emptying
         self._powerless: set[tuple[str, int]] = set()  # components that were reported
         self.guard = SocketGuard(resources.sockets, resources.running, resources.reactor, post)
-        if (shared := resources.notify) is not None:
-            resources.reactor.add(shared.fileno(), lambda _: self._read_notify(shared))
 
     def __contains__(self, worker_id: int) -> bool:
         return worker_id in self._running
@@ -197,10 +189,10 @@ class Workers:
             reactor.add(process.fileno(), lambda _: self._on_end(worker_id))
             undo.callback(reactor.remove, process.fileno())
             if not channel.closed:
-                reactor.add(channel.fileno(), lambda _: self._on_channel(worker_id))
+                reactor.add(channel.fileno(), lambda _: self.receiver.read_channel(worker_id))
                 undo.callback(reactor.remove, channel.fileno())
             if notify is not None:
-                reactor.add(notify.fileno(), lambda _: self._read_notify(notify, worker_id))
+                reactor.add(notify.fileno(), lambda _: self.receiver.read_notify(notify, worker_id))
             undo.pop_all()
         self._running[worker_id] = Running(worker, process, channel, notify, known, keys, leaf)
         if leaf is not None:
@@ -275,77 +267,6 @@ class Workers:
         for worker_id in switch.workers:
             self.send(worker_id, SwitchLog(switch.turn), {"log": file})
 
-    def _read_notify(self, notify: NotifySocket, owner: int | None = None) -> None:
-        """Read messages of a NOTIFY_SOCKET, sd_notify(3); those of others than its owner are lost.
-
-        Args:
-            notify: the socket.
-            owner: id of the worker that has it; None: all workers have it.
-        """
-        running = self._running.items() if owner is None else [(owner, self._running[owner])]
-        pids = {found.process.pid: worker_id for worker_id, found in running}
-        for pid, fields in notify.read():
-            if (worker_id := worker_of(pid, pids)) is not None:
-                self._on_notify(worker_id, fields)
-            elif owner is not None:
-                why = f"NOTIFY_SOCKET: process {pid} is none of the worker's, or has ended"
-                self._running[owner].refusals.add(why, time.monotonic())
-
-    def _on_notify(self, worker_id: int, fields: Mapping[str, str]) -> None:
-        if "STATUS" in fields:
-            self._running[worker_id].status = fields["STATUS"]
-        if fields.get("READY") == "1":
-            self.post(BecameReady(worker_id))
-        if fields.get("STOPPING") == "1":
-            self.post(Leaving(worker_id))
-        if fields.get("WATCHDOG") == "1":
-            self.resources.watch.beat(worker_id)
-        if fields.get("WATCHDOG") == "trigger":
-            self.post(WentStale(worker_id, "the worker reported WATCHDOG=trigger"))
-
-    def _on_channel(self, worker_id: int) -> None:
-        running = self._running[worker_id]
-        try:
-            received = receive(running.channel, 0)
-            if received is None:
-                self._close_channel(running)
-                return
-            with received:
-                event = decode_event(received)
-        except TimeoutError:
-            return
-        except ProtocolError as error:
-            running.refusals.add(str(error), time.monotonic())
-            return
-        except OSError as error:
-            log.error("%s: worker %d: channel: %s", running.worker.component, worker_id, error)
-            self._close_channel(running)
-            return
-        match event:
-            case Ready():
-                self.post(BecameReady(worker_id, speaks=True))
-            case Stopping():
-                self.post(Leaving(worker_id))
-            case Status(text):
-                running.status = text
-            case LogSwitched(turn) if self.resources.output.file is not None:
-                self.resources.output.file.confirm(worker_id, turn)
-            case Message(data):
-                self._on_app_message(running.worker, data)
-
-    def _on_app_message(self, worker: Worker, data: Any) -> None:
-        if self.on_message is None:
-            return
-        try:
-            self.on_message(worker.component, worker.id, data)
-        except Exception:  # the application's fault, perhaps on a message that is hostile
-            log.exception("%s: worker %d: on_message failed", worker.component, worker.id)
-
-    def report_refusals(self, now: float) -> None:
-        """Report how many messages were refused since, where that is due."""
-        for running in self:
-            running.refusals.flush(now)
-
     def poll_readiness(self, workers: Iterable[Worker]) -> None:
         """Poll /proc for those of the workers that do not report their readiness."""
         for worker in list(workers):
@@ -389,7 +310,7 @@ class Workers:
         self.resources.succession.drop_worker(worker_id)
         self.resources.reactor.remove(running.process.fileno())
         running.process.close()
-        self._close_channel(running)
+        self.receiver.close_channel(running)
         if running.notify is not None:
             self.resources.reactor.remove(running.notify.fileno())
             running.notify.close()
@@ -398,13 +319,6 @@ class Workers:
             self.resources.pressure.forget(worker_id)
             self._emptying.append(running.leaf)
             self.sweep()
-
-    def _close_channel(self, running: Running) -> None:
-        running.refusals.flush(time.monotonic(), end=True)
-        if not running.channel.closed:
-            self.resources.reactor.remove(running.channel.fileno())
-            self.resources.succession.drop_channel(running.worker.id)
-            running.channel.close()
 
     def sweep(self) -> None:
         """Remove cgroups that have become empty; as pid 1, reap orphans."""

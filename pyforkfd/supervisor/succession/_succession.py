@@ -7,7 +7,6 @@ predecessor in its own place.  Either way it inherits descriptors, and FORKFD_HA
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import re
@@ -25,19 +24,19 @@ from pyforkfd._closing import Closing
 from pyforkfd._fd import Fd
 from pyforkfd._process import Process
 from pyforkfd._standard_streams import flush_streams
-from pyforkfd._trusted_paths import walk
 from pyforkfd.supervisor._shortage import environment, is_shortage
 from pyforkfd.supervisor.spec._spec import Service
 
+from ._directory import short_directory
 from ._durable_text import Record
 from ._handover import Handover, HandoverError, dump, load
 from ._keeper import Adopted, Keeper, own_arguments
+from ._pids import children_of, pid_of
 
 log = logging.getLogger("pyforkfd.supervisor")
 
 VARIABLE = "FORKFD_HANDOVER"
 _RECORD, _KEEPER, _PREFLIGHT = "record", "keeper", "preflight"
-_LONGEST_DIRECTORY = 107 - len("/pyforkfd-12345678/notify")  # sun_path, unix(7)
 _CRASHED = 70  # EX_SOFTWARE, sysexits.h
 Key = tuple[str, bool, int]
 
@@ -89,8 +88,7 @@ class Succession(Closing):
     def directory(self) -> str:
         """Path of a directory for sockets; removed at the end, but not by a crash."""
         if self._directory is None:
-            demand_short_directory()
-            self._directory = tempfile.mkdtemp(prefix="pyforkfd-", dir=_temporary())
+            self._directory = tempfile.mkdtemp(prefix="pyforkfd-", dir=short_directory())
             os.chmod(self._directory, 0o711)  # nobody can list it, any worker use its names
         return self._directory
 
@@ -130,7 +128,7 @@ class Succession(Closing):
             if channel is not None:
                 channel.close()
             return None
-        alive = _pid_of(pidfd)
+        alive = pid_of(pidfd)
         process = self._process(pid if alive is None else alive, pidfd)
         if channel is not None:
             return process, ff.FdChannel(channel.detach())
@@ -159,8 +157,8 @@ class Succession(Closing):
             fd.close()
             self.drop(name)
         if self.keeper is not None:
-            known = {pid for fd in self._fds.values() if (pid := _pid_of(fd)) is not None}
-            for pid in _children(os.getppid()) - known - {os.getpid()}:
+            known = {pid for fd in self._fds.values() if (pid := pid_of(fd)) is not None}
+            for pid in children_of(os.getppid()) - known - {os.getpid()}:
                 with suppress(ProcessLookupError):
                     if os.getpgid(pid) == pid and os.getsid(pid) == os.getsid(0):
                         log.warning("killing process %d, an orphan: no record has it", pid)
@@ -359,28 +357,6 @@ class Succession(Closing):
         self._record.close()
 
 
-def _temporary() -> str:
-    """Return the directory for temporary files, or one in which no other user can replace ours."""
-    for path in (tempfile.gettempdir(), "/run", "/tmp"):
-        with suppress(OSError), walk(path) as directory:
-            directory.demand_ours("our sockets")
-            return path
-    raise HandoverError("no directory for sockets: other users may write to TMPDIR, /run and /tmp")
-
-
-def demand_short_directory() -> None:
-    """Demand that the directory for temporary files leaves space for a socket's name in it.
-
-    Raises:
-        OSError: there is no such directory, or its path is too long.
-    """
-    directory = _temporary()
-    if len(os.fsencode(directory)) > _LONGEST_DIRECTORY:
-        most = f"set TMPDIR to at most {_LONGEST_DIRECTORY} bytes"
-        text = f"is too long for the path of a socket in it; {most}"
-        raise OSError(errno.ENAMETOOLONG, text, directory)
-
-
 def inherited_service() -> Service | None:
     """Return a predecessor's service, of which the file may be broken now.
 
@@ -417,20 +393,3 @@ def _owned(name: str, fd: int) -> Fd:
     except OSError as error:
         raise HandoverError(f"{VARIABLE}: {name}={fd}: {error.strerror}") from None
     return Fd(fd)
-
-
-def _pid_of(pidfd: int | Fd) -> int | None:
-    """Return the pid of a pidfd, proc_pid_fdinfo(5); None: it was reaped, or is no pidfd."""
-    number = pidfd if isinstance(pidfd, int) else pidfd.fileno()
-    with open(f"/proc/self/fdinfo/{number}", "rb") as file:
-        match = re.search(rb"^Pid:\s*([0-9]+)", file.read(), re.MULTILINE)
-    return None if match is None or match[1] == b"0" else int(match[1])
-
-
-def _children(pid: int) -> set[int]:
-    """Return the children of a process's first thread; none where the kernel does not list them."""
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
-            return {int(child) for child in file.read().split()}
-    except OSError:
-        return set()
