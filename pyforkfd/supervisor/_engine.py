@@ -408,7 +408,8 @@ class Engine:
         self.deaths.add(crash.component, crash.position, death)
         self._watch.count(crash)
         if (crew := self.state.crews.get(crash.component)) is not None:
-            self._hooks.run(crew.spec.on_crash, crash)
+            app_dir = self.generations.serving.app_dir
+            self._hooks.run(crew.spec.on_crash, crash, app_dir=app_dir)
 
     def _reloaded(self, outcome: Reloaded) -> None:
         self._untidy = True

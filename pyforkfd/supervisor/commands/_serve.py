@@ -86,6 +86,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help="module that the zygote imports before it is cloned; may be repeated",
         ),
         group.add_argument(
+            "--app-dir",
+            metavar="DIR",
+            help="directory to import --function and --preload from (the current one)",
+        ),
+        group.add_argument(
             "--shards", action="store_true", help="a socket for each worker (SO_REUSEPORT)"
         ),
         group.add_argument("--user", help="user of the workers (the supervisor's)"),
@@ -189,6 +194,8 @@ def from_arguments(args: argparse.Namespace) -> Service:
         )
     if args.preload and not args.function:
         raise ValueError("--preload needs --function")
+    if args.app_dir is not None and not args.function:
+        raise ValueError("--app-dir needs --function")
     name = args.service_name or _default_name(command, args.function)
     listeners = _listeners(args.listen, shards=args.shards)
     zygote = ZygoteSpec(name=name, preload=tuple(args.preload)) if args.function else None
@@ -208,6 +215,7 @@ def from_arguments(args: argparse.Namespace) -> Service:
         listeners=listeners,
         zygotes={} if zygote is None else {zygote.name: zygote},
         metrics=Metrics(address=args.metrics),
+        app_dir=os.path.abspath(args.app_dir or ".") if args.function else None,
     )
     if problems := validate(service):
         raise SpecError(tuple(problems))
