@@ -159,7 +159,7 @@ def advice(value: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "changes, expected",
+    ("changes", "expected"),
     [
         ({}, advice("accept")),
         ({"listen": ()}, advice("started")),
