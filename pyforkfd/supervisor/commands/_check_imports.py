@@ -97,9 +97,7 @@ def _import(
         ff.Fd(os.memfd_create("check", os.MFD_CLOEXEC)) as request,
         ff.Fd(os.memfd_create("reports", os.MFD_CLOEXEC)) as reports,
     ):
-        os.pwrite(
-            request.fileno(), json.dumps(body).encode(), 0
-        )
+        os.pwrite(request.fileno(), json.dumps(body).encode(), 0)
         with ff.spawn(
             [sys.executable, *flags, "-P", "-c", _CODE],
             env=env,

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from pyforkfd._tables import printable
 from pyforkfd.supervisor._supervisor import Supervisor
 from pyforkfd.supervisor.control._path import default_path
 from pyforkfd.supervisor.metrics._prometheus import MetricsUnavailableError
@@ -255,10 +256,17 @@ def _with_control(service: Service, path: str | None) -> Service:
     return dataclasses.replace(service, control=control)
 
 
+class _Formatter(logging.Formatter):
+    """Escapes what a terminal would obey: messages quote workers."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), "\n\t")
+
+
 def _log_to_stderr() -> None:
     handler = logging.StreamHandler()
     layout = "%(asctime)s.%(msecs)03dZ %(levelname)-7s %(message)s"
-    formatter = logging.Formatter(layout, "%Y-%m-%dT%H:%M:%S")
+    formatter = _Formatter(layout, "%Y-%m-%dT%H:%M:%S")
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
     logger = logging.getLogger("pyforkfd")
