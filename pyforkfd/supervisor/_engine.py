@@ -217,11 +217,16 @@ class Engine:
 
     def _is_saved(self) -> bool:
         """Write the record for an upgrade; return False where there is no memory for it."""
+        resources = self._succession.resources
         try:
+            # A successor of a supervisor that was killed does not know where that was.
+            resources["output"] = self._output.unfinished()
             self._succession.save(self._handover(()))
         except OSError as error:
             log.error("upgrade: nothing has changed: %s", error)
             return False
+        finally:
+            del resources["output"]
         return True
 
     def tidy_later(self) -> None:

@@ -156,6 +156,7 @@ TEST(at_its_end_the_kernel_clears_the_word_that_libc_has_chosen) {
     void* const ours = cleared();
     CHECK(ours != nullptr);
     CHECK_EQ(in_clone([&] { return cleared() == ours ? 0 : 1; }), 0);
+#ifndef __SANITIZE_ADDRESS__  // that of GCC 16 takes the main thread for one that was joined
     CHECK_EQ(in_clone([] {
                  static const pthread_t main_thread = ::pthread_self();
                  pthread_t thread;
@@ -166,6 +167,7 @@ TEST(at_its_end_the_kernel_clears_the_word_that_libc_has_chosen) {
                  ::pthread_exit(nullptr);
                  return 3;
              }), 42);
+#endif
 }
 
 TEST(a_sibling_is_our_parents_child) {

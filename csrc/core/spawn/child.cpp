@@ -101,10 +101,11 @@ FORKFD_CHILD_INLINE long check(const ChildArgs& a, long result) noexcept {
 // A change of credentials clears the signal, so it is set before and after.  A parent that died
 // in between is detected by getppid() (never compared with 1: the parent may be pid 1, and a
 // sub-reaper may be the new parent).
-FORKFD_CHILD void die_with_parent(const ChildArgs& a, Stage stage, int parent_pidfd) noexcept {
-    if (a.death_signal == 0) return;
+FORKFD_CHILD void die_with_parent(const ChildArgs& a, Stage stage, int death_signal,
+                                  int parent_pidfd) noexcept {
     enter(a, stage);
-    check(a, call(SYS_prctl, PR_SET_PDEATHSIG, a.death_signal));
+    check(a, call(SYS_prctl, PR_SET_PDEATHSIG, death_signal));
+    if (death_signal == 0) return;
     // The children of a dying parent have a new one before its pidfd is readable, so both are
     // checked; in a new pid namespace getppid() is 0, and only the pidfd is conclusive.
     const long parent = call(SYS_getppid);
@@ -476,7 +477,10 @@ FORKFD_CHILD void confine(const ChildArgs& a) noexcept {
 
 // Everything up to the mask and the filter, in the order of the stages.
 FORKFD_CHILD Kept prepare(const ChildArgs& a) noexcept {
-    die_with_parent(a, Stage::parent_alive, a.parent_pidfd);
+    // What waits for id maps or the other end of a FIFO would wait for ever without its parent.
+    const int while_waiting = a.may_wait ? SIGKILL : a.death_signal;
+    if (while_waiting != 0)
+        die_with_parent(a, Stage::parent_alive, while_waiting, a.parent_pidfd);
     enter_cgroup(a);
     wait_for_maps(a);
     join_terminal(a);
@@ -490,7 +494,8 @@ FORKFD_CHILD Kept prepare(const ChildArgs& a) noexcept {
         enter(a, Stage::no_new_privs);
         check(a, call(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
     }
-    die_with_parent(a, Stage::parent_death_signal, kept.parent_pidfd);
+    if (while_waiting != 0)
+        die_with_parent(a, Stage::parent_death_signal, a.death_signal, kept.parent_pidfd);
     set_signals(a);
     write_environment(a);
     return kept;

@@ -74,6 +74,7 @@ struct ChildArgs {
 
     // The parent, which must still live.
     int death_signal;    // 0: none
+    bool may_wait;       // before the exec: it dies with the parent until then, whatever it gets
     pid_t parent_pid;
     int parent_pidfd;    // -1, or polled too: getppid() is 0 in a new pid namespace
 

@@ -26,7 +26,8 @@ UniqueFd open_path(const std::string& path, int flags) {
 
 // In a new pid namespace getppid() is 0 whether or not the parent lives.
 UniqueFd watch_self(const SpawnPlan& plan) {
-    if (plan.death_signal == 0 || (plan.namespaces & CLONE_NEWPID) == 0) return {};
+    if ((plan.namespaces & CLONE_NEWPID) == 0) return {};
+    if (plan.death_signal == 0 && !may_wait(plan)) return {};
     UniqueFd self = open_pidfd(::getpid());
     if (!self) throw_sys(Stage::pidfd, errno, "of the parent, to see it die");
     return self;

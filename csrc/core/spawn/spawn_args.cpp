@@ -2,6 +2,8 @@
 
 #include <sys/prctl.h>
 
+#include <algorithm>
+
 namespace forkfd {
 
 namespace {
@@ -23,8 +25,17 @@ void copy_capabilities(const SpawnPlan& p, ChildCapabilities& c) {
 
 }  // namespace
 
+bool may_wait(const SpawnPlan& p) {
+    const auto opens = [](const FdAction& action) { return action.kind == FdAction::Kind::open; };
+    const auto also = [](const FileAction& action) { return action.kind == FdStep::Kind::open; };
+    return !p.uid_map.empty() || !p.gid_map.empty() ||
+           std::any_of(p.fds.begin(), p.fds.end(), opens) ||
+           std::any_of(p.file_actions.begin(), p.file_actions.end(), also);
+}
+
 void copy_plan(const SpawnPlan& p, ChildArgs& a) {
     a.death_signal = p.death_signal;
+    a.may_wait = may_wait(p);
     a.wait_for_maps = !p.uid_map.empty() || !p.gid_map.empty();
     a.new_session = p.new_session;
     a.set_process_group = p.process_group.has_value();

@@ -96,6 +96,20 @@ class Capture:
         """
         return self._fd.fileno()
 
+    @property
+    def begun(self) -> tuple[bytes, int]:
+        """The line under way: its retained part, and its length so far in bytes."""
+        return self._part, self._length
+
+    def go_on(self, part: bytes, length: int) -> None:
+        """Go on with a line that a predecessor has begun to read.
+
+        Args:
+            part: see :attr:`begun`.
+            length: likewise.
+        """
+        self._part, self._length = part, length
+
     def worker_gone(self, now: float, grace: float = 1.0) -> None:
         """End the stream of a dead worker after a grace period, whoever has its pipe.
 

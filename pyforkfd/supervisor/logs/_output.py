@@ -70,6 +70,8 @@ class Output(Closing):
         self._succession = succession
         self._captures: dict[int, list[Capture]] = {}  # by worker id
         self._watched: dict[int, _Queued] = {}  # by descriptor
+        # Lines that a predecessor has begun to read, by the names of their streams.
+        self._unfinished: dict[str, tuple[str, int]] = succession.resources.pop("output", {})
         self.tail = RingTail()
         self._stdout = StreamSink(1, text=True, name="stdout") if config.stdout else None
         self._loki: LokiSink | None = None
@@ -157,7 +159,8 @@ class Output(Closing):
                 self._reactor.remove(capture_fd)
 
         capture = Capture(origin, stream, self._logs.add, budget=_BUDGET, on_end=end, reader=fd)
-        self._captures.setdefault(origin.worker, []).append(capture)
+        if fd is not None and (begun := self._unfinished.pop(name, None)) is not None:
+            capture.go_on(begun[0].encode("latin-1"), begun[1])
 
         def handle(events: int) -> None:
             capture.handle(time.monotonic())
@@ -170,6 +173,21 @@ class Output(Closing):
         self._captures.setdefault(origin.worker, []).append(capture)
         self._succession.put(name, capture)
         return capture
+
+    def unfinished(self) -> dict[str, tuple[str, int]]:
+        """Return the lines under way, for a successor that goes on reading where we end.
+
+        Returns:
+            Name of a stream -> the retained part of its line, a character for each byte, and the
+            line's length so far.
+        """
+        found = {}
+        for worker_id, captures in self._captures.items():
+            for capture in captures:
+                part, length = capture.begun
+                if length:
+                    found[_name(worker_id, capture.stream)] = part.decode("latin-1"), length
+        return found
 
     def worker_gone(self, worker_id: int, now: float) -> None:
         """Take the end of a worker that was reaped: the rest of its pipes is still read."""

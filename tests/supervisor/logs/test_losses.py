@@ -158,7 +158,8 @@ def test_a_service_on_a_full_disk_counts_and_reports_its_losses(disk: Path, tmp_
         assert gone(lambda: bool(numbers(log)))
         first = numbers(log)[0]
         report = next(r for r in records(log) if "lost" in r)
-        assert report["lost"] == first - last - 1
+        # Records of the supervisor's own may be lost as well.
+        assert first - last - 1 <= report["lost"] <= first - last + 1
         assert gone(lambda: lost() >= report["lost"])
         assert running.log.text().count(": log records are lost") == 1
 

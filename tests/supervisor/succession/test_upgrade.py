@@ -229,6 +229,33 @@ def test_a_reload_after_an_upgrade_reads_the_file(tmp_path: Path) -> None:
         assert gone(lambda: len(children(service.process.pid)) == 3)
 
 
+def test_a_line_of_which_the_predecessor_has_read_a_part_is_one_line(tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    program = (
+        f"printf 'the first half, '; while ! test -e {go}; do sleep 0.05; done; echo the second"
+    )
+    (tmp_path / "s.toml").write_text(
+        f"""
+name = "test"
+keeper = false
+[components.web]
+command = ["/bin/sh", "-c", "{program}; exec sleep 1000"]
+readiness = "started"
+workers = 2
+cgroup = "off"
+[log]
+path = "{tmp_path}/app.log"
+"""
+    )
+    log = tmp_path / "app.log"
+    with LoggedService(tmp_path / "s.toml") as service:
+        service.ready(2)
+        upgrade(service)
+        upgrade(service)
+        go.touch()
+        assert gone(lambda: log.read_text().count('"the first half, the second"') == 2)
+
+
 def test_a_trial_that_takes_too_long_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_preflight, "PATIENCE", 0.05)
     monkeypatch.setattr(_preflight, "own_arguments", lambda: ["/bin/sleep", "99"])
