@@ -121,7 +121,6 @@ def test_hooks_are_imported_from_there(tmp_path: Path, modules: Path) -> None:
 def test_a_hot_upgrade_keeps_it(tmp_path: Path, modules: Path) -> None:
     with Supervised(tmp_path, text("modules")) as service:
         service.until("^ready")
-        service.config.write_text("broken")
         os.kill(service.process.pid, signal.SIGUSR2)
         service.log.wait_for("took over 1 worker")
         assert service.command("restart", "1").returncode == 0
