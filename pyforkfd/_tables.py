@@ -29,6 +29,18 @@ class Table:
     rows: Sequence[Sequence[str]]
 
 
+def printable(text: str, keep: str = "") -> str:
+    """Escape what is not printable: a terminal would obey it, and a table lose its lines.
+
+    Args:
+        text: any, such as what a worker has sent.
+        keep: characters that stay as they are, such as newlines.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
+
+
 def show(table: Table) -> None:
     """Print a table to standard output."""
     if sys.stdout is None or not sys.stdout.isatty():

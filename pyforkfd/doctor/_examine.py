@@ -14,8 +14,9 @@ from pathlib import Path
 from pyforkfd._fd import Fd
 from pyforkfd._fd_details import EpollDetails, EpollWatch, FileDetails, SocketDetails
 from pyforkfd._fd_table import FdInfo, FdTable, fd_table
+from pyforkfd._tables import printable
 
-from ._words import describe, printable
+from ._words import describe
 
 _STREAMS = {0: "standard input", 1: "standard output", 2: "standard error"}
 

@@ -6,6 +6,7 @@ import socket
 
 from pyforkfd._fd_details import Address, EpollDetails, EventfdDetails, PidfdDetails, SocketDetails
 from pyforkfd._fd_table import FdInfo
+from pyforkfd._tables import printable
 
 _FAMILIES: dict[int, str] = {
     socket.AF_UNIX: "UNIX",
@@ -30,11 +31,6 @@ _TYPES: dict[int, str] = {
 def describe(row: FdInfo) -> str:
     """Describe the file of a descriptor: ``TCP 127.0.0.1:80, listening, 0 of 128 waiting``."""
     return printable(_words(row))
-
-
-def printable(text: str) -> str:
-    """Escape what is not printable: escape sequences for a terminal, lines for a table."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _words(row: FdInfo) -> str:

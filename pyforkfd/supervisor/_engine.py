@@ -8,7 +8,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ._failures import report
@@ -16,6 +16,7 @@ from ._service_manager import Manager
 from ._signals import SignalQueue
 from .control._requests import Supervised
 from .control._status import Death, Deaths, summary
+from .logs._excerpt import excerpt
 from .metrics._endpoint import Endpoint
 from .processes._adoption import adopt_workers
 from .processes._crash_hooks import Hooks
@@ -413,13 +414,26 @@ class Engine:
         self.deaths.add(crash.component, crash.position, death)
         self._watch.count(crash)
         if (crew := self.state.crews.get(crash.component)) is not None:
-            self._hooks.run(crew.spec.on_crash, crash)
+            app_dir = self.generations.serving.app_dir
+            self._hooks.run(crew.spec.on_crash, crash, app_dir=app_dir)
+
+    def _with_last_lines(self, outcome: Reloaded) -> Reloaded:
+        """Append the end of the output of the worker that failed to the reason."""
+        if outcome.worker_id is None:
+            return outcome
+        entries = self.resources.output.last_lines(outcome.component, outcome.worker_id)
+        lines = [f"    {line}" for line in excerpt(entries)]
+        if not lines:
+            return outcome
+        head = f"{outcome.why}\nlast lines of worker {outcome.worker_id}:"
+        return replace(outcome, why="\n".join([head, *lines]))
 
     def _reloaded(self, outcome: Reloaded) -> None:
         self._untidy = True
         self._watch.count(outcome)
         if outcome.why:
             log.error("generation %d was given up: %s", outcome.generation, outcome.why)
+            outcome = self._with_last_lines(outcome)
         else:
             log.info("generation %d serves", outcome.generation)
             self.generations.serve(outcome.generation)

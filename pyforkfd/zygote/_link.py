@@ -50,6 +50,7 @@ class Configuration:
     scope: Scope
     signal_mask: tuple[int, ...] | None
     default_signals: tuple[int, ...]
+    first: tuple[str, ...] = ()  # directories in front of our path for imports
 
 
 class Link:
@@ -104,7 +105,7 @@ class Link:
     def _configure(self, configuration: Configuration, fds: list[int]) -> None:
         body = {
             "pid": os.getpid(),
-            "path": _import_path(),
+            "path": [*configuration.first, *_import_path()],
             "argv": sys.argv,
             "main": _main_module() if "__main__" in configuration.preload else None,
             "preload": [name for name in configuration.preload if name != "__main__"],

@@ -9,6 +9,7 @@ import pickle
 import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Unpack
 
@@ -113,6 +114,10 @@ class Zygote:
         self._lock = threading.Lock()
         self._link: Link | None = None
         self._end: weakref.finalize[[Link, int], Zygote] | None = None
+
+    def _import_first(self, directories: Sequence[str]) -> None:
+        """Import from these directories before any other; of a zygote that has not started."""
+        self._configuration = replace(self._configuration, first=tuple(directories))
 
     @classmethod
     def shared(

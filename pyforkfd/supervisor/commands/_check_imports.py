@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pyforkfd as ff
 from pyforkfd._entry_points import is_entry_point
-from pyforkfd.supervisor.processes._zygotes import zygote_for
+from pyforkfd.supervisor.processes._zygotes import path_with, zygote_for
 from pyforkfd.supervisor.spec._problems import Problem
 from pyforkfd.supervisor.spec._spec import Component, Service
 
@@ -20,9 +20,10 @@ _REPORTS = 3  # the child's descriptor
 # -P: nothing is imported from the directory in which the check is started.
 _CODE = """
 import json, sys
-path, targets = json.load(sys.stdin)
+path, later, targets = json.load(sys.stdin)
 sys.path[:] = path
 from pyforkfd.supervisor.commands._importing import main
+sys.path[:] = later
 main(targets, 3)
 """
 Targets = dict[str, tuple[str | int, ...]]
@@ -59,7 +60,7 @@ def unimportable(service: Service) -> Iterator[Problem]:
             targets[str(component.function)] = place
         env = None if zygote.env is None else {**os.environ, **zygote.env}
         seconds = min([_MOST_SECONDS, *(component.boot_timeout for component in components)])
-        yield from _failures(targets, env, seconds)
+        yield from _failures(targets, env, seconds, service.app_dir)
 
 
 def hooks(service: Service) -> Iterator[Problem]:
@@ -69,14 +70,16 @@ def hooks(service: Service) -> Iterator[Problem]:
         for index, hook in enumerate(component.on_crash):
             if isinstance(hook, str) and is_entry_point(hook):
                 targets.setdefault(hook, ("components", name, "on_crash", index))
-    yield from _failures(targets, None, _MOST_SECONDS)
+    yield from _failures(targets, None, _MOST_SECONDS, service.app_dir)
 
 
-def _failures(targets: Targets, env: Mapping[str, str] | None, seconds: float) -> Iterator[Problem]:
+def _failures(
+    targets: Targets, env: Mapping[str, str] | None, seconds: float, app_dir: str | None
+) -> Iterator[Problem]:
     if not targets:
         return
     names, seen = list(targets), set[str]()
-    for index, error in _import(names, env, max(0.0, seconds)):
+    for index, error in _import(names, env, max(0.0, seconds), app_dir):
         module = names[index].partition(":")[0]
         if module not in seen:  # a function of a module that failed is no further problem
             yield Problem(place=targets[names[index]], text=f'"{names[index]}": {error}')
@@ -85,15 +88,16 @@ def _failures(targets: Targets, env: Mapping[str, str] | None, seconds: float) -
 
 
 def _import(
-    targets: Sequence[str], env: Mapping[str, str] | None, seconds: float
+    targets: Sequence[str], env: Mapping[str, str] | None, seconds: float, app_dir: str | None
 ) -> list[tuple[int, str]]:
     """Import the targets in another process; return the index and the error of each that failed."""
+    body = [sys.path, path_with(app_dir, sys.path), list(targets)]
     flags: Sequence[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     with (
         ff.Fd(os.memfd_create("check", os.MFD_CLOEXEC)) as request,
         ff.Fd(os.memfd_create("reports", os.MFD_CLOEXEC)) as reports,
     ):
-        os.pwrite(request.fileno(), json.dumps([sys.path, list(targets)]).encode(), 0)
+        os.pwrite(request.fileno(), json.dumps(body).encode(), 0)
         with ff.spawn(
             [sys.executable, *flags, "-P", "-c", _CODE],
             env=env,

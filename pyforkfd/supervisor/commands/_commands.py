@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pyforkfd._tables import printable
 from pyforkfd.supervisor.control._client import ControlClient, find_path
 from pyforkfd.supervisor.control._messages import ControlError
 from pyforkfd.supervisor.spec._units import SIGNAL
@@ -73,7 +75,8 @@ def command(
             with connection:
                 return run(args, connection)
         except ControlError as error:
-            print(f"pyforkfd {args.name}: {error}", file=sys.stderr)
+            text = printable(str(error), "\n\t")
+            print(f"pyforkfd {args.name}: {text}", file=sys.stderr)
             return 1
 
     return Command(add_arguments, main)
@@ -170,8 +173,18 @@ def _logs(args: argparse.Namespace, service: ControlClient) -> int:
     )
     for message in messages:
         for line in message.get("lines", ()):
-            print(line, flush=args.follow)
+            print(_escaped(line), flush=args.follow)
     return 0
+
+
+def _escaped(line: str) -> str:
+    """Escape in JSON what a terminal would obey: C1 controls and DEL stand in it as they are."""
+    if line.isprintable():
+        return line
+    return "".join(
+        c if c.isprintable() else f"\\u{ord(c):04x}" if ord(c) < 0x10000 else json.dumps(c)[1:-1]
+        for c in line
+    )
 
 
 reload = command(_add_components, _reload)

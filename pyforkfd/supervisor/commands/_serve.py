@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from pyforkfd._tables import printable
 from pyforkfd.supervisor._supervisor import Supervisor
 from pyforkfd.supervisor.control._path import default_path
 from pyforkfd.supervisor.metrics._prometheus import MetricsUnavailableError
@@ -84,6 +85,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             default=[],
             metavar="MODULE",
             help="module that the zygote imports before it is cloned; may be repeated",
+        ),
+        group.add_argument(
+            "--app-dir",
+            metavar="DIR",
+            help="directory to import --function and --preload from (the current one)",
         ),
         group.add_argument(
             "--shards", action="store_true", help="a socket for each worker (SO_REUSEPORT)"
@@ -189,6 +195,8 @@ def from_arguments(args: argparse.Namespace) -> Service:
         )
     if args.preload and not args.function:
         raise ValueError("--preload needs --function")
+    if args.app_dir is not None and not args.function:
+        raise ValueError("--app-dir needs --function")
     name = args.service_name or _default_name(command, args.function)
     listeners = _listeners(args.listen, shards=args.shards)
     zygote = ZygoteSpec(name=name, preload=tuple(args.preload)) if args.function else None
@@ -208,6 +216,7 @@ def from_arguments(args: argparse.Namespace) -> Service:
         listeners=listeners,
         zygotes={} if zygote is None else {zygote.name: zygote},
         metrics=Metrics(address=args.metrics),
+        app_dir=os.path.abspath(args.app_dir or ".") if args.function else None,
     )
     if problems := validate(service):
         raise SpecError(tuple(problems))
@@ -247,10 +256,17 @@ def _with_control(service: Service, path: str | None) -> Service:
     return dataclasses.replace(service, control=control)
 
 
+class _Formatter(logging.Formatter):
+    """Escapes what a terminal would obey: messages quote workers."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), "\n\t")
+
+
 def _log_to_stderr() -> None:
     handler = logging.StreamHandler()
     layout = "%(asctime)s.%(msecs)03dZ %(levelname)-7s %(message)s"
-    formatter = logging.Formatter(layout, "%Y-%m-%dT%H:%M:%S")
+    formatter = _Formatter(layout, "%Y-%m-%dT%H:%M:%S")
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
     logger = logging.getLogger("pyforkfd")

@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from pyforkfd._tables import Table, plain
+from pyforkfd._tables import Table, plain, printable
 from pyforkfd.supervisor.control._client import ControlClient
 
 from ._commands import command
@@ -76,12 +76,15 @@ def as_text(state: dict[str, Any], width: int | None = None) -> str:
         state: the values that :func:`describe` returns it.
         width: columns of the terminal; None: as wide as it takes.
     """
-    head = [_headline(state), *(f"  {reason}" for reason in state["reasons"])]
+    head = [_headline(state), *(f"  {printable(reason)}" for reason in state["reasons"])]
     return "\n".join([*head, "", *(plain(table, width=width) + "\n" for table in tables(state))])
 
 
 def tables(state: dict[str, Any]) -> list[Table]:
-    """Return a table of the components, and one of their workers."""
+    """Return a table of the components, and one of their workers.
+
+    What workers have sent is escaped: a terminal would obey it.
+    """
     components = [
         (
             one["name"],
@@ -104,7 +107,7 @@ def tables(state: dict[str, Any]) -> list[Table]:
             str(worker["restarts"]),
             "-" if worker["beat_age"] is None else span(worker["beat_age"]),
             "-" if worker["memory"] is None else f"{worker['memory'] / 2**20:.0f}M",
-            worker["status"] or _death(worker["last_death"]),
+            printable(worker["status"] or "") or _death(worker["last_death"]),
         )
         for one in state["components"]
         for worker in one["workers"]
@@ -152,9 +155,8 @@ def _headline(state: dict[str, Any]) -> str:
 def _death(death: dict[str, Any] | None) -> str:
     if death is None:
         return "-"
-    return (
-        f"worker {death['worker']}: {death['cause']}, {death['detail']}, {span(death['ago'])} ago"
-    )
+    detail = printable(death["detail"])
+    return f"worker {death['worker']}: {death['cause']}, {detail}, {span(death['ago'])} ago"
 
 
 def _or_dash(value: object) -> str:
@@ -168,7 +170,7 @@ def _as_rich(state: dict[str, Any]) -> Any:
 
     style = _STYLES.get(state["condition"], "bold red")
     lines: list[Any] = [rich.text.Text(_headline(state), style=style)]
-    lines.extend(rich.text.Text(f"  {reason}") for reason in state["reasons"])
+    lines.extend(rich.text.Text(f"  {printable(reason)}") for reason in state["reasons"])
     for table in tables(state):
         rich_table = rich.table.Table(*table.columns, title=table.title, title_justify="left")
         for row in table.rows:

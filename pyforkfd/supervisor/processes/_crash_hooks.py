@@ -19,6 +19,8 @@ from pyforkfd.supervisor._reactor import Reactor
 from pyforkfd.supervisor._shortage import child_limits, reserved
 from pyforkfd.supervisor.state._events import Crashed
 
+from ._zygotes import path_with
+
 log = logging.getLogger("pyforkfd.supervisor")
 
 _PATIENCE = 30.0  # seconds
@@ -44,13 +46,21 @@ class Hooks(Closing):
         self._reactor = reactor
         self._running: dict[int, tuple[ff.Process, str, float]] = {}  # by pidfd
 
-    def run(self, hooks: Sequence[str | tuple[str, ...]], crash: Crashed) -> None:
+    def run(
+        self,
+        hooks: Sequence[str | tuple[str, ...]],
+        crash: Crashed,
+        *,
+        app_dir: str | None = None,
+    ) -> None:
         """Start all hooks of a crash, and wait for none.
 
         Args:
             hooks: each a command, or ``"package.module:function"``, which is called with one
                 dictionary; both find FORKFD_CRASH_COMPONENT, _WORKER, _CAUSE and _DETAIL.
             crash: the source of these variables.
+            app_dir: directory that functions are imported from before any other; None: no
+                further one.
         """
         about = {
             "COMPONENT": crash.component,
@@ -65,12 +75,18 @@ class Hooks(Closing):
             if len(self._running) >= _MOST_AT_ONCE:
                 log.error("on_crash: %s: not run: %d hooks run already", name, _MOST_AT_ONCE)
                 continue
-            self._start(hook, name, env)
+            self._start(hook, name, env, app_dir)
 
-    def _start(self, hook: str | tuple[str, ...], name: str, env: dict[str, str]) -> None:
+    def _start(
+        self,
+        hook: str | tuple[str, ...],
+        name: str,
+        env: dict[str, str],
+        app_dir: str | None,
+    ) -> None:
         command = hook
-        if isinstance(command, str):  # it imports from where the supervisor does
-            found = json.dumps([path for path in sys.path if path])
+        if isinstance(command, str):  # it imports from where zygotes do
+            found = json.dumps(path_with(app_dir, [path for path in sys.path if path]))
             command = (sys.executable, "-P", "-c", _CODE, command, _ROOT, found)
         try:
             if not isinstance(hook, str):

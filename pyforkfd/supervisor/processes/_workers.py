@@ -156,7 +156,7 @@ class Workers:
 
     def _zygote(self, worker: Worker, service: Service) -> Zygote | None:
         spec = zygote_for(service, worker.spec)
-        return self.resources.zygotes.get(spec, worker.generation)
+        return self.resources.zygotes.get(spec, worker.generation, service.app_dir)
 
     def adopt(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from pyforkfd._closing import Closing
@@ -43,8 +43,13 @@ class Zygotes(Closing):
                 self._epoll.unregister(fd)
                 del self._starting[key]
 
-    def get(self, spec: ZygoteSpec, generation: int) -> Zygote | None:
+    def get(self, spec: ZygoteSpec, generation: int, app_dir: str | None = None) -> Zygote | None:
         """Return a started zygote; None while it starts.
+
+        Args:
+            spec: of the zygote.
+            generation: of its workers.
+            app_dir: directory that it imports from before any other; None: no further one.
 
         Raises:
             ZygoteError, SpawnError: it could not be started; the next call tries again.
@@ -74,6 +79,7 @@ class Zygotes(Closing):
             default_signals=range(1, signal.NSIG),
         )
         zygote._patience = _PATIENCE
+        zygote._import_first(path_with(app_dir, ()))
         try:
             fd = zygote.begin()
             self._epoll.register(fd, select.EPOLLIN)
@@ -96,6 +102,17 @@ class Zygotes(Closing):
         """End all zygotes, also those that have not started yet."""
         self.keep(())
         self._epoll.close()
+
+
+def path_with(app_dir: str | None, path: Sequence[str]) -> list[str]:
+    """Return a path for imports that begins with a service's own directory.
+
+    Args:
+        app_dir: of the service; None: it has none.
+        path: the directories after that.
+    """
+    first = [] if app_dir is None else [os.path.abspath(app_dir)]
+    return [*first, *(directory for directory in path if directory not in first)]
 
 
 def zygote_for(service: Service, spec: Component) -> ZygoteSpec:

@@ -73,6 +73,7 @@ def diff(old: Service, new: Service) -> Difference:
             _of_the_worker(before) != _of_the_worker(after)
             or not set(after.listen).isdisjoint((*listeners.changed, *listeners.added))
             or after.zygote in zygotes.changed
+            or (after.function is not None and old.app_dir != new.app_dir)
         ):
             renewed.append(name)
         elif before != after:

@@ -380,6 +380,9 @@ class Service:
         components (mapping of Component; required): name -> component.
         listeners (mapping of Listener; default empty): name -> listener.
         zygotes (mapping of ZygoteSpec; default empty): name -> zygote.
+        app_dir (string; default None): path of a directory from which functions, modules to preload
+            and Python hooks are imported before any other; in a file it is relative to the file's
+            directory, which is the default; None: no further one.
         control (Control; default Control()): the control socket.
         log (Log; default Log()): the sinks of the log.
         metrics (Metrics; default Metrics()): where Prometheus finds metrics.
@@ -395,6 +398,7 @@ class Service:
     components: Mapping[str, Component]
     listeners: Mapping[str, Listener] = field(default_factory=dict)
     zygotes: Mapping[str, ZygoteSpec] = field(default_factory=dict)
+    app_dir: str | None = None
     control: Control = Control()
     log: Log = Log()
     metrics: Metrics = Metrics()

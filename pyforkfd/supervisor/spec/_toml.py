@@ -52,10 +52,13 @@ def load(path: str | os.PathLike[str], *, examine: Examine | None = None) -> Ser
             ),
             os.fspath(path),
         ) from None
-    return loads(text, os.fspath(path), examine=examine)
+    directory = os.path.dirname(os.path.abspath(os.fspath(path)))
+    return loads(text, os.fspath(path), examine=examine, directory=directory)
 
 
-def loads(text: str, name: str, *, examine: Examine | None = None) -> Service:
+def loads(
+    text: str, name: str, *, examine: Examine | None = None, directory: str | None = None
+) -> Service:
     """Read a service from the text of a file and check all of it.
 
     Args:
@@ -63,6 +66,8 @@ def loads(text: str, name: str, *, examine: Examine | None = None) -> Service:
         name: name of the file, for messages; its last part without the extension is the name
             of a service that has no ``name`` of its own.
         examine: finds further problems of the service, of which some values may be wrong.
+        directory: absolute path of the file's directory: the default of ``app_dir``, and where a
+            relative one begins; None: there is no file.
 
     Raises:
         SpecError: as :func:`load`.
@@ -72,6 +77,9 @@ def loads(text: str, name: str, *, examine: Examine | None = None) -> Service:
     document = {"name": stem, "components": {}} | _document(text, name)
     service = reader.read(document, Service, ())
     problems = list(reader.problems)
+    if service is not WRONG and directory is not None:
+        app_dir = os.path.normpath(os.path.join(directory, cast(Service, service).app_dir or "."))
+        service = dataclasses.replace(cast(Service, service), app_dir=app_dir)
     if service is not WRONG:
         # A value that could not be read is left out; it is not missing as well.
         unread = frozenset(str(place[1]) for place in reader.mistyped if len(place) > 1)

@@ -7,12 +7,13 @@ import functools
 import itertools
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 from urllib.parse import urlsplit
 
 from pyforkfd._trust import UntrustedPathError
 from pyforkfd._trusted_files import demand_directory, demand_log_place, demand_socket_place
+from pyforkfd._trusted_paths import walk
 
 from ._address import Address, parse_address
 from ._bounds import MOST_PROBLEMS, WORKERS
@@ -113,6 +114,8 @@ def _check_service(service: Service, unread: frozenset[str]) -> Findings:
             ("components",),
             f"have {workers} workers together; write numbers {WORKERS.text()} in all",
         )
+    for text in _app_dir_problems(service):
+        yield ("app_dir",), text
     if service.rollback > 0:
         for name, component in service.components.items():
             if not component.can_pause:
@@ -123,6 +126,22 @@ def _check_service(service: Service, unread: frozenset[str]) -> Findings:
                         f'"{component.readiness}"; write "notify" there, or rollback = 0'
                     ),
                 )
+
+
+def _app_dir_problems(service: Service) -> Iterator[str]:
+    """Find why nothing can be imported from app_dir, where something of it is imported."""
+    components = service.components.values()
+    hooks = (hook for component in components for hook in component.on_crash)
+    uses = any(c.function is not None for c in components) or any(isinstance(h, str) for h in hooks)
+    if service.app_dir is None or not uses:
+        return
+    try:
+        with walk(service.app_dir) as found:
+            found.demand_ours("the modules that functions are imported from")
+    except UntrustedPathError as error:
+        yield f"root would import from it: {error}; or set app_dir to another directory"
+    except (OSError, ValueError) as error:
+        yield f"{error}; write the path of a directory"
 
 
 def _check_names(service: Service) -> Findings:

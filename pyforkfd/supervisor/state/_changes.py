@@ -39,7 +39,7 @@ def condemn(draft: Draft, worker: Worker, cause: Cause, why: str) -> None:
     """End a worker that does not react: it dumps its stack, then it is killed."""
     worker = replace(worker, condemned=cause)
     if draft.pending is not None and draft.pending.has(worker):
-        abort_reload(draft, f"{worker.component}: worker {worker.id}: {why}")
+        abort_reload(draft, why, worker)
     if (dump_signal := worker.spec.dump_signal) is None:
         draft.note(worker, "error", f"{why}: killing it")
         kill(draft, worker)
@@ -74,10 +74,21 @@ def kill(draft: Draft, worker: Worker) -> None:
         draft.actions.append(Kill(worker.id))
 
 
-def abort_reload(draft: Draft, why: str) -> None:
-    """Give up the generation that boots; its workers belong to no crew from then on."""
+def abort_reload(draft: Draft, why: str, worker: Worker | None = None) -> None:
+    """Give up the generation that boots; its workers belong to no crew from then on.
+
+    Args:
+        draft: with a generation that boots.
+        why: the reason.
+        worker: that failed for this reason; None: none did.
+    """
     assert draft.pending is not None
-    draft.actions.append(Reloaded(draft.pending.generation, why))
+    generation = draft.pending.generation
+    if worker is None:
+        draft.actions.append(Reloaded(generation, why))
+    else:
+        why = f"{worker.component}: worker {worker.id}: {why}"
+        draft.actions.append(Reloaded(generation, why, worker.component, worker.id))
     if draft.announced and not draft.stopping:
         draft.actions.append(Announce("ready"))
     draft.pending = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from pyforkfd.supervisor.spec._spec import Component
@@ -223,10 +223,19 @@ class Crashed:
 
 @dataclass(frozen=True, slots=True)
 class Reloaded:
-    """Report the outcome of a reload or a roll back; ``why`` is empty after success."""
+    """Report the outcome of a reload or a roll back.
+
+    Attributes:
+        generation: that serves, or was given up.
+        why: the reason why it was given up; empty after success.
+        component: of the worker that failed.
+        worker_id: of the worker that failed; None: none did.
+    """
 
     generation: int
     why: str = ""
+    component: str = field(default="", compare=False)
+    worker_id: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,7 @@ def run_short(draft: Draft, worker_id: int, why: str) -> None:
         draft.note(worker, "info", f"has left: {why}")
         return
     if draft.pending is not None and draft.pending.has(worker):
-        abort_reload(draft, f"{worker.component}: worker {worker_id}: not started: {why}")
+        abort_reload(draft, f"not started: {why}", worker)
         return
     crew = draft.crews.get(worker.component)
     if crew is None or crew.generation != worker.generation:

@@ -55,7 +55,7 @@ def _overdue(draft: Draft, worker: Worker) -> None:
         case Phase.BOOTING if spec.readiness == "started" and worker.pid is not None:
             become_ready(draft, worker.id, speaks=False)
         case Phase.BOOTING:
-            why = f"not ready within {spec.boot_timeout:g} s"
+            why = f"not ready within {spec.boot_timeout:g} s{_readiness_advice(worker)}"
             condemn(draft, worker, "boot_timeout", why)
         case Phase.READY:
             draft.put(replace(worker, deadline=None))
@@ -68,6 +68,15 @@ def _overdue(draft: Draft, worker: Worker) -> None:
             kill(draft, worker)
         case Phase.DUMPING:
             kill(draft, worker)
+
+
+def _readiness_advice(worker: Worker) -> str:
+    """Return what to write where a program may have no readiness protocol; else nothing."""
+    spec = worker.spec
+    if worker.pid is None or spec.command is None or spec.readiness != "notify":
+        return ""
+    value = "accept" if spec.listen else "started"
+    return f' (it sent no READY=1: for a program that sends none, write readiness = "{value}")'
 
 
 def _is_complete(draft: Draft, crew: Crew) -> bool:

@@ -160,7 +160,7 @@ def _end_in_pending(
         crews = {**pending.crews, worker.component: crew}
         draft.pending = replace(pending, crews=crews)
     else:
-        abort_reload(draft, f"{worker.component}: worker {worker.id}: {cause}: {detail}")
+        abort_reload(draft, f"{cause}: {detail}", worker)
 
 
 def _after_end(draft: Draft, crew: Crew, worker: Worker, cause: Cause, at_peace: bool) -> Crew:

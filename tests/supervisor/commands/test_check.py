@@ -370,7 +370,7 @@ def test_a_module_of_the_directory_does_not_pass_for_one_of_python(place: Path) 
     (place / "else").mkdir()
     program = place / "else/program.py"  # whose directory is sys.path[0], not the current one
     program.write_text("import sys\nfrom pyforkfd.cli import main\nsys.exit(main())\n")
-    path = write(place, RIGHT["a function"])
+    path = write(place, RIGHT["a function"]).rename(place / "else/service.toml")
     done = subprocess.run(
         [sys.executable, program, "serve", "--check", path],
         cwd=place,

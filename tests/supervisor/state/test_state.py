@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import settings
@@ -154,6 +154,30 @@ def test_a_program_that_is_not_started_in_time_is_given_up() -> None:
     assert outcome.why == "web: worker 2: not ready within 3 s"
 
 
+def advice(value: str) -> str:
+    return f' (it sent no READY=1: for a program that sends none, write readiness = "{value}")'
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, advice("accept")),
+        ({"listen": ()}, advice("started")),
+        ({"readiness": "accept"}, ""),
+        ({"command": None, "function": "shop:serve"}, ""),
+    ],
+)
+def test_the_boot_timeout_has_the_readiness_to_write(
+    changes: dict[str, Any], expected: str
+) -> None:
+    driver = Driver(service(replace(component(boot_timeout=3.0), **changes)))
+    driver.feed(Tick())
+    driver.feed(Spawned(1, 101))
+    driver.feed(Tick(), after=3.0)
+    (note,) = [note.text for note in only(driver.actions, Note) if "not ready" in note.text]
+    assert note == f"not ready within 3 s{expected}: dumping its stack, then killing it"
+
+
 def test_a_generation_that_does_not_become_ready_is_given_up() -> None:
     driver = started(service(component(workers=1, boot_timeout=3.0)))
     driver.feed(Reload())
@@ -161,7 +185,7 @@ def test_a_generation_that_does_not_become_ready_is_given_up() -> None:
     assert driver.feed(Tick(), after=2.9) == []
     actions = driver.feed(Tick(), after=0.1)
     assert Signal(2, 6) in actions  # its stack is dumped
-    assert Reloaded(2, "web: worker 2: not ready within 3 s") in actions
+    assert Reloaded(2, f"web: worker 2: not ready within 3 s{advice('accept')}") in actions
     assert Kill(2) in driver.feed(Tick(), after=1.0)
     actions = driver.feed(Ended(2, "signal", "killed by SIGABRT"))
     assert Crashed(2, "web", "boot_timeout", "killed by SIGABRT") in actions
