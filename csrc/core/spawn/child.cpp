@@ -491,12 +491,15 @@ FORKFD_CHILD Kept prepare(const ChildArgs& a) noexcept {
     change_root(a);
     if (a.cwd_before_credentials) change_directory(a, kept);
     change_credentials(a);
+    // Cleared by that; and not before Stage::user again, by which exec_watch.h knows the user.
+    if (while_waiting != 0)
+        die_with_parent(a, Stage::parent_death_signal, while_waiting, kept.parent_pidfd);
     if (!a.cwd_before_credentials) change_directory(a, kept);
     if (a.no_new_privs) {
         enter(a, Stage::no_new_privs);
         check(a, call(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
     }
-    if (while_waiting != 0)
+    if (while_waiting != a.death_signal)
         die_with_parent(a, Stage::parent_death_signal, a.death_signal, kept.parent_pidfd);
     set_signals(a);
     write_environment(a);
