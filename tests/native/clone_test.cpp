@@ -251,11 +251,12 @@ TEST(a_stage_that_fails_is_reported_and_ends_the_process) {
     int ends[2];
     CHECK_EQ(::pipe2(ends, O_CLOEXEC | O_NONBLOCK), 0);
     const forkfd::UniqueFd reader(ends[0]), writer(ends[1]);
+    const pid_t parent = ::getpid();
     forkfd::SpawnPlan plan;
     plan.cwd = "/nowhere";
     plan.fds = {{writer.get(), FdAction::Kind::inherit_if_open}};
     CHECK_EQ(in_clone([&] {
-                 forkfd::become(plan, {}, {0, -1, false}, writer.get());
+                 forkfd::become(plan, {}, {parent, -1, false}, writer.get());
                  return 0;
              }), 127);
     forkfd::Report report = {};

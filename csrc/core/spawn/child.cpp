@@ -109,7 +109,8 @@ FORKFD_CHILD void die_with_parent(const ChildArgs& a, Stage stage, int death_sig
     // The children of a dying parent have a new one before its pidfd is readable, so both are
     // checked; in a new pid namespace getppid() is 0, and only the pidfd is conclusive.
     const long parent = call(SYS_getppid);
-    if (parent != a.parent_pid && (parent != 0 || parent_pidfd < 0)) fail(a, ESRCH);
+    const bool is_unknown = parent == 0 && (parent_pidfd >= 0 || a.death_signal == 0);
+    if (parent != a.parent_pid && !is_unknown) fail(a, ESRCH);
     if (parent_pidfd < 0) return;
     pollfd ended = {parent_pidfd, POLLIN, 0};
     if (check(a, call(SYS_ppoll, addr(&ended), 1, addr(&kNow), 0, 0)) != 0) fail(a, ESRCH);
@@ -477,7 +478,8 @@ FORKFD_CHILD void confine(const ChildArgs& a) noexcept {
 
 // Everything up to the mask and the filter, in the order of the stages.
 FORKFD_CHILD Kept prepare(const ChildArgs& a) noexcept {
-    // What waits for id maps or the other end of a FIFO would wait for ever without its parent.
+    // A child that waits for id maps, the other end of a FIFO, a directory's file system or the
+    // thaw of its cgroup would wait for ever without its parent, or execute long after.
     const int while_waiting = a.may_wait ? SIGKILL : a.death_signal;
     if (while_waiting != 0)
         die_with_parent(a, Stage::parent_alive, while_waiting, a.parent_pidfd);
@@ -489,12 +491,15 @@ FORKFD_CHILD Kept prepare(const ChildArgs& a) noexcept {
     change_root(a);
     if (a.cwd_before_credentials) change_directory(a, kept);
     change_credentials(a);
+    // Cleared by that; and not before Stage::user again, by which exec_watch.h knows the user.
+    if (while_waiting != 0)
+        die_with_parent(a, Stage::parent_death_signal, while_waiting, kept.parent_pidfd);
     if (!a.cwd_before_credentials) change_directory(a, kept);
     if (a.no_new_privs) {
         enter(a, Stage::no_new_privs);
         check(a, call(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
     }
-    if (while_waiting != 0)
+    if (while_waiting != a.death_signal)
         die_with_parent(a, Stage::parent_death_signal, a.death_signal, kept.parent_pidfd);
     set_signals(a);
     write_environment(a);

@@ -29,6 +29,7 @@ UniqueFd watch_self(const SpawnPlan& plan) {
     if ((plan.namespaces & CLONE_NEWPID) == 0) return {};
     if (plan.death_signal == 0 && !may_wait(plan)) return {};
     UniqueFd self = open_pidfd(::getpid());
+    if (!self && plan.death_signal == 0) return {};  // only a wait is at stake
     if (!self) throw_sys(Stage::pidfd, errno, "of the parent, to see it die");
     return self;
 }

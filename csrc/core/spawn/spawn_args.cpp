@@ -28,7 +28,9 @@ void copy_capabilities(const SpawnPlan& p, ChildCapabilities& c) {
 bool may_wait(const SpawnPlan& p) {
     const auto opens = [](const FdAction& action) { return action.kind == FdAction::Kind::open; };
     const auto also = [](const FileAction& action) { return action.kind == FdStep::Kind::open; };
-    return !p.uid_map.empty() || !p.gid_map.empty() ||
+    const bool enters_cgroup = p.cgroup_fd || !p.cgroup_path.empty();  // may be frozen
+    const bool enters_directory = p.cwd_fd || !p.cwd.empty() || !p.chroot.empty();  // FUSE, autofs
+    return !p.uid_map.empty() || !p.gid_map.empty() || enters_cgroup || enters_directory ||
            std::any_of(p.fds.begin(), p.fds.end(), opens) ||
            std::any_of(p.file_actions.begin(), p.file_actions.end(), also);
 }

@@ -100,6 +100,9 @@ class Hooks(Closing):
                     signal_mask=(),
                     default_signals=range(1, signal.NSIG),
                     rlimits=child_limits(),
+                    # Nobody else would end a hook that takes too long.
+                    parent_death_signal=signal.SIGKILL,
+                    parent_death_scope="thread",  # the one that an execve(2) in place leaves
                 )
         except (OSError, ValueError) as error:
             log.error("on_crash: %s: not run: %s", name, error)
