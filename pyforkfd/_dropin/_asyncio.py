@@ -26,6 +26,7 @@ class _Transport(BaseSubprocessTransport):
     _protocol: Any
     _finished: bool
     _connecting: asyncio.Task[None]
+    _abandoned = False
 
     def _start(
         self,
@@ -64,6 +65,7 @@ class _Transport(BaseSubprocessTransport):
 
     async def abandon(self) -> None:
         """End the child and everything that its start has begun."""
+        self._abandoned = True
         self.close()
         self._connecting.cancel()
         await asyncio.wait([self._connecting])
@@ -90,7 +92,9 @@ class _Transport(BaseSubprocessTransport):
         self._try_finish()
 
     def _pipe_connection_lost(self, fd: int, exc: BaseException | None) -> None:
-        if not self._finished:  # else the pipe was abandoned while it was connected
+        # The protocol has never heard of a pipe that is abandoned while it is connected.
+        unknown = self._abandoned and self._pipes.get(fd) is None
+        if not unknown and not self._finished:
             super()._pipe_connection_lost(fd, exc)
 
     def _try_finish(self) -> None:
