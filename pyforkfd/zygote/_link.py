@@ -24,7 +24,7 @@ from pyforkfd._types import DEVNULL
 
 from ._birth import Birth, RequestLost
 from ._errors import ZygoteError
-from ._messages import SLOT, Kind, ProtocolError, Received, answer_pair, receive, send
+from ._messages import SLOT, Kind, ProtocolError, Received, answer_pair, receive, send, slot_of
 from ._request import Request, directory
 
 Scope: TypeAlias = Literal["process", "thread"]
@@ -84,8 +84,8 @@ class Link:
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as lent:
             page = lent.enter_context(Fd(os.memfd_create("forkfd-zygote")))
             os.ftruncate(page.fileno(), mmap.PAGESIZE)
-            self._slot = mmap.mmap(page.fileno(), mmap.PAGESIZE)
-            undo.callback(self._slot.close)
+            self._slots = mmap.mmap(page.fileno(), mmap.PAGESIZE)
+            undo.callback(self._slots.close)
             own_pidfd = lent.enter_context(Fd(os.pidfd_open(os.getpid())))
             self._channel, theirs = FdChannel.pair()
             undo.callback(self._channel.close)
@@ -181,7 +181,7 @@ class Link:
             self._idle.pop().discard()
         self._channel.close()
         self.process.close()
-        self._slot.close()
+        self._slots.close()
 
     def birth(self, request: Request, patience: float | None = None) -> tuple[int, int]:
         """Start one worker; return when all of the request is applied.
@@ -263,10 +263,11 @@ class Link:
     def last_born(self, serial: int) -> int:
         """Return the pid that the kernel wrote for this request, or 0.
 
-        0 as well where the zygote serves another request by now.
+        0 as well where there were so many requests since that its slot is another's.
         """
-        found = SLOT.unpack_from(self._slot)
-        written, pid = SLOT.unpack_from(self._slot)
+        at = slot_of(serial)
+        found = SLOT.unpack_from(self._slots, at)
+        written, pid = SLOT.unpack_from(self._slots, at)  # twice: it may be written just now
         return pid if found == (serial, pid) and written == serial else 0
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 import json
+import mmap
 import os
 import pickle
 import socket
@@ -34,10 +35,21 @@ MAX_FDS = 4096
 """The greatest number of descriptors in a request."""
 REPORT = struct.Struct("=5i")
 """The report of a worker's failed stage, without a header: csrc/core/spawn/child_args.h."""
-SLOT = struct.Struct("=Qi")
-"""The page that application and zygote share: the last request's serial, its worker's pid."""
-SLOT_PID = 8
-"""The offset of the pid in the slot."""
+SLOT = struct.Struct("=Qi4x")
+"""A slot in the page that application and zygote share: a request's serial, its worker's pid."""
+_SLOTS = 256  # of the last requests; those that are under way are fewer
+_SLOT_PID = 8  # the offset of the pid in the slot
+
+
+def slot_of(serial: int) -> int:
+    """Return the offset of a request's slot in the page."""
+    return serial % _SLOTS * SLOT.size
+
+
+def pid_of(page: mmap.mmap, serial: int) -> memoryview:
+    """Return the place in the page where the kernel writes the pid of a request's worker."""
+    at = slot_of(serial) + _SLOT_PID
+    return memoryview(page)[at : at + 4]
 
 
 class Kind(enum.IntEnum):

@@ -29,7 +29,17 @@ from pyforkfd._standard_streams import restore_standard_streams
 from pyforkfd._types import CloneFlag
 
 from ._errors import in_a_line
-from ._messages import MAX_FDS, SLOT, SLOT_PID, Kind, ProtocolError, Received, receive, send
+from ._messages import (
+    MAX_FDS,
+    SLOT,
+    Kind,
+    ProtocolError,
+    Received,
+    pid_of,
+    receive,
+    send,
+    slot_of,
+)
 from ._pools import end_pools, remedy
 from ._streams import flush, prepare_streams
 from ._worker import Birthplace, rehearse, rehearsed_request, wait, work
@@ -69,7 +79,7 @@ def _live() -> None:
     page, application = message.fds
     zygote = Fd(os.pidfd_open(os.getpid()))
     with page:
-        slot = mmap.mmap(page.fileno(), mmap.PAGESIZE)
+        slots = mmap.mmap(page.fileno(), mmap.PAGESIZE)
     before = set(_open_numbers())
     body = message.body
     for what, step in _steps(body):
@@ -86,8 +96,7 @@ def _live() -> None:
     why_not = _core.why_not_clone(CloneFlag.PARENT)
     place = Birthplace(
         channel=channel,
-        slot=slot,
-        pid_slot=memoryview(slot)[SLOT_PID:],
+        slots=slots,
         application=application,
         application_pid=body["pid"],
         zygote=zygote,
@@ -219,13 +228,15 @@ def _rehearse_receiving() -> None:
 def _answer(place: Birthplace, message: Received, ahead: Iterable[tuple[float, Received]]) -> None:
     reply, *fds = message.fds
     body = message.body
-    SLOT.pack_into(place.slot, 0, body["serial"], 0)
+    serial = body["serial"]
+    SLOT.pack_into(place.slots, slot_of(serial), serial, 0)
     flags, cgroup = 0, None
     if message.kind is Kind.SPAWN:
         flags = body["plan"][0].pop("namespaces", 0)
         cgroup = body["others"].pop("cgroup_fd", None)
     try:
-        pid, pidfd = _clone(place, flags, -1 if cgroup is None else fds[cgroup].fileno())
+        cgroup_fd = -1 if cgroup is None else fds[cgroup].fileno()
+        pid, pidfd = _clone(place, serial, flags, cgroup_fd)
     except ThreadsError as error:
         _send(reply, Kind.REFUSED, ("threads", (error.threads, remedy())))
     except OSError as error:
@@ -234,8 +245,7 @@ def _answer(place: Birthplace, message: Received, ahead: Iterable[tuple[float, R
     else:
         if pid == 0:
             # A worker may become another user's, and must not write what the kernel does.
-            place.pid_slot.release()
-            place.slot.close()
+            place.slots.close()
             place.channel.close()  # or the zygote's end would not close it
             for _, other in ahead:
                 other.fds[0].close()
@@ -255,13 +265,13 @@ def _send(reply: Fd, kind: Kind, body: object, fds: Sequence[int] = ()) -> None:
         pass  # the application does not wait for this worker any more
 
 
-def _clone(place: Birthplace, flags: int, cgroup: int) -> tuple[int, int]:
+def _clone(place: Birthplace, serial: int, flags: int, cgroup: int) -> tuple[int, int]:
     if place.siblings:
-        return core_clone(flags | CloneFlag.PARENT, 0, cgroup, place.pid_slot)
-    return _fork_twice(place, flags, cgroup)
+        return core_clone(flags | CloneFlag.PARENT, 0, cgroup, pid_of(place.slots, serial))
+    return _fork_twice(place, serial, flags, cgroup)
 
 
-def _fork_twice(place: Birthplace, flags: int, cgroup: int) -> tuple[int, int]:
+def _fork_twice(place: Birthplace, serial: int, flags: int, cgroup: int) -> tuple[int, int]:
     """Fork a grandchild whose parent exits at once, so that the application adopts it.
 
     The application is a sub-reaper.  Used where no sibling can be cloned: on musl, or as pid 1
@@ -281,13 +291,13 @@ def _fork_twice(place: Birthplace, flags: int, cgroup: int) -> tuple[int, int]:
                 while os.getppid() == own:
                     os.sched_yield()
                 return 0, -1
-            SLOT.pack_into(place.slot, 0, SLOT.unpack_from(place.slot)[0], pid)
+            SLOT.pack_into(place.slots, slot_of(serial), serial, pid)
             code = 0
         except OSError as error:
             code = error.errno or 1
         os._exit(code)
     _, status = os.waitpid(between, 0)
-    if (pid := SLOT.unpack_from(place.slot)[1]) == 0:
+    if (pid := SLOT.unpack_from(place.slots, slot_of(serial))[1]) == 0:
         raise OSError(os.waitstatus_to_exitcode(status), "fork for a worker")
     return pid, os.pidfd_open(pid)
 

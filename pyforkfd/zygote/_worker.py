@@ -56,8 +56,7 @@ class Birthplace:
 
     Attributes:
         channel: to the application.
-        slot: the page shared with the application.
-        pid_slot: where in the page the kernel writes a worker's pid.
+        slots: the page shared with the application.
         application: the application's pidfd.
         application_pid: the application's pid.
         zygote: the zygote's pidfd.
@@ -67,8 +66,7 @@ class Birthplace:
     """
 
     channel: FdChannel
-    slot: mmap.mmap
-    pid_slot: memoryview
+    slots: mmap.mmap
     application: Fd
     application_pid: int
     zygote: Fd

@@ -146,9 +146,9 @@ def kill_parent(
     mark = str(uuid.uuid4())
     os.mkfifo(directory / "fifo")
     (directory / "never_imported.py").write_text("import time\ntime.sleep(1000)\n")
-    top = f'name = "left"\nkeeper = {str(keeper).lower()}\n'
-    control = f'[control]\npath = "{directory}/control"\n'
-    (directory / "service.toml").write_text(top + control + service)
+    head = f'name = "left"\nkeeper = {str(keeper).lower()}\n'
+    control = f'{head}[control]\npath = "{directory}/control"\n'
+    (directory / "service.toml").write_text(control + service)
     env = {**os.environ, MARK: mark, "PYTHONPATH": str(directory)}
     parent = subprocess.Popen(
         [*front, sys.executable, "-c", program],
