@@ -33,7 +33,6 @@ _STREAMS = {
     _LOG: "l",
 }  # and the prefix by which a successor finds them
 _FORMATTER = logging.Formatter()
-_TURNS = 8  # reads of a dead worker's pipe: what it may hold
 _LOKI_DRAIN = 3.0  # seconds for the sender to send what it has when we end
 
 
@@ -203,9 +202,9 @@ class Output(Closing):
             Entries in JSON, the last at the end.
         """
         for capture in self._captures.get(worker_id, ()):
-            for _ in range(_TURNS):  # an orphan of the worker may write without end
-                if not capture.handle():
-                    break
+            left = capture.pipe_size  # no more: an orphan of the worker may write without end
+            while left > 0 and (length := capture.handle()):
+                left -= length
         entries = self.tail.tail(components=[component])
         return [entry.line for entry in entries if entry.origin.worker == worker_id]
 
