@@ -46,7 +46,8 @@ from .state._events import (
     TakeBack,
     Tick,
 )
-from .state._model import State, due, initial
+from .state._model import State, initial
+from .state._queries import due
 from .state._step import step
 from .succession._handover import Handover
 from .succession._keeper import Keeper

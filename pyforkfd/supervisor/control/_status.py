@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from pyforkfd.supervisor.state._events import Cause
-from pyforkfd.supervisor.state._model import Crew, Phase, State, Worker, given_up, missing
+from pyforkfd.supervisor.state._model import Crew, Phase, State, Worker
+from pyforkfd.supervisor.state._queries import given_up, missing
 
 Condition: TypeAlias = Literal["ready", "starting", "reloading", "degraded", "stopping"]
 """The condition of a whole service: the worst that holds, "stopping" and "reloading" first."""

@@ -11,7 +11,8 @@ from pyforkfd.supervisor.metrics._counters import Metrics
 from pyforkfd.supervisor.spec._limits import Resource
 from pyforkfd.supervisor.spec._spec import Component
 from pyforkfd.supervisor.state._events import Cause, Crashed, Event, Reloaded, Retire, WentStale
-from pyforkfd.supervisor.state._model import Crew, Phase, State, Worker, given_up, spread
+from pyforkfd.supervisor.state._model import Crew, Phase, State, Worker, spread
+from pyforkfd.supervisor.state._queries import given_up
 
 from ._memory_guard import Guard, Orders
 from ._pages import Pages

@@ -91,7 +91,7 @@ def abort_reload(draft: Draft, why: str, worker: Worker | None = None) -> None:
         draft.actions.append(Reloaded(generation, why, worker.component, worker.id))
     if draft.announced and not draft.stopping:
         draft.actions.append(Announce("ready"))
-    draft.pending = None
+    draft.end_pending()
 
 
 def stop(draft: Draft, *, at_once: bool) -> None:

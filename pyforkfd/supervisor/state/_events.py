@@ -160,6 +160,11 @@ class Spawn:
 
     worker_id: int
 
+    @property
+    def worker(self) -> int:
+        """The worker's id."""
+        return self.worker_id
+
 
 @dataclass(frozen=True, slots=True)
 class SendOrder:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from pyforkfd.supervisor.spec._spec import Component, Service
 
@@ -123,6 +121,11 @@ class Crew:
         """The positions that wait because the supervisor was short of a resource."""
         return frozenset(p for p, setbacks in self.setbacks.items() if setbacks.shortage)
 
+    @property
+    def is_short(self) -> bool:
+        """Whether some position waits because the supervisor was short of a resource."""
+        return any(setbacks.shortage for setbacks in self.setbacks.values())
+
     def setback(self, position: int, setbacks: Setbacks) -> Crew:
         """Return the crew with other setbacks at a position."""
         return replace(self, setbacks={**self.setbacks, position: setbacks})
@@ -200,6 +203,7 @@ class State:
         stopping: whether no worker is wanted any more.
         exit_code: the supervisor's, when all workers have ended.
         exited: whether there was an Exit action.
+        index: look-ups that the step has made from the rest, which alone counts; None: none yet.
     """
 
     crews: Mapping[str, Crew]
@@ -215,6 +219,7 @@ class State:
     stopping: bool = False
     exit_code: int = 0
     exited: bool = False
+    index: object = field(default=None, init=False, repr=False, compare=False)
 
 
 def initial(service: Service) -> State:
@@ -243,58 +248,6 @@ def sharded(service: Service) -> frozenset[str]:
         for name, spec in service.components.items()
         if any(service.listeners[listener].shards for listener in spec.listen)
     )
-
-
-class Staffed(Protocol):
-    """Crews and workers, of a state or of one on its way."""
-
-    @property
-    def crews(self) -> Mapping[str, Crew]: ...
-
-    @property
-    def workers(self) -> Mapping[int, Worker]: ...
-
-
-def missing(state: Staffed) -> dict[str, int]:
-    """Count the workers that are not ready: component -> how many fewer than wanted."""
-    ready = Counter(
-        (worker.component, worker.generation)
-        for worker in state.workers.values()
-        if worker.phase is Phase.READY
-    )
-    found = {}
-    for name, crew in state.crews.items():
-        if (short := crew.count - len(crew.finished) - ready[name, crew.generation]) > 0:
-            found[name] = short
-    return found
-
-
-def given_up(state: Staffed) -> dict[str, list[int]]:
-    """Find the positions that were given up and have no ready worker: component -> positions."""
-    found = {}
-    for name, crew in state.crews.items():
-        if not (positions := crew.given_up):
-            continue
-        ready = {
-            worker.position
-            for worker in state.workers.values()
-            if worker.phase is Phase.READY
-            and (worker.component, worker.generation) == (name, crew.generation)
-        }
-        if positions - ready:
-            found[name] = sorted(positions - ready)
-    return found
-
-
-def due(state: State) -> float | None:
-    """Return when the next step is due even if no event comes; None: never."""
-    times = [worker.deadline for worker in state.workers.values() if worker.deadline is not None]
-    if not state.stopping:  # or nothing is started any more
-        for crew in state.crews.values():
-            times.extend(s.until for s in crew.setbacks.values() if s.until is not None)
-    if state.previous is not None:
-        times.append(state.previous.until)
-    return min(times, default=None)
 
 
 def spread(worker_id: int) -> float:

@@ -75,22 +75,24 @@ def run_short(draft: Draft, worker_id: int, why: str) -> None:
     crew = draft.crews.get(worker.component)
     if crew is None or crew.generation != worker.generation:
         return
-    if not crew.short:
+    if not crew.is_short:
         text = f"not started, a shortage of the supervisor: {why}: trying again until it is over"
         draft.note(worker, "error", text)
     before = crew.setbacks.get(worker.position, Setbacks())
     pause = min(_SHORTAGE_CAP, _doubled(_SHORTAGE_PAUSE, before.shortages))
     after = replace(before, shortages=before.shortages + 1, shortage=why, until=draft.now + pause)
-    draft.put_crew(worker.component, crew.setback(worker.position, after))
+    draft.put_crew(worker.component, crew.setback(worker.position, after), worker.position)
 
 
 def end_shortage(draft: Draft, worker: Worker) -> None:
     """Note that a worker was started, which ends the shortage of its position."""
     crew = draft.crews.get(worker.component)
-    if crew is None or crew.generation != worker.generation or worker.position not in crew.short:
+    if crew is None or crew.generation != worker.generation:
         return
-    after = replace(crew.setbacks[worker.position], shortages=0, shortage="")
-    crew = crew.setback(worker.position, after)
-    draft.put_crew(worker.component, crew)
-    if not crew.short:
+    before = crew.setbacks.get(worker.position)
+    if before is None or not before.shortage:
+        return
+    crew = crew.setback(worker.position, replace(before, shortages=0, shortage=""))
+    draft.put_crew(worker.component, crew, worker.position)
+    if not crew.is_short:
         draft.note(worker, "info", "the shortage is over: all workers are started")

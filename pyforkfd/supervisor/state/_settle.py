@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from pyforkfd.supervisor.spec._spec import Component
@@ -17,38 +18,73 @@ from ._changes import (
     wanted_count,
 )
 from ._draft import Draft
-from ._events import Announce, Exit, Lend, Note, Reloaded, SendOrder, Spawn, TakeBack
-from ._model import SERVING, STAYING, Crew, Pending, Phase, Previous, Worker, missing
+from ._events import Announce, Exit, Note, Reloaded, SendOrder, Spawn
+from ._index import Roster, index_of
+from ._lending import lend
+from ._model import STAYING, Crew, Pending, Phase, Previous, Worker
+from ._queries import missing_of
 
 
 def settle(draft: Draft) -> None:
-    """Add every action that the draft's state calls for, and the changes that go with it."""
-    for worker in list(draft.workers.values()):
-        if worker.deadline is not None and worker.deadline <= draft.now:
-            _overdue(draft, worker)
+    """Add every action that the draft's state calls for, and the changes that go with it.
+
+    Only what was stirred is looked at: all else is as an earlier step has settled it.
+    """
+    late, due = draft.index.expired(draft.now, draft.workers, {} if draft.stopping else draft.crews)
+    for worker in late:
+        overdue(draft, worker)
     if draft.previous is not None and draft.previous.until <= draft.now:
         draft.previous = None
     pending = draft.pending
     if pending is not None and all(_is_complete(draft, crew) for crew in pending.crews.values()):
         _switch(draft, pending)
+    before = draft.before
+    if draft.previous is not before.previous or draft.stopping != before.stopping:
+        draft.all_stirred = True
     if not draft.stopping:
-        for name, crew in list(draft.crews.items()):
-            if (filled := _fill(draft, crew)) is not crew:
-                draft.put_crew(name, filled)
-        if draft.pending is not None:
-            for crew in draft.pending.crews.values():
-                _fill(draft, crew)
-    complete: dict[tuple[str, int], bool] = {}  # of the crews, computed once
-    for worker in list(draft.workers.values()):
-        if worker.phase in STAYING and not _belongs(draft, worker, complete):
+        for name, _, position in due:
+            _end_backoff(draft, name, position)
+        for crew, stirred in _stirred_crews(draft):
+            _fill(draft, crew, stirred)
+    for worker_id in _stirred_workers(draft):
+        worker = draft.workers[worker_id]
+        if worker.phase in STAYING and not _belongs(draft, worker):
             dismiss(draft, worker)
     _limit_generations(draft)
-    _lend(draft)
+    lend(draft)
     _announce(draft)
+    draft.index.settled = True
     _exit(draft)
 
 
-def _overdue(draft: Draft, worker: Worker) -> None:
+def _stirred_crews(draft: Draft) -> list[tuple[Crew, Iterable[int]]]:
+    """List the crews that may be short of a worker, with the positions to look at, in order."""
+    groups = [draft.crews] if draft.pending is None else [draft.crews, draft.pending.crews]
+    if draft.all_stirred:
+        return [(crew, range(crew.count)) for group in groups for crew in group.values()]
+    found: list[tuple[Crew, Iterable[int]]] = []
+    for group in groups:
+        names = dict.fromkeys(name for name, _ in draft.stirred)
+        for name in names if len(names) == 1 else [name for name in group if name in names]:
+            crew = group.get(name)
+            if crew is not None and (positions := draft.stirred.get((name, crew.generation))):
+                found.append((crew, positions))
+    return found
+
+
+def _stirred_workers(draft: Draft) -> list[int]:
+    """List the ids of the workers that may not be wanted any more, in order."""
+    if draft.all_stirred:
+        return sorted(draft.workers)
+    found = draft.touched_workers & draft.workers.keys()
+    for crew, _ in _stirred_crews(draft):
+        roster = draft.index.roster((crew.spec.name, crew.generation))
+        if roster.beyond and not roster.unmet:
+            found.update(roster.surplus())
+    return sorted(found)
+
+
+def overdue(draft: Draft, worker: Worker) -> None:
     """End a phase that has lasted too long."""
     spec = worker.spec
     match worker.phase:
@@ -80,8 +116,7 @@ def _readiness_advice(worker: Worker) -> str:
 
 
 def _is_complete(draft: Draft, crew: Crew) -> bool:
-    ready = {worker.position for worker in draft.members(crew, Phase.READY)}
-    return (ready | crew.finished).issuperset(range(crew.count))
+    return draft.index.roster((crew.spec.name, crew.generation)).unmet == 0
 
 
 def _switch(draft: Draft, pending: Pending) -> None:
@@ -98,7 +133,8 @@ def _switch(draft: Draft, pending: Pending) -> None:
         draft.put_crew(name, crew)
     for name, spec in pending.adjusted.items():
         _adjust(draft, name, spec)
-    draft.pending = draft.previous = None
+    draft.end_pending()
+    draft.previous = None
     draft.rollback = pending.rollback
     draft.max_generations = pending.max_generations
     draft.actions.append(Reloaded(pending.generation))
@@ -119,42 +155,58 @@ def _adjust(draft: Draft, name: str, spec: Component) -> None:
     """Give a component a specification that its workers need not be started anew for."""
     crew = draft.crews[name]
     draft.put_crew(name, replace(crew, spec=spec).resized(wanted_count(crew, spec)))
-    for worker in draft.members(crew, *STAYING):
+    for worker in draft.members(crew):
         draft.put(replace(worker, spec=spec))
 
 
-def _fill(draft: Draft, crew: Crew) -> Crew:
-    """Start the workers that a crew is short of, and dismiss those that were replaced."""
-    serving = draft.members(crew, *SERVING)
-    replacing = False
-    # A back-off that has passed is as good as absent, and would be due for ever.
-    over = [p for p, s in crew.setbacks.items() if s.until is not None and s.until <= draft.now]
-    if over:
-        fresh_setbacks = {p: replace(crew.setbacks[p], until=None) for p in over}
-        crew = replace(crew, setbacks={**crew.setbacks, **fresh_setbacks})
-    waiting = {p for p, setbacks in crew.setbacks.items() if setbacks.until is not None}
-    at: dict[int, list[Worker]] = {}
-    for worker in serving:
-        at.setdefault(worker.position, []).append(worker)
-    for position in range(crew.count):
-        here = at.get(position, [])
+def _end_backoff(draft: Draft, name: str, position: int) -> None:
+    """Note that a position may be tried now: its back-off would be due for ever."""
+    crew = draft.crews[name]
+    over = replace(crew.setbacks[position], until=None)
+    draft.put_crew(name, crew.setback(position, over), position)
+
+
+def _fill(draft: Draft, crew: Crew, positions: Iterable[int]) -> None:
+    """Start the workers that a crew is short of, and dismiss those that were replaced.
+
+    Args:
+        draft: borrowed.
+        crew: of the present or of the pending generation.
+        positions: to look at.
+    """
+    roster = draft.index.roster((crew.spec.name, crew.generation))
+    successor_at = _next_replaced(draft, crew, roster)
+    wanted = {position for position in positions if position < crew.count}
+    if successor_at is not None:
+        wanted.add(successor_at)
+    for position in sorted(wanted):
+        here = roster.at.get(position, ())
         fresh = [worker for worker in here if not worker.retiring]
         if any(worker.phase is Phase.READY for worker in fresh):
             for worker in here:
                 if worker.retiring:
                     dismiss(draft, worker)
-            continue
-        if fresh:
-            replacing = replacing or len(fresh) < len(here)
-            continue
-        if position in crew.finished or position in waiting:
-            continue
-        if here:  # retiring: one after the other, and a reload replaces them anyway
-            if replacing or draft.pending is not None:
-                continue
-            replacing = True
-        _spawn(draft, crew, position)
-    return crew
+        elif (not here and _may_start(crew, position)) or position == successor_at:
+            _spawn(draft, crew, position)
+
+
+def _next_replaced(draft: Draft, crew: Crew, roster: Roster) -> int | None:
+    """Return the position of the next worker to be replaced: one after the other.
+
+    None while one is being replaced, and while a generation boots, which replaces them anyway.
+    """
+    if draft.pending is not None or roster.replacing or not roster.alone:
+        return None
+    first = min(roster.alone)
+    if _may_start(crew, first):
+        return first
+    return min((p for p in roster.alone if _may_start(crew, p)), default=None)
+
+
+def _may_start(crew: Crew, position: int) -> bool:
+    """Return whether a position is not finished, and in no back-off."""
+    setbacks = crew.setbacks.get(position)
+    return position not in crew.finished and (setbacks is None or setbacks.until is None)
 
 
 def _spawn(draft: Draft, crew: Crew, position: int) -> None:
@@ -174,14 +226,8 @@ def _spawn(draft: Draft, crew: Crew, position: int) -> None:
     draft.actions.append(Spawn(worker.id))
 
 
-def _belongs(draft: Draft, worker: Worker, complete: dict[tuple[str, int], bool]) -> bool:
-    """Return whether a crew that is wanted, or paused, has a worker.
-
-    Args:
-        draft: borrowed.
-        worker: one that stays.
-        complete: component and generation of crews -> whether they are complete; is added to.
-    """
+def _belongs(draft: Draft, worker: Worker) -> bool:
+    """Return whether a crew that is wanted, or paused, has a worker that stays."""
     if draft.stopping:
         return False
     if worker.phase is Phase.PAUSED:
@@ -189,30 +235,29 @@ def _belongs(draft: Draft, worker: Worker, complete: dict[tuple[str, int], bool]
     else:
         groups = [draft.crews] if draft.pending is None else [draft.crews, draft.pending.crews]
     crews = [crew for group in groups if (crew := group.get(worker.component))]
-    return any(_is_member(draft, worker, crew, complete) for crew in crews)
+    return any(_is_member(draft, worker, crew) for crew in crews)
 
 
-def _is_member(
-    draft: Draft, worker: Worker, crew: Crew, complete: dict[tuple[str, int], bool]
-) -> bool:
+def _is_member(draft: Draft, worker: Worker, crew: Crew) -> bool:
     if worker.generation != crew.generation:
         return False
     if worker.position < crew.count:
         return True
     # Scaled down: it leaves when those that stay are ready.
-    key = crew.spec.name, crew.generation
-    if key not in complete:
-        complete[key] = _is_complete(draft, crew)
-    return worker.phase is Phase.READY and not complete[key]
+    return worker.phase is Phase.READY and not _is_complete(draft, crew)
 
 
 def _limit_generations(draft: Draft) -> None:
     """Kill workers that leave, of generations older than the newest that may be alive."""
-    alive = sorted({worker.generation for worker in draft.workers.values()}, reverse=True)
-    too_old = alive[draft.max_generations :]
-    if not too_old:
+    alive = draft.index.generations
+    if len(alive) <= draft.max_generations:
         return
-    for worker in list(draft.workers.values()):
+    before = index_of(draft.before).generations
+    same = alive.keys() == before.keys() and draft.max_generations == draft.before.max_generations
+    too_old = set(sorted(alive, reverse=True)[draft.max_generations :])
+    some = draft.touched_workers & draft.workers.keys() if same else draft.workers
+    for worker_id in sorted(some):
+        worker = draft.workers[worker_id]
         leaves = worker.phase not in STAYING and worker.phase is not Phase.KILLED
         if leaves and worker.generation in too_old:
             why = f"generation {worker.generation} is one too many: killing it"
@@ -220,37 +265,9 @@ def _limit_generations(draft: Draft) -> None:
             kill(draft, worker)
 
 
-def _lend(draft: Draft) -> None:
-    """Lend the shards of positions where no worker is ready, each to one sibling."""
-    before, lent = draft.lent, {}
-    for name, crew in draft.crews.items():
-        if draft.stopping or not crew.sharded:
-            continue
-        ready = draft.members(crew, Phase.READY)
-        owned = {worker.position for worker in ready}
-        takers = {worker.id: 0 for worker in ready if worker.speaks}
-        free = [position for position in range(crew.widest) if position not in owned]
-        for position in free:
-            if (taker := before.get((name, position))) in takers:
-                lent[name, position] = taker
-                takers[taker] += 1
-        for position in free:
-            if takers and (name, position) not in lent:
-                taker = min(takers, key=lambda worker_id: (takers[worker_id], worker_id))
-                lent[name, position] = taker
-                takers[taker] += 1
-    for key, worker_id in before.items():
-        if lent.get(key) != worker_id and worker_id in draft.workers:
-            draft.actions.append(TakeBack(worker_id, key[1]))
-    for key, worker_id in lent.items():
-        if before.get(key) != worker_id:
-            draft.actions.append(Lend(worker_id, key[1]))
-    draft.lent = lent
-
-
 def _announce(draft: Draft) -> None:
     """Announce the service's readiness, once, when no worker is missing."""
-    if not draft.announced and not draft.stopping and not missing(draft):
+    if not draft.announced and not draft.stopping and not missing_of(draft.crews, draft.index):
         draft.announced = True
         draft.actions.append(Announce("ready"))
 
@@ -261,6 +278,7 @@ def _exit(draft: Draft) -> None:
         draft.exit_code = 1
         draft.actions.append(Note("error", "no component can be kept running: giving up"))
         stop(draft, at_once=False)
+        draft.index.settled = False
     if draft.stopping and not draft.workers and not draft.exited:
         draft.exited = True
         draft.actions.append(Exit(draft.exit_code))
@@ -273,7 +291,7 @@ def _is_hopeless(draft: Draft) -> bool:
     """
     if draft.announced or not draft.crews:
         return False
-    if any(worker.phase in STAYING for worker in draft.workers.values()):
+    if draft.index.staying:
         return False
     return all(
         crew.given_up and (crew.given_up | crew.finished).issuperset(range(crew.count))

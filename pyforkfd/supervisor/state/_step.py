@@ -7,7 +7,8 @@ them, whichever of crash, reload, scaling, recycling and stop come together.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 from ._changes import abort_reload, age_limit, become_ready, condemn, retire, stop, wanted_count
 from ._draft import Draft
@@ -30,9 +31,12 @@ from ._events import (
     Spawned,
     SpawnFailed,
     Stop,
+    Tick,
     WentStale,
 )
+from ._index import index_of
 from ._model import STAYING, Crew, Pending, Phase, State, Worker
+from ._queries import due
 from ._setbacks import after_crash, end_shortage, run_short
 from ._settle import settle
 
@@ -40,7 +44,24 @@ _STARTED = 1.0  # seconds; a program that lives on for so long is taken to have 
 _SHORT_LIFE = 1.0  # seconds; a worker that is done sooner is not started again at once
 
 
-def step(state: State, event: Event, now: float) -> tuple[State, list[Action]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A step of the state machine.
+
+    Attributes:
+        state: the new state; the very same as before where the step changes nothing.
+        actions: what to do, in this order.
+        workers: ids of the workers that were added, changed or removed.
+        crews: components whose crew was added, changed or removed.
+    """
+
+    state: State
+    actions: Sequence[Action]
+    workers: Collection[int] = ()
+    crews: Collection[str] = ()
+
+
+def step(state: State, event: Event, now: float) -> tuple[State, Sequence[Action]]:
     """Take one event.
 
     Args:
@@ -51,10 +72,28 @@ def step(state: State, event: Event, now: float) -> tuple[State, list[Action]]:
     Returns:
         The new state, and what to do, in this order.
     """
+    taken = advance(state, event, now)
+    return taken.state, taken.actions
+
+
+def advance(state: State, event: Event, now: float) -> Step:
+    """Take one event, as :func:`step`; return what has changed as well."""
+    if isinstance(event, Tick) and index_of(state).settled and not _is_due(state, now):
+        return Step(state=state, actions=[])
     draft = Draft.of(state, now)
     take(draft, event)
     settle(draft)
-    return draft.result(), draft.actions
+    return Step(
+        state=draft.result(),
+        actions=draft.actions,
+        workers=draft.touched_workers,
+        crews=draft.touched_crews,
+    )
+
+
+def _is_due(state: State, now: float) -> bool:
+    first = due(state)
+    return first is not None and first <= now
 
 
 def take(draft: Draft, event: Event) -> None:
@@ -147,7 +186,8 @@ def _count_end(draft: Draft, worker: Worker, cause: Cause, detail: str, at_peace
     if crew is not None and crew.generation == worker.generation:
         if worker.leaving:  # it was counted as done when it announced its end
             crew = replace(crew, finished=crew.finished - {worker.position})
-        draft.put_crew(worker.component, _after_end(draft, crew, worker, cause, at_peace))
+        after = _after_end(draft, crew, worker, cause, at_peace)
+        draft.put_crew(worker.component, after, worker.position)
 
 
 def _end_in_pending(
@@ -157,8 +197,7 @@ def _end_in_pending(
     crew = pending.crews[worker.component]
     if cause == "done" and crew.spec.restart.policy != "always":
         crew = replace(crew, finished=crew.finished | {worker.position})
-        crews = {**pending.crews, worker.component: crew}
-        draft.pending = replace(pending, crews=crews)
+        draft.put_pending_crew(crew, worker.position)
     else:
         abort_reload(draft, f"{cause}: {detail}", worker)
 
@@ -201,13 +240,15 @@ def _reload(draft: Draft, event: Reload) -> None:
             generation=draft.generation,
             sharded=sharded if event.sharded is None else name in event.sharded,
         )
-    draft.pending = Pending(
-        generation=draft.generation,
-        crews=crews,
-        removed=frozenset(draft.crews.keys() - wanted.keys()),
-        adjusted=adjusted,
-        rollback=draft.rollback if event.rollback is None else event.rollback,
-        max_generations=event.max_generations or draft.max_generations,
+    draft.begin(
+        Pending(
+            generation=draft.generation,
+            crews=crews,
+            removed=frozenset(draft.crews.keys() - wanted.keys()),
+            adjusted=adjusted,
+            rollback=draft.rollback if event.rollback is None else event.rollback,
+            max_generations=event.max_generations or draft.max_generations,
+        )
     )
     draft.actions.append(Announce("reloading"))
 
@@ -229,14 +270,16 @@ def _roll_back(draft: Draft) -> None:
         if worker.phase is Phase.PAUSED and crew and crew.generation == worker.generation:
             draft.actions.append(SendOrder(worker.id, "resume"))
             draft.enter(worker, Phase.READY, age_limit(worker))
-    draft.pending = Pending(
-        generation=max((crew.generation for crew in previous.crews.values()), default=0),
-        crews={name: replace(crew, setbacks={}) for name, crew in previous.crews.items()},
-        removed=previous.added,
-        adjusted={},
-        rollback=draft.rollback,
-        max_generations=draft.max_generations,
-        back=True,
+    draft.begin(
+        Pending(
+            generation=max((crew.generation for crew in previous.crews.values()), default=0),
+            crews={name: replace(crew, setbacks={}) for name, crew in previous.crews.items()},
+            removed=previous.added,
+            adjusted={},
+            rollback=draft.rollback,
+            max_generations=draft.max_generations,
+            back=True,
+        )
     )
 
 
@@ -246,5 +289,4 @@ def _scale(draft: Draft, component: str, count: int) -> None:
         draft.put_crew(component, crew.resized(count))
     pending = draft.pending
     if pending is not None and (crew := pending.crews.get(component)) is not None:
-        crews = {**pending.crews, component: crew.resized(count)}
-        draft.pending = replace(pending, crews=crews)
+        draft.put_pending_crew(crew.resized(count))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from plain_machine import plain_step
 
 from pyforkfd.supervisor.spec._spec import Component, Listener, Recycle, Restart, Service
 from pyforkfd.supervisor.state._draft import Draft
@@ -42,8 +44,9 @@ from pyforkfd.supervisor.state._events import (
     Tick,
     WentStale,
 )
-from pyforkfd.supervisor.state._model import Phase, Setbacks, State, due, given_up, initial, missing
-from pyforkfd.supervisor.state._step import step
+from pyforkfd.supervisor.state._model import Phase, Setbacks, State, initial
+from pyforkfd.supervisor.state._queries import due, given_up, missing
+from pyforkfd.supervisor.state._step import Step, advance
 
 
 def component(name: str = "web", **options: object) -> Component:
@@ -56,8 +59,25 @@ def service(*components: Component, shards: bool = False, **options: object) -> 
     return Service(name="s", components=named, listeners={"http": listener}, **options)  # type: ignore[arg-type]
 
 
+def compare(before: State, event: Event, now: float, taken: Step) -> None:
+    """Demand of a step what the plain one does, and that it knows what it has changed."""
+    state, actions = plain_step(before, event, now)
+    assert (list(actions), state) == (list(taken.actions), taken.state)
+    assert differing(before.workers, taken.state.workers) <= set(taken.workers)
+    assert differing(before.crews, taken.state.crews) <= set(taken.crews)
+    again = replace(taken.state)  # without the index, which is made anew
+    for question in (due, missing, given_up):
+        assert question(taken.state) == question(again)  # type: ignore[operator]
+
+
+def differing(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> set[Any]:
+    return {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+
+
 class Driver:
     """A state, a clock, and every action so far; answers nothing by itself."""
+
+    compared = True
 
     def __init__(self, of: Service) -> None:
         self.state: State = initial(of)
@@ -66,7 +86,10 @@ class Driver:
 
     def feed(self, event: Event, *, after: float = 0.0) -> list[Action]:
         self.now += after
-        self.state, actions = step(self.state, event, self.now)
+        before, taken = self.state, advance(self.state, event, self.now)
+        self.state, actions = taken.state, list(taken.actions)
+        if self.compared:
+            compare(before, event, self.now, taken)
         self.actions += actions
         return actions
 
