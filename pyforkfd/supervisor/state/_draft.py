@@ -9,6 +9,7 @@ from typing import Literal
 from ._events import Action, Note
 from ._index import Index, Key, index_of
 from ._model import Crew, Pending, Phase, Previous, State, Worker
+from ._persistent import Table
 
 Level = Literal["info", "warning", "error"]
 
@@ -127,14 +128,16 @@ class Draft:
         """Remove a worker; None: there is none of that id."""
         if worker_id not in self.workers:
             return None
-        worker = self._own_workers().pop(worker_id)
+        worker = self.workers[worker_id]
+        del self._own_workers()[worker_id]
         self._touch(worker, None)
         return worker
 
-    def _own_workers(self) -> dict[int, Worker]:
+    def _own_workers(self) -> Table[Worker]:
         if not self.touched_workers:
-            self.workers = dict(self.workers)
-        assert isinstance(self.workers, dict)
+            known = self.workers
+            self.workers = known.branch() if isinstance(known, Table) else Table(known)
+        assert isinstance(self.workers, Table)
         return self.workers
 
     def _touch(self, old: Worker | None, new: Worker | None) -> None:

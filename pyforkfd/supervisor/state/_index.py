@@ -6,11 +6,11 @@ Values are copied when they are first changed: a state keeps its own.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeAlias
 
 from ._model import SERVING, STAYING, Crew, Phase, State, Worker
+from ._persistent import Heap, Table
 
 Key: TypeAlias = tuple[str, int]
 """Component and generation, which name a crew."""
@@ -40,15 +40,15 @@ class Roster:
 
     def __init__(self) -> None:
         self.crew: Crew | None = None
-        self.at: dict[int, tuple[Worker, ...]] = {}
+        self.at: Table[tuple[Worker, ...]] = Table()
         self.ready = self.unmet = self.replacing = self.beyond = 0
-        self.takers: dict[int, None] = {}
+        self.takers: Table[None] = Table()
         self.alone: set[int] = set()
 
     def copy(self) -> Roster:
         """Return a copy that may be changed."""
         copy = Roster()
-        copy.crew, copy.at, copy.takers = self.crew, dict(self.at), dict(self.takers)
+        copy.crew, copy.at, copy.takers = self.crew, self.at.branch(), self.takers.branch()
         copy.ready, copy.unmet, copy.beyond = self.ready, self.unmet, self.beyond
         copy.replacing, copy.alone = self.replacing, set(self.alone)
         return copy
@@ -79,7 +79,8 @@ class Roster:
         if old is not None:
             here = tuple(w for w in here if w.id != old.id)
             self.ready -= old.phase is Phase.READY
-            self.takers.pop(old.id, None)
+            if old.id in self.takers:
+                del self.takers[old.id]
         if new is not None:
             here = tuple(sorted((*here, new), key=lambda w: w.id)) if here else (new,)
             self.ready += new.phase is Phase.READY
@@ -87,8 +88,8 @@ class Roster:
                 self.takers[new.id] = None
         if here:
             self.at[position] = here
-        else:
-            self.at.pop(position, None)
+        elif position in self.at:
+            del self.at[position]
         self._weigh(position, 1)
 
     def want(self, crew: Crew | None, position: int | None) -> None:
@@ -147,7 +148,6 @@ class Index:
     __slots__ = (
         "_copied",
         "_deadlines",
-        "_own_heap",
         "generations",
         "rosters",
         "settled",
@@ -160,8 +160,7 @@ class Index:
         self.staying = 0
         self.settled = False
         self._copied: set[Key] = set()
-        self._deadlines: list[_Entry] = []
-        self._own_heap = True
+        self._deadlines: Heap[_Entry] = Heap()
 
     @classmethod
     def of(
@@ -187,7 +186,7 @@ class Index:
         copy.rosters = dict(self.rosters)
         copy.generations = dict(self.generations)
         copy.staying, copy.settled = self.staying, self.settled
-        copy._deadlines, copy._own_heap = self._deadlines, False
+        copy._deadlines = self._deadlines
         return copy
 
     def keep(self, state: State) -> None:
@@ -255,14 +254,7 @@ class Index:
     # Deadlines
 
     def _push(self, entry: _Entry) -> None:
-        heapq.heappush(self._heap(), entry)
-
-    def _heap(self) -> list[_Entry]:
-        """Return the deadlines, to be changed."""
-        if not self._own_heap:
-            self._deadlines = list(self._deadlines)
-            self._own_heap = True
-        return self._deadlines
+        self._deadlines = self._deadlines.push(entry)
 
     def expired(
         self, now: float, workers: Mapping[int, Worker], crews: Mapping[str, Crew]
@@ -274,8 +266,8 @@ class Index:
         """
         overdue: dict[int, Worker] = {}
         due: list[Place] = []
-        while self._deadlines and self._deadlines[0][0] <= now:
-            entry = heapq.heappop(self._heap())
+        while (entry := self._deadlines.first) is not None and entry[0] <= now:
+            self._deadlines = self._deadlines.pop()
             if _is_valid(entry, workers, crews):
                 if len(entry) == 2:
                     overdue[entry[1]] = workers[entry[1]]
@@ -285,7 +277,8 @@ class Index:
 
     def next(self) -> float | None:
         """Return the first deadline, of workers and back-offs; None: there is none."""
-        return self._deadlines[0][0] if self._deadlines else None
+        first = self._deadlines.first
+        return None if first is None else first[0]
 
     def tidy(self, workers: Mapping[int, Worker], crews: Mapping[str, Crew]) -> None:
         """Forget the deadlines that do not hold any more, if they are first or too many.
@@ -294,13 +287,15 @@ class Index:
             workers: all of them.
             crews: those that have back-offs: none, when nothing is started any more.
         """
-        while self._deadlines and not _is_valid(self._deadlines[0], workers, crews):
-            heapq.heappop(self._heap())
-        if len(self._deadlines) > 2 * len(workers) + _SLACK:
+        while (first := self._deadlines.first) and not _is_valid(first, workers, crews):
+            self._deadlines = self._deadlines.pop()
+        if self._deadlines.size > 2 * len(workers) + _SLACK:
             held = sum(len(crew.setbacks) for crew in crews.values())
-            if len(self._deadlines) > 2 * (len(workers) + held) + _SLACK:
+            if self._deadlines.size > 2 * (len(workers) + held) + _SLACK:
                 valid = {e for e in self._deadlines if _is_valid(e, workers, crews)}
-                self._deadlines, self._own_heap = sorted(valid), True
+                self._deadlines = Heap()
+                for entry in valid:
+                    self._push(entry)
 
 
 def index_of(state: State) -> Index:

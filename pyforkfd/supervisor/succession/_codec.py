@@ -13,6 +13,7 @@ from typing import Any
 from pyforkfd.supervisor.spec import _spec
 from pyforkfd.supervisor.spec._spec import Component
 from pyforkfd.supervisor.state import _events, _model
+from pyforkfd.supervisor.state._persistent import Table
 
 
 class CodecError(ValueError):
@@ -33,7 +34,9 @@ def _values(modules: Iterable[ModuleType]) -> dict[str, type]:
 
 _CLASSES = _values((_spec, _model, _events))
 _FIELDS: dict[type, tuple[Field[Any], ...]] = {
-    cls: fields(cls) for cls in _CLASSES.values() if is_dataclass(cls)
+    cls: tuple(field for field in fields(cls) if field.init)  # the others are derived from these
+    for cls in _CLASSES.values()
+    if is_dataclass(cls)
 }
 _PLAIN = frozenset({type(None), bool, int, float, str})
 
@@ -67,7 +70,7 @@ def encode(value: object, specs: list[Component] | None = None) -> Any:
     if cls in (tuple, list, frozenset, set):
         assert isinstance(value, Iterable)
         return {cls.__name__: [encode(item, specs) for item in value]}
-    if cls in (dict, MappingProxyType):
+    if cls in (dict, MappingProxyType, Table):
         assert isinstance(value, Mapping)
         return {"dict": [[encode(k, specs), encode(item, specs)] for k, item in value.items()]}
     try:
