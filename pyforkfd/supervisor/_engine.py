@@ -48,7 +48,7 @@ from .state._events import (
 )
 from .state._model import State, initial
 from .state._queries import due
-from .state._step import step
+from .state._step import Step, advance
 from .succession._handover import Handover
 from .succession._keeper import Keeper
 from .succession._upgrade import Upgrade
@@ -135,6 +135,7 @@ class Engine:
         self._replies: deque[Reply] = deque()
         self._peers = Peers()
         self._exit_code: int | None = None
+        self._polled: set[int] = set()  # ids of workers whose readiness must be polled
         self._untidy = False  # something may be unused
         self._poll_at = 0.0
         reactor = resources.reactor
@@ -150,7 +151,7 @@ class Engine:
         if (past := self._succession.past) is not None:
             self._resume(past)
         else:
-            self._watch.changed(_NOTHING, self.state)
+            self._note_all()
         self.feed(Tick())
         self._succession.serving()
         while self._exit_code is None:
@@ -179,11 +180,16 @@ class Engine:
         # The clients that made these requests are disconnected.
         self._replies.extend([lambda _: None] * past.promised(done))
         log.info("took over %d workers", sum(1 for _ in self.workers))
-        self._watch.changed(_NOTHING, self.state)
+        self._note_all()
         if past.state.exited:
             self._exit_code = past.state.exit_code  # it had only to end
         self.workers.send_log_file(self._output.pending_switch())
         self._work_off(past.remaining(done))
+
+    def _note_all(self) -> None:
+        """Note every worker and crew of the first state as changed."""
+        state = self.state
+        self._note(_NOTHING, Step(state, (), list(state.workers), list(state.crews)))
 
     # Requests
 
@@ -246,39 +252,50 @@ class Engine:
         """Perform the actions that are left, then take all events."""
         self._feeding = True
         try:
-            self._go_to(self.state, left)
+            self._go_to(Step(self.state, left))
             while self._events:
                 event = self._events.popleft()
                 before = self.state
                 try:
-                    state, actions = step(before, event, time.monotonic())
+                    taken = advance(before, event, time.monotonic())
                 except Exception as error:
                     if not isinstance(event, Reload | RollBack):
                         raise
                     why = report("reload", error, ())
-                    state, actions = before, [Reloaded(before.generation, why)]
-                self._go_to(state, actions)
+                    taken = Step(before, [Reloaded(before.generation, why)])
+                self._go_to(taken)
                 if isinstance(event, (Ended, SpawnFailed)) and event.worker_id in before.workers:
-                    self._count_end(event, actions)
+                    self._count_end(event, taken.actions)
         finally:
             self._feeding = False
         for worker_id, component, ready in self._peers.news(self.state):
             self.workers.send(worker_id, Peer(component, ready))
-        if self._untidy:
+        if self._untidy or not self.generations.are_as_used(self.state):
             self._untidy = False
             self.generations.discard_unused(self.state)
 
-    def _go_to(self, state: State, actions: Sequence[Action]) -> None:
-        before, self.state = self.state, state
+    def _go_to(self, taken: Step) -> None:
+        before, self.state = self.state, taken.state
         has_keeper = self._succession.keeper is not None  # else no successor comes unannounced
-        if actions or state != before:
-            self._watch.changed(before, state)
+        if taken.actions or taken.state is not before:
+            self._note(before, taken)
             if has_keeper:
-                self._succession.try_to_save(self._handover(actions))
-        for action in actions:
+                self._save_step(taken)
+        for action in taken.actions:
             self._perform(action)
             if has_keeper:
                 self._succession.advance()
+
+    def _note(self, before: State, taken: Step) -> None:
+        """Let all those know of a step that look at what has changed only."""
+        self._watch.changed(before, taken.state, taken.workers, taken.crews)
+        self._peers.changed(before, taken.state, taken.workers)
+        for worker_id in taken.workers:
+            worker = taken.state.workers.get(worker_id)
+            if worker is not None and is_polled(worker):
+                self._polled.add(worker_id)
+            else:
+                self._polled.discard(worker_id)
 
     def _count_end(self, event: Ended | SpawnFailed, actions: Sequence[Action]) -> None:
         crashes = [a for a in actions if isinstance(a, Crashed) and a.worker_id == event.worker_id]
@@ -287,9 +304,20 @@ class Engine:
             cause = crashes[0].cause
         self._watch.ended(event.worker_id, cause, expected=not crashes)
 
+    def _save_step(self, taken: Step) -> None:
+        metrics, succession = self._watch.metrics, self._succession
+        if succession.wants_whole:
+            handover = self._handover(taken.actions)
+        else:
+            handover = self._record(taken.actions)
+        succession.save_step(handover, taken.workers, {"metrics": metrics.changes()})
+
     def _handover(self, todo: Sequence[Action]) -> Handover:
         """Return the record that a successor goes on from."""
         self._succession.resources["metrics"] = self._watch.metrics.state()
+        return self._record(todo)
+
+    def _record(self, todo: Sequence[Action]) -> Handover:
         return Handover(
             state=self.state,
             service=self.generations.serving,
@@ -307,7 +335,7 @@ class Engine:
         times = [self._poll_at - now] if self._must_poll() else []
         if (next_step := due(self.state)) is not None:
             times.append(next_step - now)
-        if any(map(is_polled, self.state.workers.values())):
+        if self._polled:
             times.append(_POLL_READINESS)
         if (deadline := self._upgrade.deadline) is not None:
             times.append(deadline - now)
@@ -321,7 +349,7 @@ class Engine:
     def _poll(self) -> None:
         """Poll everything that no descriptor announces."""
         self._upgrade.look()
-        self.workers.poll_readiness(self.state.workers.values())
+        self.workers.poll_readiness(self.state.workers[n] for n in sorted(self._polled))
         self._output.settle()
         now = time.monotonic()
         if now < self._poll_at:
@@ -386,7 +414,6 @@ class Engine:
                     back = isinstance(action, TakeBack)
                     self.workers.move_shards(worker, service, position, back=back)
             case Forget(worker_id):
-                self._untidy = True
                 self.workers.forget(worker_id)
             case Crashed():
                 self._crashed(action)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from pyforkfd.supervisor.state._events import Cause
-from pyforkfd.supervisor.state._model import Crew, Phase, State, Worker
-from pyforkfd.supervisor.state._queries import given_up, missing
+from pyforkfd.supervisor.state._model import Crew, State, Worker
+from pyforkfd.supervisor.state._queries import given_up, given_up_in, missing, roster_of
 
 Condition: TypeAlias = Literal["ready", "starting", "reloading", "degraded", "stopping"]
 """The condition of a whole service: the worst that holds, "stopping" and "reloading" first."""
@@ -96,7 +96,9 @@ def describe(
     """
     condition, reasons = judge(state, now)
     deaths = deaths or Deaths()
-    names = dict.fromkeys([*state.crews, *(worker.component for worker in state.workers.values())])
+    workers: dict[str, list[Worker]] = {name: [] for name in state.crews}
+    for worker in state.workers.values():
+        workers.setdefault(worker.component, []).append(worker)
     return {
         "service": service,
         "pid": pid,
@@ -105,7 +107,10 @@ def describe(
         "reasons": reasons,
         "generation": state.generation,
         "rollback": None if state.previous is None else max(0.0, state.previous.until - now),
-        "components": [_component(name, state, now, details or {}, deaths) for name in names],
+        "components": [
+            _component(name, members, state, now, details or {}, deaths)
+            for name, members in workers.items()
+        ],
     }
 
 
@@ -184,20 +189,19 @@ def summary(state: State, now: float) -> str:
 
 
 def _ready(state: State, crew: Crew) -> int:
-    return sum(
-        worker.phase is Phase.READY
-        and worker.component == crew.spec.name
-        and worker.generation == crew.generation
-        for worker in state.workers.values()
-    )
+    return roster_of(state, crew).ready
 
 
 def _component(
-    name: str, state: State, now: float, details: Mapping[int, WorkerDetails], deaths: Deaths
+    name: str,
+    workers: list[Worker],
+    state: State,
+    now: float,
+    details: Mapping[int, WorkerDetails],
+    deaths: Deaths,
 ) -> dict[str, Any]:
     crew = state.crews.get(name)
-    lost = given_up(state).get(name, [])
-    workers = [worker for worker in state.workers.values() if worker.component == name]
+    lost = [] if crew is None else given_up_in(state, crew)
     workers.sort(key=lambda worker: (worker.generation, worker.position, worker.id))
     last = max(
         (death for (component, _), death in deaths.last.items() if component == name),

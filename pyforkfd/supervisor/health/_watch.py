@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from pyforkfd._closing import Closing
 from pyforkfd._page import SharedPage, SlotSnapshot
@@ -12,7 +12,7 @@ from pyforkfd.supervisor.spec._limits import Resource
 from pyforkfd.supervisor.spec._spec import Component
 from pyforkfd.supervisor.state._events import Cause, Crashed, Event, Reloaded, Retire, WentStale
 from pyforkfd.supervisor.state._model import Crew, Phase, State, Worker, spread
-from pyforkfd.supervisor.state._queries import given_up
+from pyforkfd.supervisor.state._queries import given_up_in
 
 from ._memory_guard import Guard, Orders
 from ._pages import Pages
@@ -87,18 +87,27 @@ class Watch(Closing):
             return None
         return max(0.0, now - snapshot.beat_ns / 1e9)
 
-    def changed(self, before: State, after: State) -> None:
+    def changed(
+        self, before: State, after: State, workers: Collection[int], crews: Collection[str]
+    ) -> None:
         """Update the counters after a step of the state machine.
 
         Args:
             before: the state before the step.
             after: the state after it.
+            workers: ids of the workers that the step has added, changed or removed.
+            crews: components whose crew it has added, changed or removed.
         """
         self.metrics.generation = after.generation
         self._pages.set_generation(after.generation)
-        for worker_id, worker in after.workers.items():
-            old = before.workers.get(worker_id)
+        touched = set(crews)
+        for worker_id in workers:
+            old, worker = before.workers.get(worker_id), after.workers.get(worker_id)
             was_ready = old is not None and old.phase is Phase.READY
+            if worker is None:
+                touched.update([] if old is None else [old.component])
+                continue
+            touched.add(worker.component)
             if worker.phase is Phase.READY and not was_ready:
                 booted = old is not None and old.phase is Phase.BOOTING
                 self.metrics.ready(
@@ -106,12 +115,13 @@ class Watch(Closing):
                 )
             elif was_ready and worker.phase is not Phase.READY:
                 self.metrics.unready(worker_id)
-        for name, crew in after.crews.items():
-            if before.crews.get(name) is not crew:
+        for name in touched:
+            crew = after.crews.get(name)
+            if crew is not None and before.crews.get(name) is not crew:
                 self._crew(name, crew)
-        degraded = given_up(after).keys()
-        for name in degraded ^ set(self.metrics.degraded()):
-            self.metrics.component(name, degraded=name in degraded)
+            degraded = crew is not None and bool(given_up_in(after, crew))
+            if degraded != self.metrics.is_degraded(name):
+                self.metrics.component(name, degraded=degraded)
 
     def _crew(self, name: str, crew: Crew) -> None:
         self.metrics.component(name, wanted=crew.count)

@@ -84,6 +84,7 @@ class Metrics:
         self._log_lost = log_lost
         self._log_lost_before: dict[str, int] = {}  # by predecessors
         self._components: dict[str, _Component] = {}
+        self._changed: set[str] = set()  # components, since the last changes()
         self._workers: dict[int, Account] = {}
         self._reloads: dict[str, int] = {}
 
@@ -97,13 +98,18 @@ class Metrics:
             wanted: number of its workers; None: as before, at first 0.
             degraded: whether restarts were given up; None: as before, at first not.
         """
-        entry = self._components.setdefault(name, _Component())
+        entry = self._component(name)
         entry.wanted = entry.wanted if wanted is None else wanted
         entry.degraded = entry.degraded if degraded is None else degraded
 
     def degraded(self) -> list[str]:
         """Return the names of the degraded components."""
         return [name for name, entry in self._components.items() if entry.degraded]
+
+    def is_degraded(self, component: str) -> bool:
+        """Return whether restarts of a component were given up."""
+        entry = self._components.get(component)
+        return entry is not None and entry.degraded
 
     def started(
         self, *, component: str, worker_id: int, generation: int, slot: Slot | None
@@ -143,8 +149,15 @@ class Metrics:
     def _register(self, worker: Account) -> None:
         if worker.worker_id in self._workers:
             raise ValueError(f"worker {worker.worker_id} is registered already")
-        self._components.setdefault(worker.component, _Component())
+        self._component(worker.component)
         self._workers[worker.worker_id] = worker
+
+    def _component(self, name: str) -> _Component:
+        """Return the counters of a component, which are to be changed."""
+        self._changed.add(name)
+        if (entry := self._components.get(name)) is None:
+            entry = self._components[name] = _Component()
+        return entry
 
     def account(self, worker_id: int) -> Account:
         """Return the counts of a running worker; borrowed.
@@ -165,7 +178,7 @@ class Metrics:
             return
         worker.ready = True
         if boot_seconds is not None:
-            component = self._components[worker.component]
+            component = self._component(worker.component)
             component.boots[bisect_left(BOOT_BUCKETS, boot_seconds)] += 1
             component.boot_sum += boot_seconds
 
@@ -186,7 +199,7 @@ class Metrics:
             KeyError: the worker is not registered.
         """
         worker = self._workers.pop(worker_id)
-        component = self._components[worker.component]
+        component = self._component(worker.component)
         if worker.read() is not None:
             component.lost += worker.in_flight
         component.requests += worker.requests
@@ -197,11 +210,11 @@ class Metrics:
 
     def restarted(self, component: str) -> None:
         """Count the start of a worker in place of one that crashed."""
-        self._components.setdefault(component, _Component()).restarts += 1
+        self._component(component).restarts += 1
 
     def pressure(self, component: str, resource: Resource) -> None:
         """Count a wait for a resource that was longer than its bound."""
-        _count(self._components.setdefault(component, _Component()).pressure, resource)
+        _count(self._component(component).pressure, resource)
 
     def reloaded(self, outcome: str) -> None:
         """Count the end of a reload.
@@ -265,14 +278,22 @@ class Metrics:
 
     def state(self) -> dict[str, Any]:
         """Return the totals for a successor, as values that JSON knows; workers not included."""
+        return self._totals(self._components)
+
+    def changes(self) -> dict[str, Any]:
+        """Return the totals of the components that changed since the last call."""
+        changed, self._changed = self._changed, set()
+        return self._totals(changed)
+
+    def _totals(self, names: Iterable[str]) -> dict[str, Any]:
         # A worker's counts stay in the page, and are adopted with its slot.
         return {
             "version": _STATE_VERSION,
             "reloads": dict(self._reloads),
             "log_lost": self._all_log_lost(),
             "components": {
-                name: {key: getattr(component, key) for key in _Component.__slots__}
-                for name, component in self._components.items()
+                name: {key: getattr(self._components[name], key) for key in _Component.__slots__}
+                for name in names
             },
         }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from pyforkfd.supervisor.spec._spec import Service
+from pyforkfd.supervisor.state._index import index_of
 from pyforkfd.supervisor.state._model import Crew, State
 
 from ._sockets import Sockets
@@ -38,6 +39,7 @@ class Generations:
         self._services = dict(services)
         self._sockets = sockets
         self._zygotes = zygotes
+        self._cleared_for: object = None  # the needs at the last clearing
 
     def __getitem__(self, generation: int) -> Service:
         """Return the specification of a generation."""
@@ -63,11 +65,20 @@ class Generations:
         """
         self._sockets.open_positions(self._services[crew.generation], crew.spec, count)
 
+    def are_as_used(self, state: State) -> bool:
+        """Return whether crews and workers need what they needed at the last clearing."""
+        return self._needs(state) == self._cleared_for
+
+    @staticmethod
+    def _needs(state: State) -> object:
+        parts = [(id(crew.spec), crew.generation, crew.widest) for crew in _crews(state)]
+        return parts, frozenset(index_of(state).generations)
+
     def discard_unused(self, state: State) -> None:
         """Close the listeners and zygotes, and forget the specifications, that no crew needs."""
-        crews = list(_crews(state))
-        used = {crew.generation for crew in crews}
-        used.update(worker.generation for worker in state.workers.values())
+        self._cleared_for = self._needs(state)
+        crews, alive = list(_crews(state)), index_of(state).generations.keys()
+        used = {crew.generation for crew in crews}.union(alive)
         used.add(max(self._services))
         self._services = {n: service for n, service in self._services.items() if n in used}
         self._sockets.keep(

@@ -41,6 +41,7 @@ class Sockets(Closing):
         """
         self._inherited: dict[str, int] = {}
         self._open: dict[Key, socket.socket] = dict(adopted or {})
+        self._all: Mapping[Key, socket.socket] | None = None  # as they were returned last
         self._good = {key: Good.of(found) for key, found in self._open.items()}
         twice = set()
         for one in inherited:
@@ -70,6 +71,7 @@ class Sockets(Closing):
         key = _key(listener, position)
         if (found := self._open.get(key)) is None:
             found = self._open[key] = self._make(listener, key[2])
+            self._all = None
             self._good[key] = Good.of(found)
         return found
 
@@ -110,6 +112,7 @@ class Sockets(Closing):
         made = self._make(dataclasses.replace(listener, address=address), 0)
         old.close()
         self._open[key], self._good[key] = made, Good.of(made)
+        self._all = None
 
     def of(self, service: Service, spec: Component, position: int) -> dict[str, socket.socket]:
         """Return the sockets of the worker of a position: listener -> socket, borrowed.
@@ -183,10 +186,13 @@ class Sockets(Closing):
             else:
                 self._open.pop(key).close()
             del self._good[key]
+            self._all = None
 
-    def all(self) -> dict[Key, socket.socket]:
-        """Return the open sockets; borrowed."""
-        return dict(self._open)
+    def all(self) -> Mapping[Key, socket.socket]:
+        """Return the open sockets; borrowed.  The same object until there are others."""
+        if self._all is None:
+            self._all = dict(self._open)
+        return self._all
 
     def close(self) -> None:
         """Close all sockets, inherited ones that were never used included."""

@@ -28,9 +28,9 @@ def lend(draft: Draft) -> None:
                 _lend_in(draft, crew, range(crew.widest), changes)
     else:
         for (name, generation), positions in draft.stirred.items():
-            crew = draft.crews.get(name)
-            if crew is not None and crew.sharded and crew.generation == generation:
-                _lend_in(draft, crew, positions, changes)
+            present = draft.crews.get(name)
+            if present is not None and present.sharded and present.generation == generation:
+                _lend_in(draft, present, positions, changes)
     if changes:
         _change(draft, changes)
 

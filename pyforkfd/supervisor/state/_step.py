@@ -44,7 +44,7 @@ _STARTED = 1.0  # seconds; a program that lives on for so long is taken to have 
 _SHORT_LIFE = 1.0  # seconds; a worker that is done sooner is not started again at once
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Step:
     """A step of the state machine.
 
@@ -79,7 +79,7 @@ def step(state: State, event: Event, now: float) -> tuple[State, Sequence[Action
 def advance(state: State, event: Event, now: float) -> Step:
     """Take one event, as :func:`step`; return what has changed as well."""
     if isinstance(event, Tick) and index_of(state).settled and not _is_due(state, now):
-        return Step(state=state, actions=[])
+        return Step(state, [])
     draft = Draft.of(state, now)
     take(draft, event)
     settle(draft)

@@ -41,7 +41,26 @@ _FIELDS: dict[type, tuple[Field[Any], ...]] = {
 _PLAIN = frozenset({type(None), bool, int, float, str})
 
 
-def encode(value: object, specs: list[Component] | None = None) -> Any:
+class Specs:
+    """Components that are written once each, and referred to by number.
+
+    Attributes:
+        all: the components, by number.
+    """
+
+    def __init__(self) -> None:
+        self.all: list[Component] = []
+        self._numbers: dict[int, int] = {}  # id() -> number: all of them are held
+
+    def number(self, spec: Component) -> int:
+        """Return the number of a component; a new one is added."""
+        if (number := self._numbers.get(id(spec))) is None:
+            number = self._numbers[id(spec)] = len(self.all)
+            self.all.append(spec)
+        return number
+
+
+def encode(value: object, specs: Specs | None = None) -> Any:
     """Encode a value for :mod:`json`.
 
     An object is a value with its kind: ``{"Worker": {...}}``, ``{"tuple": [...]}``.  Fields of
@@ -50,8 +69,8 @@ def encode(value: object, specs: list[Component] | None = None) -> Any:
 
     Args:
         value: any value.
-        specs: components that were encoded so far: each is written once, as all its workers
-            share it.  New ones are added.  None: each is written where it occurs.
+        specs: components that were encoded so far: all workers of one share it.  New ones are
+            added.  None: each is written where it occurs.
 
     Raises:
         CodecError: the value cannot be pickled.
@@ -60,7 +79,7 @@ def encode(value: object, specs: list[Component] | None = None) -> Any:
     if cls in _PLAIN:
         return value
     if specs is not None and isinstance(value, Component):
-        return {"spec": _index(value, specs)}
+        return {"spec": specs.number(value)}
     if (known := _FIELDS.get(cls)) is not None:
         pairs = ((field, getattr(value, field.name)) for field in known)
         body = {field.name: encode(v, specs) for field, v in pairs if not _is_default(field, v)}
@@ -77,14 +96,6 @@ def encode(value: object, specs: list[Component] | None = None) -> Any:
         return {"pickle": base64.b64encode(pickle.dumps(value)).decode()}
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         raise CodecError(f"{value!r} cannot be pickled: {error}") from None
-
-
-def _index(spec: Component, specs: list[Component]) -> int:
-    for index, known in enumerate(specs):
-        if known is spec:
-            return index
-    specs.append(spec)
-    return len(specs) - 1
 
 
 def _is_default(field: Field[Any], value: object) -> bool:

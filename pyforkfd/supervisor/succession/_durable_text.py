@@ -13,10 +13,11 @@ _PROGRESS_AT = 16  # offset of the progress in the header
 
 
 class Record(Closing):
-    """A memfd with a text that is replaced as a whole, and a count of its actions that are done.
+    """A memfd with a text that is replaced or added to, and a count of its actions that are done.
 
-    A new text never overwrites the last one: it is written beside it, then the header is
-    written.  SIGKILL does not split a write of a few bytes within one page.  Owns the memfd.
+    A new text never overwrites the last one: it is written beside it or after it, then the
+    header is written.  SIGKILL does not split a write of a few bytes within one page.  Owns the
+    memfd.
     """
 
     def __init__(self, fd: Fd | None = None) -> None:
@@ -46,11 +47,27 @@ class Record(Closing):
         """
         offset, length, _ = self._header()
         place = _HEADER.size if _HEADER.size + len(text) <= offset else offset + length
+        self._write(text, place)
+        self._point_to(place, len(text))
+
+    def append(self, text: bytes) -> None:
+        """Add to the text and reset the count.
+
+        Raises:
+            OSError: ENOSPC, ENOMEM; the old text stays.
+        """
+        offset, length, _ = self._header()
+        self._write(text, offset + length)
+        self._point_to(offset, length + len(text))
+
+    def _write(self, text: bytes, place: int) -> None:
         view = memoryview(text)
         while view:
             view = view[os.pwrite(self._fd.fileno(), view, place + len(text) - len(view)) :]
+
+    def _point_to(self, offset: int, length: int) -> None:
         self._done = 0
-        os.pwrite(self._fd.fileno(), _HEADER.pack(place, len(text), 0), 0)
+        os.pwrite(self._fd.fileno(), _HEADER.pack(offset, length, 0), 0)
 
     def advance(self) -> None:
         """Count one more action of the text as done."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -11,7 +12,7 @@ from pyforkfd.supervisor.spec._spec import Component, Service
 from pyforkfd.supervisor.state._events import Action, Reloaded, Spawn
 from pyforkfd.supervisor.state._model import State
 
-from ._codec import CodecError, decode, encode
+from ._codec import CodecError, Specs, decode, encode
 
 VERSION = 3
 """The version of the record: raised when an older program would misread it; new fields do not."""
@@ -67,12 +68,22 @@ class Handover:
         return outcomes + (self.state.pending is not None)
 
 
-def dump(handover: Handover) -> bytes:
-    """Encode a handover as JSON."""
-    specs: list[Component] = []
+def dump(handover: Handover, specs: Specs | None = None) -> bytes:
+    """Encode a handover as JSON, in one line.
+
+    Args:
+        handover: the state of a supervisor.
+        specs: gets the components that were encoded; None: nobody needs them.
+    """
+    specs = Specs() if specs is None else specs
     body = {field.name: encode(getattr(handover, field.name), specs) for field in fields(handover)}
-    body["specs"] = [encode(spec) for spec in specs]
-    return json.dumps({"version": VERSION, **body}, separators=(",", ":")).encode()
+    body["specs"] = [encode(spec) for spec in specs.all]
+    return to_json({"version": VERSION, **body})
+
+
+def to_json(plain: object) -> bytes:
+    """Write plain values in one line, without its end."""
+    return json.dumps(plain, separators=(",", ":")).encode()
 
 
 def check_savable(service: Service) -> None:
@@ -91,7 +102,12 @@ def load(data: bytes) -> Handover:
     Raises:
         HandoverError: the data has another version, or is damaged.
     """
-    try:
+    return load_with_specs(data)[0]
+
+
+def load_with_specs(data: bytes) -> tuple[Handover, list[Component]]:
+    """Decode a handover, as :func:`load`; return the components that it refers to as well."""
+    with damage_refused():
         body = json.loads(data)
         if body["version"] != VERSION:
             raise HandoverError(
@@ -100,8 +116,16 @@ def load(data: bytes) -> Handover:
             )
         specs = [decode(spec) for spec in body["specs"]]
         known = {field.name for field in fields(Handover)}
-        return Handover(**{name: decode(body[name], specs) for name in known & body.keys()})
+        values = {name: decode(body[name], specs) for name in known & body.keys()}
+        return Handover(**values), specs
+
+
+@contextmanager
+def damage_refused() -> Iterator[None]:
+    """Raise what a damaged record leads to as a HandoverError."""
+    try:
+        yield
     except HandoverError:
         raise
-    except (CodecError, LookupError, TypeError, ValueError) as error:
+    except (CodecError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise HandoverError(f"handover: {error}") from None

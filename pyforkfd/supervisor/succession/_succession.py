@@ -15,7 +15,7 @@ import signal
 import socket
 import tempfile
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -24,12 +24,13 @@ from pyforkfd._closing import Closing
 from pyforkfd._fd import Fd
 from pyforkfd._process import Process
 from pyforkfd._standard_streams import flush_streams
-from pyforkfd.supervisor._shortage import environment, is_shortage
+from pyforkfd.supervisor._shortage import environment
 from pyforkfd.supervisor.spec._spec import Service
 
 from ._directory import short_directory
 from ._durable_text import Record
-from ._handover import Handover, HandoverError, dump, load
+from ._handover import Handover, HandoverError
+from ._journal import Journal, load
 from ._keeper import Adopted, Keeper, own_arguments
 from ._pids import children_of, pid_of
 
@@ -63,15 +64,15 @@ class Succession(Closing):
         inherited = _inherited_fds(os.environ.pop(VARIABLE, ""))
         self._fds: dict[str, int] = {}  # borrowed from the resources
         self._sockets: dict[str, tuple[Key, socket.socket]] = {}
+        self._put_last: Mapping[Key, socket.socket] | None = None
+        self._names: dict[str, Key] = {}  # of the sockets that were put last
         self._unclaimed = {name: _owned(name, fd) for name, fd in inherited.items()}
-        self._dumped = b""
-        self._stale = False  # the record is of an earlier moment
         self._directory: str | None = None
         self.rehearsal = self.take(_PREFLIGHT)
         keeper = self.take(_KEEPER)
         record = self.take(_RECORD)
         self.keeper = None if keeper is None else Keeper(keeper)
-        self._record = Record(record)
+        self._record = Journal(record)
         self.past: Handover | None = None
         self.done = 0
         self.resources: dict[str, Any] = {}
@@ -219,9 +220,14 @@ class Succession(Closing):
     def put_sockets(self, sockets: Mapping[Key, socket.socket]) -> dict[str, Key]:
         """Leave these listening sockets to the successor, and no others.
 
+        Args:
+            sockets: not changed any more; the same again costs nothing.
+
         Returns:
             Their names, for the handover.
         """
+        if sockets is self._put_last:
+            return self._names
         for name, (key, sock) in list(self._sockets.items()):
             if sockets.get(key) is not sock:
                 del self._sockets[name]
@@ -233,37 +239,37 @@ class Succession(Closing):
                 name = next(free)
                 self._sockets[name] = key, sock
                 self.put(name, sock)
-        return {name: key for name, (key, _) in self._sockets.items()}
+        self._put_last = sockets
+        self._names = {name: key for name, (key, _) in self._sockets.items()}
+        return self._names
 
     def save(self, handover: Handover) -> None:
-        """Write the record, before any action of its ``todo`` is performed.
+        """Write the whole record.
 
         Raises:
-            OSError: ENOMEM, ENOSPC: the record is that of an earlier moment from now on, until
-                a later call succeeds.
+            OSError: as :meth:`Journal.write`.
         """
-        text = dump(handover)
-        if text == self._dumped:
-            return
-        was_stale, self._stale = self._stale, True
-        self._record.write(text)
-        self._stale = False
-        self._dumped = text
-        if was_stale:
-            log.info("handover: the record is up to date again")
-        if _RECORD not in self._fds:
-            self.put(_RECORD, self._record)
+        self._record.write(handover)
+        self._put_record()
 
-    def try_to_save(self, handover: Handover) -> None:
-        """Write the record; where memory is short, log that once, and go on with an older one."""
-        known = self._stale
-        try:
-            self.save(handover)
-        except OSError as error:
-            if not is_shortage(error):
-                raise
-            if not known:
-                log.error("handover: the record is not up to date: %s", error)
+    def save_step(
+        self, handover: Handover, workers: Collection[int], resources: Mapping[str, Any]
+    ) -> None:
+        """Write what a step has changed, before any action of its ``todo`` is performed.
+
+        The arguments are those of :meth:`Journal.add`.
+        """
+        self._record.add(handover, workers, resources)
+        self._put_record()
+
+    @property
+    def wants_whole(self) -> bool:
+        """Whether :meth:`save_step` writes the whole record, ``resources`` included."""
+        return self._record.wants_whole
+
+    def _put_record(self) -> None:
+        if _RECORD not in self._fds and not self._record.stale:
+            self.put(_RECORD, self._record)
 
     def serving(self) -> None:
         """Report to the keeper that this supervisor serves: its end is no failure to start."""
@@ -273,9 +279,7 @@ class Succession(Closing):
 
     def advance(self) -> None:
         """Count one more action of ``todo`` as performed."""
-        self._dumped = b""
-        if not self._stale:  # or it would count actions of an earlier moment
-            self._record.advance()
+        self._record.advance()
 
     def fds(self) -> dict[str, int]:
         """Return the names and numbers of all descriptors, without the keeper's."""

@@ -188,8 +188,8 @@ def test_a_reload_changes_the_bounds_of_the_memory_guard(watch: Watch) -> None:
         return State(crews={"web": Crew(spec=spec, count=1, generation=1)})
 
     first, second = crews(high=1 << 20), crews(high=2 << 20, low=1 << 20)
-    watch.changed(State(crews={}), first)
+    watch.changed(State(crews={}), first, (), ["web"])
     guard = watch._guards["web"]
-    watch.changed(first, second)
+    watch.changed(first, second, (), ["web"])
     assert watch._guards["web"] is guard, "what it knows of the workers stays"
     assert guard.config.high == 2 << 20

@@ -67,7 +67,7 @@ def compare(before: State, event: Event, now: float, taken: Step) -> None:
     assert differing(before.crews, taken.state.crews) <= set(taken.crews)
     again = replace(taken.state)  # without the index, which is made anew
     for question in (due, missing, given_up):
-        assert question(taken.state) == question(again)  # type: ignore[operator]
+        assert question(taken.state) == question(again)
 
 
 def differing(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> set[Any]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import signal
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
@@ -39,11 +43,12 @@ from pyforkfd.supervisor.state._events import (
     WentStale,
 )
 from pyforkfd.supervisor.state._model import State, initial
-from pyforkfd.supervisor.state._step import step
-from pyforkfd.supervisor.succession import _handover
+from pyforkfd.supervisor.state._step import advance, step
+from pyforkfd.supervisor.succession import _handover, _journal
 from pyforkfd.supervisor.succession._codec import CodecError, decode, encode
 from pyforkfd.supervisor.succession._durable_text import Record
 from pyforkfd.supervisor.succession._handover import Handover, HandoverError, dump, load
+from pyforkfd.supervisor.succession._journal import Journal
 
 numbers = st.integers(min_value=1, max_value=8)
 events: st.SearchStrategy[Event] = st.one_of(
@@ -99,7 +104,7 @@ def service() -> Service:
     )
 
 
-def handover(state: State, todo: list[Action], **options: Any) -> Handover:
+def handover(state: State, todo: Sequence[Action], **options: Any) -> Handover:
     one = service()
     return Handover(
         state=state,
@@ -126,6 +131,80 @@ def test_every_state_is_read_as_it_was_written(happened: list[tuple[Event, float
     assert read == written
     # And it decides alike.
     assert step(read.state, Tick(), now + 100) == step(state, Tick(), now + 100)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(events, st.floats(0, 40)), max_size=40), st.integers(0, 1 << 12))
+def test_every_step_is_read_as_it_was_written(
+    happened: list[tuple[Event, float]], smallest: int
+) -> None:
+    """Whether as a change or as a whole, after changes of all parts."""
+    with pytest.MonkeyPatch.context() as patch, Journal() as journal:
+        patch.setattr(_journal, "_SMALLEST", smallest)
+        state, now = initial(service()), 1000.0
+        resources: dict[str, Any] = {"metrics": {"components": {"jobs": {"restarts": 0}}}}
+        for turn, (event, later) in enumerate([(Tick(), 0.0), *happened]):
+            now += later
+            taken = advance(state, event, now)
+            state = taken.state
+            change = {"metrics": {"components": {f"c{turn % 3}": {"restarts": turn}}}}
+            resources = _journal._merged(resources, change)
+            written = replace(
+                handover(state, taken.actions),
+                sockets={f"s{turn // 4}": ("tcp://:8000", True, turn // 4)},
+                resources=resources,
+            )
+            journal.add(written, taken.workers, change)
+            read = _journal.load(journal.read()[0])
+            assert read == written
+        # And it decides alike.
+        assert step(read.state, Tick(), now + 100) == step(state, Tick(), now + 100)
+
+
+def test_a_step_costs_what_it_changes() -> None:
+    web = replace(service().components["web"], workers=500)
+    many = replace(service(), components={"web": web})
+    with Journal() as journal:
+        taken = advance(initial(many), Tick(), 1000.0)
+        journal.add(handover(taken.state, taken.actions), taken.workers, {})
+        whole = len(journal.read()[0])
+        taken = advance(taken.state, Spawned(7, 123), 1000.0)
+        journal.add(handover(taken.state, taken.actions), taken.workers, {})
+        added = len(journal.read()[0]) - whole
+        assert 0 < added < whole / 50
+        for worker_id in range(8, 400):
+            taken = advance(taken.state, Spawned(worker_id, 123), 1000.0)
+            journal.add(handover(taken.state, taken.actions), taken.workers, {})
+        assert len(journal.read()[0]) <= 2 * max(whole, 1 << 16) + added, "it is written anew"
+        assert _journal.load(journal.read()[0]).state == taken.state
+
+
+def test_after_a_shortage_the_whole_is_written(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "pyforkfd.supervisor")
+    with pytest.MonkeyPatch.context() as patch, Journal() as journal:
+        patch.setattr(_journal, "is_shortage", lambda error: error.errno == errno.EFBIG)
+        taken = advance(initial(service()), Tick(), 1000.0)
+        journal.add(handover(taken.state, taken.actions), taken.workers, {})
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (len(journal.read()[0]), limit[1]))
+            kept = journal.read()
+            for worker_id in (1, 2):
+                taken = advance(taken.state, Spawned(worker_id, 10), 1000.0)
+                journal.add(handover(taken.state, taken.actions), taken.workers, {})
+                journal.advance()
+                assert journal.stale and journal.read() == kept
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+            signal.signal(signal.SIGXFSZ, before)
+        taken = advance(taken.state, Spawned(3, 10), 1000.0)
+        journal.add(handover(taken.state, taken.actions), taken.workers, {})
+        assert _journal.load(journal.read()[0]).state == taken.state
+    assert [record.message.partition(": ")[2] for record in caplog.records] == [
+        "the record is not up to date: [Errno 27] File too large",
+        "the record is up to date again",
+    ]
 
 
 @given(plain)
@@ -198,7 +277,8 @@ def test_a_record_has_the_last_text(texts: list[bytes]) -> None:
     try:
         assert record.read() == (b"", 0)
         for text in texts:
-            record.write(text)
+            record.write(text[:100])
+            record.append(text[100:])
             assert record.read() == (text, 0)
             record.advance()
             record.advance()

@@ -69,7 +69,7 @@ class SocketGuard(Closing):
         self._sockets, self._running = sockets, running
         self._reactor, self._post = reactor, post
         self._epoll: select.epoll | None = None
-        self._watched: dict[Key, socket.socket] = {}
+        self._watched: Mapping[Key, socket.socket] = {}
         self._listeners: dict[Key, Listener] = {}
         self._gone: deque[_Gone] = deque(maxlen=64)
         self._refusals = Refusals(log.warning)
@@ -185,7 +185,7 @@ class SocketGuard(Closing):
         more = f", or {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
         return "by " + ", or ".join(names[:_MOST_NAMED]) + more
 
-    def _watch(self, sockets: dict[Key, socket.socket]) -> None:
+    def _watch(self, sockets: Mapping[Key, socket.socket]) -> None:
         """Watch these sockets for hang-ups, and no others.
 
         A new epoll each time that they change: one that was closed here would stay in the old
