@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ._failures import report
+from ._recorder import Recorder
 from ._service_manager import Manager
 from ._signals import SignalQueue
 from .control._requests import Supervised
@@ -23,6 +24,7 @@ from .processes._crash_hooks import Hooks
 from .processes._generations import Generations
 from .processes._peers import Peers
 from .processes._resources import Resources
+from .processes._starts import Starts
 from .processes._workers import Workers, is_polled
 from .spec._spec import Service
 from .state._events import (
@@ -129,12 +131,14 @@ class Engine:
         self._watch, self._output = resources.watch, resources.output
         self._endpoint, self._manager, self._hooks = endpoint, manager, hooks
         self._upgrade = upgrade
+        self._recorder = Recorder(resources)
         self._signals, self._on_signal = signals, front.on_signal
         self._events: deque[Event] = deque()
         self._feeding = False
         self._replies: deque[Reply] = deque()
         self._peers = Peers()
         self._exit_code: int | None = None
+        self._starts = Starts()
         self._polled: set[int] = set()  # ids of workers whose readiness must be polled
         self._untidy = False  # something may be unused
         self._poll_at = 0.0
@@ -152,13 +156,17 @@ class Engine:
             self._resume(past)
         else:
             self._note_all()
+        self._starts.begin_turn()
         self.feed(Tick())
         self._succession.serving()
         while self._exit_code is None:
             now = time.monotonic()
+            self._starts.begin_turn()
             self._manager.update(now, functools.partial(summary, self.state, now))
             self.resources.reactor.run_once(self._timeout())
             self._poll()
+            for worker_id in self._starts.due():
+                self._spawn(worker_id)
             self.feed(Tick())
         return self._exit_code
 
@@ -210,31 +218,17 @@ class Engine:
 
     def upgrade(self) -> None:
         """Execute this program anew in our place, once a trial has shown that it can take over."""
-        if self._is_saved():  # sockets may have changed since
+        if self._recorder.save_all(self.state, self.generations):  # sockets may be others
             self._upgrade.begin(self._execute)
 
     def _execute(self) -> None:
         if self.state.stopping:
             return
         self.resources.zygotes.keep(())  # the successor would not know these children
-        if self._is_saved():
+        if self._recorder.save_all(self.state, self.generations):
             self._upgrade.execute()
         self._start_waiting()  # it failed: this program goes on
         self.feed(Tick())
-
-    def _is_saved(self) -> bool:
-        """Write the record for an upgrade; return False where there is no memory for it."""
-        resources = self._succession.resources
-        try:
-            # A successor of a supervisor that was killed does not know where that was.
-            resources["output"] = self._output.unfinished()
-            self._succession.save(self._handover(()))
-        except OSError as error:
-            log.error("upgrade: nothing has changed: %s", error)
-            return False
-        finally:
-            del resources["output"]
-        return True
 
     def tidy_later(self) -> None:
         """Close what is unused after the next event."""
@@ -280,7 +274,7 @@ class Engine:
         if taken.actions or taken.state is not before:
             self._note(before, taken)
             if has_keeper:
-                self._save_step(taken)
+                self._recorder.save_step(taken, self.generations)
         for action in taken.actions:
             self._perform(action)
             if has_keeper:
@@ -304,34 +298,12 @@ class Engine:
             cause = crashes[0].cause
         self._watch.ended(event.worker_id, cause, expected=not crashes)
 
-    def _save_step(self, taken: Step) -> None:
-        metrics, succession = self._watch.metrics, self._succession
-        if succession.wants_whole:
-            handover = self._handover(taken.actions)
-        else:
-            handover = self._record(taken.actions)
-        succession.save_step(handover, taken.workers, {"metrics": metrics.changes()})
-
-    def _handover(self, todo: Sequence[Action]) -> Handover:
-        """Return the record that a successor goes on from."""
-        self._succession.resources["metrics"] = self._watch.metrics.state()
-        return self._record(todo)
-
-    def _record(self, todo: Sequence[Action]) -> Handover:
-        return Handover(
-            state=self.state,
-            service=self.generations.serving,
-            services=self.generations.all(),
-            todo=tuple(todo),
-            sockets=self._succession.put_sockets(self.resources.sockets.all()),
-            directory=self._succession.directory,
-            resources=self._succession.resources,
-        )
-
     # Polling
 
     def _timeout(self) -> float | None:
         now = time.monotonic()
+        if self._starts.waiting:
+            return 0.0
         times = [self._poll_at - now] if self._must_poll() else []
         if (next_step := due(self.state)) is not None:
             times.append(next_step - now)
@@ -393,13 +365,15 @@ class Engine:
         self._start_waiting()
 
     def _start_waiting(self) -> None:
-        for worker_id in sorted(self.workers.waiting):
+        for worker_id in sorted(self.workers.waiting.difference(self._starts.waiting)):
             self._spawn(worker_id)
 
     # Actions
 
     def _perform(self, action: Action) -> None:
         match action:
+            case Spawn(worker_id) if self._starts.postpone(worker_id):
+                self.workers.waiting.add(worker_id)  # so that it can be given up
             case Spawn(worker_id):
                 self._spawn(worker_id)
             case Signal(worker_id, signum):

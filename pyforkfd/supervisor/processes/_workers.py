@@ -61,7 +61,7 @@ class Workers:
 
     Attributes:
         resources: what workers are started with; borrowed.
-        waiting: ids of workers that wait for their zygote.
+        waiting: ids of workers that wait for their zygote, or for their turn.
         guard: of the listening sockets.
         receiver: of the messages of workers.
     """
@@ -201,7 +201,7 @@ class Workers:
     # Life
 
     def signal(self, worker_id: int, signum: int) -> None:
-        """Send a signal to a worker; one that waits for its zygote is given up."""
+        """Send a signal to a worker; one that waits to be started is given up."""
         if (running := self._running.get(worker_id)) is not None:
             running.leaving = running.leaving or signum == running.worker.spec.stop_signal
             running.process.send_signal(signum)
@@ -209,7 +209,7 @@ class Workers:
             self._give_up(worker_id)
 
     def kill(self, worker_id: int) -> None:
-        """Kill a worker with its children; one that waits for its zygote is given up."""
+        """Kill a worker with its children; one that waits to be started is given up."""
         if (running := self._running.get(worker_id)) is not None:
             _kill_tree(running)
             running.process.kill()
@@ -219,7 +219,7 @@ class Workers:
     def _give_up(self, worker_id: int) -> None:
         if worker_id in self.waiting:  # else its start has failed, and the event is on its way
             self.waiting.discard(worker_id)
-            self.post(SpawnFailed(worker_id, "it was given up while its zygote started"))
+            self.post(SpawnFailed(worker_id, "it was given up before it was started"))
 
     def send(
         self, worker_id: int, order: OrderMessage, fds: Mapping[str, ff.HasFileno] = {}

@@ -48,7 +48,7 @@ class Journal(Closing):
         """
         self.stale = False
         self._record = Record(fd)
-        self._last: Handover | None = None  # of the record; None: unknown, or of no use
+        self._last: Handover | None = None  # as it is in the record; None: no change may follow
         self._specs = Specs()
         self._size = self._changed = 0  # bytes of the whole, and of the changes after it
 
@@ -66,17 +66,16 @@ class Journal(Closing):
         return self._last is None or self._changed > max(_SMALLEST, self._size)
 
     def write(self, handover: Handover) -> None:
-        """Write the whole record.
+        """Write the whole record for a successor; a step after it writes the whole again.
 
         Raises:
             OSError: ENOMEM, ENOSPC: the record is that of an earlier moment from now on, until
                 a later call succeeds.
         """
-        specs = Specs()
-        text = dump(handover, specs)
-        self._save(text, None)
-        self._specs, self._size, self._changed = specs, len(text), 0
-        self._last = handover
+        self._specs = Specs()
+        text = dump(handover, self._specs)
+        self._save(text, whole=True)
+        self._size, self._changed = len(text), 0
 
     def add(
         self, handover: Handover, workers: Collection[int], resources: Mapping[str, Any]
@@ -92,23 +91,25 @@ class Journal(Closing):
         try:
             if self.wants_whole or self._last is None:
                 self.write(handover)
-                return
-            text = b"\n" + to_json(_changes(self._last, handover, workers, resources, self._specs))
-            self._save(text, handover)
-            self._changed += len(text)
+            else:
+                change = _changes(self._last, handover, workers, resources, self._specs)
+                text = b"\n" + to_json(change)
+                self._save(text, whole=False)
+                self._changed += len(text)
+            self._last = handover
         except OSError as error:
             if not is_shortage(error):
                 raise
             if not known:
                 log.error("handover: the record is not up to date: %s", error)
 
-    def _save(self, text: bytes, change: Handover | None) -> None:
+    def _save(self, text: bytes, *, whole: bool) -> None:
         was_stale, self.stale, self._last = self.stale, True, None
-        if change is None:
+        if whole:
             self._record.write(text)
         else:
             self._record.append(text)
-        self.stale, self._last = False, change
+        self.stale = False
         if was_stale:
             log.info("handover: the record is up to date again")
 
