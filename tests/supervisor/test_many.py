@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from supervised import Supervised
 
+from pyforkfd.supervisor.control._client import ControlClient
 from pyforkfd.supervisor.processes import _starts
 
 MANY = 300
+PATIENCE = 60.0
 SLEEP = f"""
 [components.a]
 command = ["sleep", "1000"]
@@ -17,8 +20,18 @@ workers = {MANY}
 """
 
 
+def connected(service: Supervised) -> ControlClient:
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return service.client()
+        except FileNotFoundError:
+            assert time.monotonic() < end, service.log.text()
+            time.sleep(0.01)
+
+
 def test_the_supervisor_answers_while_it_starts_workers(tmp_path: Path) -> None:
-    with Supervised(tmp_path, SLEEP) as service, service.client() as client:
+    with Supervised(tmp_path, SLEEP) as service, connected(service) as client:
         started = set()
         while MANY not in started:
             status = client.request("status")["status"]
