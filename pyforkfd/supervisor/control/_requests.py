@@ -46,6 +46,16 @@ class LogEntry(Protocol):
     def origin(self) -> Any: ...  # it has the component's name
 
 
+class LogLines(Protocol):
+    """Captured lines that were read at once, and their origin."""
+
+    @property
+    def data(self) -> bytes: ...  # of each the record and a newline
+
+    @property
+    def origin(self) -> Any: ...
+
+
 class Tail(Protocol):
     """The last lines of the log, and its followers."""
 
@@ -53,7 +63,9 @@ class Tail(Protocol):
         self, count: int | None = None, *, components: Iterable[str] = ()
     ) -> Iterable[LogEntry]: ...
 
-    def follow(self, callback: Callable[[Any], None]) -> int: ...
+    def follow(
+        self, callback: Callable[[Any], None], on_lines: Callable[[Any], None] | None = None
+    ) -> int: ...
 
     def unfollow(self, handle: int) -> None: ...
 
@@ -131,12 +143,16 @@ class Requests:
             if not names or entry.origin.component in names:
                 client.stream({"lines": [_text(entry)]})
 
+        def stream_lines(lines: LogLines) -> None:
+            if not names or lines.origin.component in names:
+                client.stream({"lines": lines.data[:-1].decode(errors="replace").split("\n")})
+
         # In one message: of so many, a client that reads slowly would be disconnected.
         client.stream({"lines": [_text(entry) for entry in tail.tail(count, components=names)]})
         if not _get(body, "follow", bool, False):
             client.reply()
             return
-        handle = tail.follow(stream)
+        handle = tail.follow(stream, stream_lines)
         client.defer("", lambda: tail.unfollow(handle))
 
 
