@@ -30,9 +30,14 @@ class Lines:
     count: int
     is_plain: bool
 
+    @property
+    def line(self) -> bytes:
+        """The records with newlines between them: several where an entry has one."""
+        return self.data[:-1]
+
     def entries(self) -> Iterator[Entry]:
         """Yield the records one by one."""
-        for line in self.data[:-1].split(b"\n"):
+        for line in self.line.split(b"\n"):
             yield Entry(time=self.time, origin=self.origin, stream=self.stream, level="", line=line)
 
     def split(self, size: int) -> tuple[Lines, Lines | None]:

@@ -101,7 +101,7 @@ class Logs:
             if file.space is not None and not stays_full:
                 # Rotated at the line that fills it, however much was read at once.
                 part, rest = part.split(file.space)
-            self._write(file, part.data[:-1], part.count)
+            self._write(file, part.line, part.count)
             self._publish_lines(part)
             stays_full = self._rotate_if_full(file)
 

@@ -10,7 +10,6 @@ import os
 import select
 import stat
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 from pyforkfd._checks import as_fd
 from pyforkfd._fd import Fd
@@ -20,11 +19,6 @@ from ._lines import Lines
 from ._records import Entry, Origin
 
 _CHUNK = 1 << 16
-
-
-class _Follower(NamedTuple):
-    on_entry: Callable[[Entry], None]
-    on_lines: Callable[[Lines], None]
 
 
 class RingTail:
@@ -44,7 +38,7 @@ class RingTail:
         self._keep, self._keep_bytes = keep, keep_bytes
         self._number = itertools.count()
         self._rings: dict[str, _Ring] = {}
-        self._followers: dict[int, _Follower] = {}
+        self._followers: dict[int, Callable[[Entry | Lines], None]] = {}
         self._handles = itertools.count()
 
     def add(self, entry: Entry) -> None:
@@ -53,14 +47,16 @@ class RingTail:
         A follower that raises is removed: it must not stop the log of the others.
         """
         self._ring(entry.origin).append(next(self._number), entry, 1, len(entry.line))
-        self._pass_on(lambda follower: follower.on_entry(entry))
+        self._pass_on(entry)
 
     def add_lines(self, lines: Lines) -> None:
-        """Retain captured lines and pass them to the followers, as :meth:`add` would one by one."""
-        last = lines.last(self._keep, self._keep_bytes)
+        """Retain captured lines and pass them to the followers, together."""
         ring = self._ring(lines.origin)
+        last = lines.last(self._keep, self._keep_bytes)
+        if last is not lines:
+            ring.clear()  # what is older than a dropped line goes before it
         ring.append(next(self._number), last, last.count, len(last.data) - last.count)
-        self._pass_on(lambda follower: follower.on_lines(lines))
+        self._pass_on(lines)
 
     def _ring(self, origin: Origin) -> _Ring:
         name = origin.component
@@ -68,10 +64,10 @@ class RingTail:
             ring = self._rings[name] = _Ring(self._keep, self._keep_bytes)
         return ring
 
-    def _pass_on(self, call: Callable[[_Follower], None]) -> None:
+    def _pass_on(self, piece: Entry | Lines) -> None:
         for handle, follower in list(self._followers.items()):
             try:
-                call(follower)
+                follower(piece)
             except Exception:
                 self._followers.pop(handle, None)
 
@@ -88,25 +84,17 @@ class RingTail:
         entries = [entry for _, entry in numbered]
         return entries if count is None else entries[len(entries) - min(count, len(entries)) :]
 
-    def follow(
-        self, callback: Callable[[Entry], None], on_lines: Callable[[Lines], None] | None = None
-    ) -> int:
+    def follow(self, callback: Callable[[Entry | Lines], None]) -> int:
         """Call a function with each entry from now on.
 
         Args:
-            callback: must not wait.
-            on_lines: called instead with captured lines that were read at once; likewise.
+            callback: must not wait.  Captured lines that were read at once come together.
 
         Returns:
             A handle for :meth:`unfollow`.
         """
-
-        def each(lines: Lines) -> None:
-            for entry in lines.entries():
-                callback(entry)
-
         handle = next(self._handles)
-        self._followers[handle] = _Follower(callback, on_lines or each)
+        self._followers[handle] = callback
         return handle
 
     def unfollow(self, handle: int) -> None:
@@ -142,6 +130,11 @@ class _Ring:
             self._pieces.popleft()
             self._count -= count
             self._size -= size
+
+    def clear(self) -> None:
+        """Drop all entries."""
+        self._pieces.clear()
+        self._count = self._size = 0
 
     def all(self) -> list[tuple[int, Entry]]:
         """Return the entries within the bounds, each with the number of its piece."""
