@@ -40,8 +40,8 @@ from pyforkfd.supervisor.control._client import ControlClient
 HERE = Path(__file__).parent
 LINE = 100  # bytes
 WORKERS = (1, 8)
-ROUNDS, SECONDS = 7, 3.0
-QUICK_ROUNDS, QUICK_SECONDS = 2, 1.5
+ROUNDS, SECONDS = 5, 2.0
+QUICK_ROUNDS, QUICK_SECONDS = 1, 1.0
 WARM_UP = 0.5  # seconds
 PAUSE = 0.02  # seconds between two requests
 MAX_BYTES = 64 << 20
