@@ -46,6 +46,7 @@ WARM_UP = 0.5  # seconds
 PAUSE = 0.02  # seconds between two requests
 MAX_BYTES = 64 << 20
 PATIENCE = 30.0  # seconds for the workers to write
+OURS, OURS_TOO = "pyforkfd", "pyforkfd, stdout as well"
 PACKAGES = {"supervisord": "supervisor", "s6-log": "s6", "multilog": "daemontools"}
 
 
@@ -64,13 +65,14 @@ class Running:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """The figures of one way: medians of the rounds, and the longest request of all."""
+    """The figures of one way: medians of the rounds; and of all requests of all rounds."""
 
     way: str
     workers: int
     lines_per_second: float
     us_per_line: float
     status_ms: float | None
+    p95_status_ms: float | None
     longest_status_ms: float | None
     rounds: int
 
@@ -221,9 +223,11 @@ def ways(checkouts: list[str]) -> tuple[dict[str, Way], list[str]]:
     found: dict[str, Way] = {}
     for checkout in checkouts:
         python = str(Path(checkout).absolute() / ".venv/bin/python")
-        found[f"pyforkfd at {checkout}"] = partial(serve, python, "stdout = false")
-    found["pyforkfd"] = partial(serve, sys.executable, "stdout = false")
-    found["pyforkfd, stdout as well"] = partial(serve, sys.executable, "stdout = true")
+        found[f"pyforkfd, checkout {Path(checkout).name}"] = partial(
+            serve, python, "stdout = false"
+        )
+    found[OURS] = partial(serve, sys.executable, "stdout = false")
+    found[OURS_TOO] = partial(serve, sys.executable, "stdout = true")
     places = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
     options = {
         "s6-log": ("n1", f"s{MAX_BYTES}"),
@@ -267,11 +271,29 @@ def measure(quick: bool, checkouts: list[str]) -> tuple[list[Row], list[str]]:
                 lines_per_second=statistics.median(value[0] for value in values),
                 us_per_line=statistics.median(value[1] for value in values),
                 status_ms=statistics.median(times) if times else None,
+                p95_status_ms=statistics.quantiles(times, n=20)[-1] if times else None,
                 longest_status_ms=max(times) if times else None,
                 rounds=len(values),
             )
         )
     return rows, skipped
+
+
+def table(rows: list[Row]) -> list[str]:
+    """Return the lines of a Markdown table."""
+    head = "way | workers | lines/s | processor, us a line | `status`, ms: median | 95 % | longest"
+    lines = [f"| {head} |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    for row in rows:
+        times = (row.status_ms, row.p95_status_ms, row.longest_status_ms)
+        cells = [
+            row.way,
+            str(row.workers),
+            f"{row.lines_per_second:,.0f}",
+            f"{row.us_per_line:.2f}",
+        ]
+        cells += ["-" if one is None else f"{one:.1f}" for one in times]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def main() -> None:
@@ -281,17 +303,7 @@ def main() -> None:
     parser.add_argument("--checkout", action="append", default=[], help="another one, beside this")
     arguments = parser.parse_args()
     rows, skipped = measure(arguments.quick, arguments.checkout)
-    lines = ["| way | workers | lines/s | processor, us a line | `status`, ms | longest |"]
-    lines.append("| --- | --- | --- | --- | --- | --- |")
-    for row in rows:
-        status = "- | -"
-        if row.status_ms is not None:
-            status = f"{row.status_ms:.1f} | {row.longest_status_ms:.1f}"
-        lines.append(
-            f"| {row.way} | {row.workers} | {row.lines_per_second:,.0f} | {row.us_per_line:.2f} "
-            f"| {status} |"
-        )
-    lines += ["", *(f"Not installed: {one}." for one in skipped)]
+    lines = [*table(rows), "", *(f"Not installed: {one}." for one in skipped)]
     print("\n".join(lines))
     if not arguments.quick:
         results = HERE / "results"

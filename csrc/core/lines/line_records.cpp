@@ -139,9 +139,10 @@ LineRecords record_lines(std::string_view data, UnfinishedLine& unfinished, std:
         const std::size_t end = data.find('\n');
         if (end == std::string_view::npos) break;
         if (records.count == 0) {
-            // As many lines of this length as fit, or growing would copy everything several times.
-            const std::size_t lines = data.size() / (end + 1) + 1;
-            records.data.reserve(data.size() + std::min(lines, data.size() / 64 + 1) * (head.size() + 16));
+            // For lines of this length, or growing would copy everything several times; a short
+            // first line is no measure of the others.
+            const std::size_t lines = data.size() / std::max<std::size_t>(end + 1, 64) + 1;
+            records.data.reserve(data.size() + lines * (head.size() + 16));
         }
         const std::string_view line = data.substr(0, end);
         if (unfinished.length == 0) {
