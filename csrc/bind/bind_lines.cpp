@@ -10,15 +10,15 @@ void bind_lines(py::module_& m) {
         "record_lines",
         [](const py::bytes& data, const py::bytes& part, std::uint64_t length,
            const py::bytes& head, std::size_t max_line) {
-            const std::string_view bytes = data, beginning = head;
-            forkfd::UnfinishedLine unfinished{part, length};
-            forkfd::LineRecords records;
-            {
-                const py::gil_scoped_release release;
-                records = forkfd::record_lines(bytes, unfinished, beginning, max_line);
-            }
-            return py::make_tuple(py::bytes(records.data), records.count, records.cut,
-                                  records.is_plain, py::bytes(unfinished.part), unfinished.length);
+        const std::string_view bytes = data, beginning = head;
+        forkfd::UnfinishedLine unfinished{part, length};
+        forkfd::LineRecords records;
+        {
+            const py::gil_scoped_release release;
+            records = forkfd::record_lines(bytes, unfinished, beginning, max_line);
+        }
+        return py::make_tuple(py::bytes(records.data), records.count, records.cut, records.is_plain,
+                              py::bytes(unfinished.part), unfinished.length);
         },
         py::arg("data"), py::arg("part"), py::arg("length"), py::arg("head"), py::arg("max_line"),
         py::pos_only(),
@@ -31,6 +31,7 @@ void bind_lines(py::module_& m) {
         "    max_line: bytes of a line that are retained.\n\n"
         "Returns:\n"
         "    (records, each with its newline; their count; how many were cut; whether every\n"
-        "    message is printable ASCII without escapes, and none was cut; part and length for the\n"
+        "    message is printable ASCII without escapes, and none was cut; part and length for "
+        "the\n"
         "    next call).");
 }

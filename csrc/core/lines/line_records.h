@@ -18,7 +18,7 @@ struct UnfinishedLine {
 };
 
 struct LineRecords {
-    std::string data;      // the records, each with its newline
+    std::string data;  // the records, each with its newline
     std::size_t count = 0;
     std::size_t cut = 0;   // how many were longer than is retained
     bool is_plain = true;  // every message is printable ASCII without escapes, and none was cut
