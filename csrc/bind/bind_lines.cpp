@@ -31,7 +31,6 @@ void bind_lines(py::module_& m) {
         "    max_line: bytes of a line that are retained.\n\n"
         "Returns:\n"
         "    (records, each with its newline; their count; how many were cut; whether every\n"
-        "    message is printable ASCII without escapes, and none was cut; part and length for "
-        "the\n"
-        "    next call).");
+        "    message is printable ASCII without escapes, and none was cut; part and length for\n"
+        "    the next call).");
 }
