@@ -27,6 +27,9 @@ CORE = {
     "page": [
         "shared_page",
     ],
+    "lines": [
+        "line_records",
+    ],
     "descriptors": [
         "descriptor",
         "fd_details",
@@ -91,6 +94,7 @@ BIND = [
     "bind_fd_table",
     "bind_fork",
     "bind_fork_exec",
+    "bind_lines",
     "bind_page",
     "bind_passing",
     "bind_peer",
