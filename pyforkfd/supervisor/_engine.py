@@ -281,7 +281,7 @@ class Engine:
                 self._succession.advance()
 
     def _note(self, before: State, taken: Step) -> None:
-        """Let all those know of a step that look at what has changed only."""
+        """Report the changes of a step to those who follow them."""
         self._watch.changed(before, taken.state, taken.workers, taken.crews)
         self._peers.changed(before, taken.state, taken.workers)
         for worker_id in taken.workers:

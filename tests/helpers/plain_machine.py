@@ -1,6 +1,6 @@
-"""The settling of a draft as it is easiest to read: a look at everything, at every step.
+"""The settling of a draft as it is easiest to read: a check of everything, at every step.
 
-The supervisor's own looks at what has changed, and must do just the same.
+The supervisor's own checks what has changed, and must do just the same.
 """
 
 from __future__ import annotations

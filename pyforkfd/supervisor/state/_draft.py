@@ -210,7 +210,7 @@ class Draft:
         self.all_stirred = True
 
     def stir(self, key: Key, position: int) -> None:
-        """Have a position looked at when the draft is settled."""
+        """Have a position checked when the draft is settled."""
         self.stirred.setdefault(key, set()).add(position)
 
     def members(self, crew: Crew, phase: Phase | None = None) -> list[Worker]:

@@ -1,6 +1,6 @@
 """The look-ups of the state machine: derived from workers and crews, and changed with them.
 
-A step that changes one worker looks at that worker's position and at sums, never at all workers.
+A step that changes one worker reads that worker's position and some sums, never all workers.
 Values are copied when they are first changed: a state keeps its own.
 """
 
@@ -19,7 +19,7 @@ Place: TypeAlias = tuple[str, int, int]
 """Component, generation and position."""
 
 _Entry: TypeAlias = tuple[float, int] | tuple[float, int, str, int, int]
-_SLACK = 1024  # outdated deadlines that are never worth a look for more
+_SLACK = 1024  # outdated deadlines that are never worth a search for more
 
 
 class Roster:
@@ -142,7 +142,7 @@ class Index:
         rosters: component and generation -> the serving workers.
         staying: how many workers do not leave.
         generations: generation -> how many workers of it are alive.
-        settled: whether a step has settled the state; else the next one looks at everything.
+        settled: whether a step has settled the state; else the next one checks everything.
     """
 
     __slots__ = (
@@ -166,7 +166,7 @@ class Index:
     def of(
         cls, workers: Mapping[int, Worker], crews: Mapping[str, Crew], booting: Iterable[Crew]
     ) -> Index:
-        """Look at all workers and crews.
+        """Index all workers and crews.
 
         Args:
             workers: all of them.

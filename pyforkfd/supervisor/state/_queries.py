@@ -1,4 +1,4 @@
-"""Questions about a state that its index answers, without a look at every worker."""
+"""Questions about a state that its index answers, without reading every worker."""
 
 from __future__ import annotations
 

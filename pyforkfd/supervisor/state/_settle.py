@@ -28,7 +28,7 @@ from ._queries import missing_of
 def settle(draft: Draft) -> None:
     """Add every action that the draft's state calls for, and the changes that go with it.
 
-    Only what was stirred is looked at: all else is as an earlier step has settled it.
+    Only what was stirred is checked: all else is as an earlier step has settled it.
     """
     late, due = draft.index.expired(draft.now, draft.workers, {} if draft.stopping else draft.crews)
     for worker in late:
@@ -58,7 +58,7 @@ def settle(draft: Draft) -> None:
 
 
 def _stirred_crews(draft: Draft) -> list[tuple[Crew, Iterable[int]]]:
-    """List the crews that may be short of a worker, with the positions to look at, in order."""
+    """List the crews that may be short of a worker, with the positions to check, in order."""
     groups = [draft.crews] if draft.pending is None else [draft.crews, draft.pending.crews]
     if draft.all_stirred:
         return [(crew, range(crew.count)) for group in groups for crew in group.values()]
@@ -172,7 +172,7 @@ def _fill(draft: Draft, crew: Crew, positions: Iterable[int]) -> None:
     Args:
         draft: borrowed.
         crew: of the present or of the pending generation.
-        positions: to look at.
+        positions: to check.
     """
     roster = draft.index.roster((crew.spec.name, crew.generation))
     successor_at = _next_replaced(draft, crew, roster)

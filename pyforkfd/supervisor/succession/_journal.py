@@ -1,7 +1,7 @@
-"""The record of a running supervisor: a whole handover, then what each step has changed of it.
+"""The record of a running supervisor: a whole handover, then the changes of each step.
 
-So a step costs what it changes, however many workers there are.  The whole is written anew when
-the changes take more room than it.
+So the cost of a step grows with its changes, and not with the number of workers.  When the
+changes are larger than the whole, that is written anew.
 """
 
 from __future__ import annotations

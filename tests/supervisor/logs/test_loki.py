@@ -200,8 +200,8 @@ def test_lines_that_come_together_arrive_as_entries_do(loki: LokiServer) -> None
     assert sink.waiting == 1005
     end(sink)
     assert (sink.sent, sink.dropped, sink.waiting, sink._bytes) == (1005, 0, 0, 0)
-    lines = [*sent[0].entries(), between, *sent[1].entries(), *sent[2].entries()]
-    assert [line for _, _, line in loki.streams] == [one.line.decode() for one in lines]
+    expected = [*sent[0].entries(), between, *sent[1].entries(), *sent[2].entries()]
+    assert [line for _, _, line in loki.streams] == [one.line.decode() for one in expected]
     assert {ns for _, ns, _ in loki.streams} == {NOW + n for n in (1, 2, 3, 4)}
 
 
