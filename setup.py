@@ -44,6 +44,7 @@ CORE = {
         "fd_passing",
         "peer",
         "transfer_marker",
+        "unwanted",
     ],
     "spawn": [
         "child",
