@@ -47,6 +47,7 @@ CORE = {
         "fd_passing",
         "peer",
         "transfer_marker",
+        "unwanted",
     ],
     "spawn": [
         "child",

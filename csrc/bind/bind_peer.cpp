@@ -5,10 +5,11 @@
 #include "bind/passed_values.h"
 #include "bind/waiting.h"
 #include "core/passing/peer.h"
+#include "core/passing/unwanted.h"
 
 namespace py = pybind11;
 
-// The peer of a socket, waiting for a socket, and a function for tests.
+// The peer of a socket and what it sends unwanted, waiting for a socket, a function for tests.
 void bind_peer(py::module_& m) {
     m.def("wait_ready", [](int fd, short events, std::optional<double> timeout) {
         return wait_ready(fd, events, Deadline(timeout));
@@ -21,6 +22,17 @@ void bind_peer(py::module_& m) {
     m.def("pass_credentials", &forkfd::pass_credentials, py::arg("sock"), py::arg("on"),
           py::pos_only());
     m.def("pass_pidfd", &forkfd::pass_pidfd, py::arg("sock"), py::arg("on"), py::pos_only());
+    m.def("pass_rights", &forkfd::pass_rights, py::arg("sock"), py::arg("on"), py::pos_only());
+    m.def("discard_received", [](py::handle received) {
+        const std::vector<int> numbers = take_numbers(received);
+        const py::gil_scoped_release released;
+        forkfd::discard_fds(numbers.data(), numbers.size());
+    }, py::arg("received"), py::pos_only());
+    m.def("end_linger", &forkfd::end_linger, py::arg("sock"), py::pos_only());
+    m.def("drain", &forkfd::drain, py::arg("sock"), py::arg("most"), py::pos_only(),
+          py::call_guard<py::gil_scoped_release>());
+    m.def("drain_backlog", &forkfd::drain_backlog, py::arg("listener"), py::arg("most"),
+          py::pos_only(), py::call_guard<py::gil_scoped_release>());
     m.def("parse_control", [](const std::string& bytes) {
         forkfd::Control control;
         forkfd::parse_control(reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size(),

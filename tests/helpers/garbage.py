@@ -35,13 +35,22 @@ GARBAGE: list[tuple[str, bytes, str]] = [
 
 
 def send(sock: socket.socket, name: str, data: bytes) -> int | None:
-    """Send one kind; return the end of a pipe whose other end went with it, if one did."""
+    """Send one kind; return the end of a pipe whose other end went with it, if one did.
+
+    Raises:
+        PermissionError: the receiver has the kernel refuse descriptors, since Linux 6.16.
+    """
     if "descriptors" not in name:
         sock.send(data)
         return None
     reader, writer = os.pipe()
-    socket.send_fds(sock, [data], [writer])
-    os.close(writer)
+    try:
+        socket.send_fds(sock, [data], [writer])
+    except BaseException:
+        os.close(reader)
+        raise
+    finally:
+        os.close(writer)
     return reader
 
 
@@ -57,7 +66,11 @@ def garbage_of(me: Worker) -> Iterator[int | None]:
             yield None
         else:
             name, data, _ = GARBAGE[me.position]
-            yield send(sock, name, data)
+            try:
+                yield send(sock, name, data)
+            except PermissionError:
+                me.send({"refused": me.position})
+                yield None
 
 
 def main() -> None:

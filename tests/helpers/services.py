@@ -101,6 +101,7 @@ class Service:
         fds: Mapping[int, ff.FdSource] | None = None,
         listen: Mapping[str, ff.HasFileno] | None = None,
         cgroup: Path | None = None,
+        seccomp: bytes | None = None,
     ) -> None:
         """Start the supervisor.
 
@@ -111,6 +112,7 @@ class Service:
             fds: as for :class:`ff.Command`, with one pipe; None: standard output and error.
             listen: as for :class:`ff.Command`.
             cgroup: where it is started.
+            seccomp: a filter that it is started with.
         """
         self.directory = directory
         self.process = ff.spawn(
@@ -121,6 +123,8 @@ class Service:
             listen=listen,
             process_group=0,
             cgroup=cgroup,
+            seccomp=seccomp,
+            no_new_privs=seccomp is not None,
         )
         (pipe,) = self.process.pipes.values()
         self.log = Lines(os.dup(pipe.fileno()))

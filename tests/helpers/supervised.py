@@ -71,6 +71,7 @@ class Supervised(Service):
         arguments: Sequence[str] = (),
         prefix: Sequence[str] = (),
         env: dict[str, str] | None = None,
+        seccomp: bytes | None = None,
     ) -> None:
         self.config = directory / "service.toml"
         self.control = directory / "control"
@@ -82,7 +83,12 @@ class Supervised(Service):
         self.manager = Manager(directory / "manager")
         try:
             manager = {"NOTIFY_SOCKET": str(self.manager.path)}
-            super().__init__([*prefix, *command, *what], directory, env=manager | (env or {}))
+            super().__init__(
+                [*prefix, *command, *what],
+                directory,
+                env=manager | (env or {}),
+                seccomp=seccomp,
+            )
         except BaseException:
             self.manager.close()
             raise

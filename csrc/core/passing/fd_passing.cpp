@@ -13,6 +13,7 @@
 #include "core/base/raw_syscall.h"
 #include "core/descriptors/descriptor.h"
 #include "core/passing/transfer_marker.h"
+#include "core/passing/unwanted.h"
 
 namespace forkfd {
 
@@ -56,14 +57,14 @@ ssize_t send_message(int sock, const iovec* data, std::size_t pieces, int marker
     return sent < 0 ? -errno : sent;
 }
 
-ssize_t receive_message(int sock, iovec buffer, unsigned fds, int flags, int& got,
-                        Control& control) noexcept {
+ssize_t receive_message(int sock, iovec buffer, int flags, int& got, Control& control) noexcept {
     alignas(ControlHeader) unsigned char bytes[kControlSpace];
     msghdr message = {};
     message.msg_iov = &buffer;
     message.msg_iovlen = 1;
     message.msg_control = bytes;
-    message.msg_controllen = control_space(fds);
+    // Space for all that can come: what does not fit the kernel closes, which may wait (unwanted.h).
+    message.msg_controllen = sizeof bytes;
     // MSG_TRUNC: the whole length of the datagram is returned.
     const ssize_t size = ::recvmsg(sock, &message, flags | MSG_CMSG_CLOEXEC | MSG_TRUNC);
     if (size < 0) return -errno;
@@ -188,17 +189,15 @@ Progress Receiving::advance(int sock, int flags) {
     for (;;) {
         const std::size_t left = total_ - fds.numbers.size();  // of a transfer
         const bool last = !begun() || left <= kPieceFds;
-        const auto capacity =
-            static_cast<unsigned>(begun() ? std::min<std::size_t>(left, kPieceFds) + 1
-                                          : std::min(max_fds_, kMessageFds));
+        const auto expected = static_cast<unsigned>(std::min<std::size_t>(left, kPieceFds) + 1);
         char filler;
         const iovec into = last ? iovec{buffer_ + size_, capacity_ - size_} : iovec{&filler, 1};
         const std::size_t before = fds.numbers.size();
-        // Before receiving: std::bad_alloc must not lose descriptors.
-        fds.numbers.reserve(before + control_space(capacity) / sizeof(int));
         int got = 0;
         Control control;
-        const ssize_t bytes = receive_message(sock, into, capacity, flags, got, control);
+        // Before receiving: std::bad_alloc must not lose descriptors.
+        fds.numbers.reserve(before + control.fds.size());
+        const ssize_t bytes = receive_message(sock, into, flags, got, control);
         if (bytes == -EAGAIN || bytes == -EWOULDBLOCK) return Progress::would_block;
         if (bytes == -EINTR) return Progress::interrupted;
         if (bytes < 0) {
@@ -212,8 +211,8 @@ Progress Receiving::advance(int sock, int flags) {
         this->flags = got;
         if (last) size_ += std::min(static_cast<std::size_t>(bytes), into.iov_len);
 
-        check_control(sock, capacity, control);
-        if (begun()) check_piece(capacity, control, static_cast<std::size_t>(bytes), before);
+        check_control(sock, control);
+        if (begun()) check_piece(expected, control, static_cast<std::size_t>(bytes), before);
         if ((got & MSG_TRUNC) != 0 && (flags & MSG_TRUNC) == 0)
             lose(EMSGSIZE, "a message of " + std::to_string(bytes) +
                                " bytes came, the buffer has " + std::to_string(into.iov_len));
@@ -228,12 +227,12 @@ Progress Receiving::advance(int sock, int flags) {
 }
 
 // Throws if the kernel dropped anything; it reports that here or nowhere.
-void Receiving::check_control(int sock, unsigned capacity, const Control& control) {
+void Receiving::check_control(int sock, const Control& control) {
     const bool cut = (flags & MSG_CTRUNC) != 0;
     if (control.malformed && cut)
         lose(EMSGSIZE, "other control messages, which the socket enables, do not fit");
     if (control.malformed) lose(EPROTO, "control messages that no kernel writes");
-    if ((control.has_pidfd && control.pidfd == -EMFILE) || (cut && control.count < capacity)) {
+    if ((control.has_pidfd && control.pidfd == -EMFILE) || (cut && control.count < kMessageFds)) {
         const UniqueFd another(::fcntl(sock, F_DUPFD_CLOEXEC, 0));
         rlimit limit = {};
         ::getrlimit(RLIMIT_NOFILE, &limit);
@@ -263,11 +262,11 @@ bool Receiving::begin(int flags, const Control& control) {
     return true;
 }
 
-void Receiving::check_piece(unsigned capacity, const Control& control, std::size_t bytes,
+void Receiving::check_piece(unsigned expected, const Control& control, std::size_t bytes,
                             std::size_t before) {
     const std::string so_far = "after " + std::to_string(before) + " of " + count_of(total_);
     if (control.count == 0 && bytes == 0) lose(ECONNRESET, so_far + " the sender was gone");
-    if (control.count != capacity || (flags & MSG_CTRUNC) != 0 ||
+    if (control.count != expected || (flags & MSG_CTRUNC) != 0 ||
         !same_marker(fds.numbers[before], marker_.get()))
         lose(EPROTO, so_far + " another message came: send from one place at a time");
 }
@@ -281,7 +280,8 @@ void Receiving::lose(int err, const std::string& what) {
 }
 
 void Receiving::restart() noexcept {
-    fds.close_all();
+    discard_fds(fds.numbers.data(), fds.numbers.size());
+    fds.numbers.clear();
     pidfd.reset();
     marker_.reset();
     credentials.reset();

@@ -77,8 +77,8 @@ class Sending {
     std::string kept_data_;
 };
 
-// A message or transfer was truncated.  The descriptors that came are closed; Receiving::size()
-// is the number of bytes of data that came.
+// A message or transfer was truncated, or had too many descriptors.  Those that came are closed,
+// without a wait (unwanted.h); Receiving::size() is the number of bytes of data that came.
 class Incomplete : public std::system_error {
   public:
     Incomplete(int err, const std::string& what, std::size_t closed)
@@ -108,9 +108,9 @@ class Receiving {
     int flags = 0;  // of the last message: MSG_EOR and kin
 
   private:
-    void check_control(int sock, unsigned capacity, const Control& control);
+    void check_control(int sock, const Control& control);
     bool begin(int flags, const Control& control);
-    void check_piece(unsigned capacity, const Control& control, std::size_t bytes,
+    void check_piece(unsigned expected, const Control& control, std::size_t bytes,
                      std::size_t before);
     [[noreturn]] void lose(int err, const std::string& what);
 

@@ -9,7 +9,7 @@ namespace forkfd {
 
 namespace {
 
-constexpr int kPassPidfd = 76, kPeerPidfd = 77;  // asm-generic/socket.h, Linux 6.5
+constexpr int kPassPidfd = 76, kPeerPidfd = 77, kPassRights = 83;  // asm-generic/socket.h
 
 [[noreturn]] void fail(int sock, const char* option) {
     throw_errno(errno, "socket " + std::to_string(sock) + ": " + option);
@@ -38,5 +38,6 @@ UniqueFd peer_pidfd(int sock) {
 
 void pass_credentials(int sock, bool on) { set(sock, SO_PASSCRED, on, "SO_PASSCRED"); }
 void pass_pidfd(int sock, bool on) { set(sock, kPassPidfd, on, "SO_PASSPIDFD"); }
+void pass_rights(int sock, bool on) { set(sock, kPassRights, on, "SO_PASSRIGHTS"); }
 
 }  // namespace forkfd

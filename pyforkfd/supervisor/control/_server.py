@@ -13,6 +13,7 @@ from contextlib import suppress
 import pyforkfd as ff
 from pyforkfd._closing import Closing
 from pyforkfd._trusted_files import demand_socket_place
+from pyforkfd._untrusted_peers import drain, drain_backlog, refuse_descriptors
 from pyforkfd.supervisor._failures import report
 from pyforkfd.supervisor._reactor import READABLE, WRITABLE, Reactor
 from pyforkfd.supervisor._shortage import is_shortage, reserved
@@ -192,6 +193,7 @@ class ControlSocket(Closing):
             demand_socket_place(spec.path, ours=True)
         self._listener = ff.FdChannel.listen(spec.path, backlog=_MOST_CLIENTS, mode=mode)
         try:
+            refuse_descriptors(self._listener)  # no request has one
             self._inode = None if mode is None else os.stat(self._path).st_ino
             reactor.add(self._listener.fileno(), self._on_connection)
         except BaseException:
@@ -205,7 +207,7 @@ class ControlSocket(Closing):
         fd = client.channel.fileno()
         self.reactor.remove(fd)
         self._clients.pop(fd, None)
-        client.channel.close()
+        _close(client.channel)
         client.cleanup()
 
     def close(self) -> None:
@@ -215,6 +217,7 @@ class ControlSocket(Closing):
         if self._listener.fileno() < 0:
             return
         self.reactor.remove(self._listener.fileno())
+        drain_backlog(self._listener)
         self._listener.close()
         with suppress(FileNotFoundError):
             # Another process may have put its socket there.
@@ -232,14 +235,15 @@ class ControlSocket(Closing):
                 self._make_way(error)
             return
         if why := self._refusal(channel):
-            with channel, suppress(TimeoutError, OSError):
+            with suppress(TimeoutError, OSError):
                 send(channel, {"ok": False, "error": why})
+            _close(channel)
             return
         client = Client(self, channel)
         try:
             self.reactor.add(channel.fileno(), lambda found: self._on_client(client, found))
         except OSError as error:  # no memory, or no watch of epoll(7), for it
-            channel.close()
+            _close(channel)
             self._make_way(error)
             return
         self._clients[channel.fileno()] = client
@@ -297,6 +301,11 @@ class ControlSocket(Closing):
             client.refuse(str(error))
         except Exception as error:  # of ours: it costs the client its request, and nobody else
             client.refuse(report("control", error, ()))
+
+
+def _close(channel: ff.FdChannel) -> None:
+    drain(channel)  # a client may have passed a descriptor of which the close waits
+    channel.close()
 
 
 def _uid(user: str | int) -> int:

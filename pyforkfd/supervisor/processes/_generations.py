@@ -82,10 +82,17 @@ class Generations:
         used.add(max(self._services))
         self._services = {n: service for n, service in self._services.items() if n in used}
         self._sockets.keep(
-            (self._services[crew.generation].listeners[name], position)
-            for crew in crews
-            for name in crew.spec.listen
-            for position in range(crew.widest)
+            (
+                (self._services[crew.generation].listeners[name], position)
+                for crew in crews
+                for name in crew.spec.listen
+                for position in range(crew.widest)
+            ),
+            shared=(
+                (self._services[worker.generation].listeners[name], worker.position)
+                for worker in state.workers.values()
+                for name in worker.spec.listen
+            ),
         )
         self._zygotes.keep(
             (zygote_for(self._services[crew.generation], crew.spec).name, crew.generation)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import pyforkfd as ff
 from pyforkfd._closing import Closing
 from pyforkfd._options import WorkerOptions
+from pyforkfd._untrusted_peers import drain, refuse_descriptors
 from pyforkfd.supervisor._shortage import child_limits
 from pyforkfd.supervisor.cgroups._leaf import Leaf
 from pyforkfd.supervisor.health._pages import SLOT
@@ -81,6 +82,7 @@ class Launch(Closing):
                 process.kill()
                 process.wait()
                 process.close()
+                drain(self.channel)
                 raise OSError(errno.EAGAIN, "its listeners were not sent")
             self.on_failure.pop_all()
         return process, self.channel
@@ -128,6 +130,7 @@ def prepare(
         leaf = _leaf(worker, resources, on_failure)
         ours, theirs = ff.FdChannel.pair()
         on_failure.enter_context(ours)
+        refuse_descriptors(ours)  # no event has one
         worker_ends.enter_context(theirs)
         path = notify_path(resources.succession, worker.id)
         user = user_of(spec.privileges)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pyforkfd as ff
 from pyforkfd._closing import Closing
 from pyforkfd._fd import Fd
+from pyforkfd._untrusted_peers import discard, drain
 from pyforkfd.supervisor._shortage import is_shortage
 
 _LONGEST = 4096
@@ -58,7 +59,8 @@ class NotifySocket(Closing):
 
         A message is peeked at, and removed after the caller has acted on it: where this process
         is killed between the two, its successor reads it again, and no READY=1 is lost.
-        Descriptors that came with it are closed then: sd_notify_barrier(3) waits for that.
+        Descriptors that came with it are closed then: sd_notify_barrier(3) waits for that.  A
+        socket among them does not linger.
         """
         for _ in range(_MOST_AT_ONCE):
             try:
@@ -79,12 +81,14 @@ class NotifySocket(Closing):
     def _remove(self) -> None:
         """Remove the first message, and close its descriptors."""
         try:
-            ff.recv_fds(self._sock, _LONGEST, _MOST_FDS, timeout=0).close()
+            discard(ff.recv_fds(self._sock, _LONGEST, _MOST_FDS, timeout=0))
         except (BlockingIOError, ff.PassingError):
             pass  # one that is too long is removed, too
 
     def close(self) -> None:
-        """Close it and remove its path."""
+        """Close it and remove its path; messages that wait are lost."""
+        if self._sock.fileno() >= 0:
+            drain(self._sock)
         self._sock.close()
         try:
             os.unlink(self.path)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pyforkfd._untrusted_peers import discard, drain
 from pyforkfd.supervisor.state._events import BecameReady, Event, Leaving, WentStale
 from pyforkfd.supervisor.state._model import Worker
 from pyforkfd.supervisor.worker._messages import (
@@ -85,8 +86,10 @@ class Receiver:
             if received is None:
                 self.close_channel(running)
                 return
-            with received:
+            try:
                 event = decode_event(received)
+            finally:
+                discard(received)
         except TimeoutError:
             return
         except ProtocolError as error:
@@ -125,6 +128,7 @@ class Receiver:
         """Close our end of a worker's channel, if it is open."""
         running.refusals.flush(time.monotonic(), end=True)
         if not running.channel.closed:
+            drain(running.channel)
             self._resources.reactor.remove(running.channel.fileno())
             self._resources.succession.drop_channel(running.worker.id)
             running.channel.close()

@@ -12,6 +12,7 @@ from contextlib import suppress
 import pyforkfd as ff
 from pyforkfd._closing import Closing
 from pyforkfd._trusted_files import demand_socket_place
+from pyforkfd._untrusted_peers import close_listening
 from pyforkfd.supervisor._shortage import reserved
 from pyforkfd.supervisor.spec._spec import Component, Listener, Service
 
@@ -51,6 +52,8 @@ class Sockets(Closing):
             else:
                 self._inherited[one.name] = one.fd
         if twice:
+            while self._open:
+                self._open.popitem()[1].close()  # a predecessor's workers have them
             self.close()
             raise ValueError(
                 f"several descriptors of the service manager are called {', '.join(twice)}: "
@@ -110,7 +113,7 @@ class Sockets(Closing):
         if address.endswith(":0"):  # not another port than the one that clients know
             address = f"{address.removesuffix(':0')}:{good.address[1]}"
         made = self._make(dataclasses.replace(listener, address=address), 0)
-        old.close()
+        close_listening(old, shared=True)  # the workers that have it are retired after this
         self._open[key], self._good[key] = made, Good.of(made)
         self._all = None
 
@@ -177,14 +180,24 @@ class Sockets(Closing):
             )
         return socket.socket(fileno=fd)
 
-    def keep(self, wanted: Iterable[tuple[Listener, int]]) -> None:
-        """Close all sockets but these; those of the service manager wait to be used again."""
+    def keep(
+        self,
+        wanted: Iterable[tuple[Listener, int]],
+        shared: Iterable[tuple[Listener, int]] = (),
+    ) -> None:
+        """Close all sockets but these; those of the service manager wait to be used again.
+
+        Args:
+            wanted: listener and position of those that stay open.
+            shared: of those that workers have, who may still accept from them.
+        """
         keys = {_key(listener, position) for listener, position in wanted}
+        used = {_key(listener, position) for listener, position in shared}
         for key in self._open.keys() - keys:
             if match := _MANAGED.fullmatch(key[0]):
                 self._inherited[match[1]] = self._open.pop(key).detach()
             else:
-                self._open.pop(key).close()
+                close_listening(self._open.pop(key), shared=key in used)
             del self._good[key]
             self._all = None
 
@@ -196,8 +209,8 @@ class Sockets(Closing):
 
     def close(self) -> None:
         """Close all sockets, inherited ones that were never used included."""
-        for found in self._open.values():
-            found.close()
+        for key, found in self._open.items():
+            close_listening(found, shared=not self.is_ours(key))
         self._open.clear()
         while self._inherited:
             os.close(self._inherited.popitem()[1])

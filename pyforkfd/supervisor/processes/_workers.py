@@ -13,6 +13,7 @@ from typing import Any
 
 import pyforkfd as ff
 from pyforkfd._process import TRACER_PAUSE
+from pyforkfd._untrusted_peers import drain, refuse_descriptors
 from pyforkfd.supervisor._shortage import is_shortage, reserved
 from pyforkfd.supervisor.cgroups._file import CgroupError
 from pyforkfd.supervisor.cgroups._leaf import Leaf
@@ -146,6 +147,8 @@ class Workers:
         """End a worker that cannot be watched, and free what belonged to it."""
         process.kill()
         process.wait()
+        drain(launch.channel)
+        drain(launch.notify)
         self.resources.succession.drop_worker(worker_id)
         process.close()
         launch.channel.close()
@@ -189,6 +192,7 @@ class Workers:
             reactor.add(process.fileno(), lambda _: self._on_end(worker_id))
             undo.callback(reactor.remove, process.fileno())
             if not channel.closed:
+                refuse_descriptors(channel)  # a predecessor's may accept them
                 reactor.add(channel.fileno(), lambda _: self.receiver.read_channel(worker_id))
                 undo.callback(reactor.remove, channel.fileno())
             if notify is not None:
@@ -307,10 +311,12 @@ class Workers:
         running = self._running.pop(worker_id, None)
         if running is None:
             return
+        if running.notify is not None:
+            drain(running.notify)  # before the keeper closes its duplicate
+        self.receiver.close_channel(running)
         self.resources.succession.drop_worker(worker_id)
         self.resources.reactor.remove(running.process.fileno())
         running.process.close()
-        self.receiver.close_channel(running)
         if running.notify is not None:
             self.resources.reactor.remove(running.notify.fileno())
             running.notify.close()

@@ -13,10 +13,12 @@ from typing import Any, TypeVar
 
 import pytest
 from forked import in_child
+from sandbox import kernel_refuses
 from services import free_port
 from supervised import Load, Supervised, toml
 
 import pyforkfd as ff
+from pyforkfd import _core
 from pyforkfd.supervisor._reactor import Reactor
 from pyforkfd.supervisor.control import _path as _control_path
 from pyforkfd.supervisor.control._client import ControlClient, find_path
@@ -169,6 +171,13 @@ def test_a_malformed_request_is_refused_and_the_next_is_not(
 
 
 def test_descriptors_are_not_taken(service: Service) -> None:
+    with connect(service) as channel:
+        if kernel_refuses():
+            with pytest.raises(PermissionError):
+                channel.send(b'{"v": 1, "do": "ping"}', [0])
+            assert request(service, channel, do="ping")["ok"]
+            # As on a kernel that does not: the option is the listener's, inherited.
+            _core.pass_rights(service.socket._listener.fileno(), True)
     with connect(service) as channel:
         channel.send(b'{"v": 1, "do": "ping"}', [0])
         service.turn()

@@ -313,6 +313,24 @@ def test_a_dead_listener_is_alive_when_it_is_put_right(
     assert it.guard.dead == {}, "it is not in use any more"
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_waits_for_a_worker_is_left_to_it(
+    guarded: Callable[..., Guarded], tmp_path: Path, shared: bool
+) -> None:
+    """A listener that no generation needs any more, while a worker that has it finishes."""
+    it = guarded(f"unix:{tmp_path}/s")
+    (listener,) = it.open()
+    with listener.dup() as workers, socket.socket(socket.AF_UNIX) as client:
+        client.connect(listener.getsockname())
+        it.sockets.keep([], shared=[(it.service.listeners["http"], 1)] if shared else [])
+        workers.setblocking(False)
+        if shared:
+            workers.accept()[0].close()
+        else:
+            with pytest.raises(BlockingIOError):
+                workers.accept()
+
+
 def test_disconnect_is_refused_for_what_is_no_socket() -> None:
     with open(os.devnull) as file, pytest.raises(OSError, match="connect"):
         _core.disconnect(file.fileno())
