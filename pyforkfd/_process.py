@@ -122,7 +122,9 @@ class Process(_core.ProcessBase):
         return self._status
 
     def wait(self, timeout: float | None = None) -> ExitStatus:
-        """Wait for the end of the child, in poll(2) on the pidfd with the GIL released.
+        """Wait for the end of the child, with the GIL released.
+
+        In one waitid(2) without a time-out, else in poll(2) on the pidfd.
 
         Args:
             timeout: seconds; None: without end.
@@ -140,12 +142,19 @@ class Process(_core.ProcessBase):
         if self.pidfd < 0:
             raise ValueError(f"wait for pid {self.pid}: its pidfd is closed")
         self._demand_own()
-        end = None if timeout is None else time.monotonic() + timeout
+        if timeout is None:
+            if (reaped := self._wait()) is None:
+                raise ValueError(f"wait for pid {self.pid}: its pidfd is closed")
+            status = exit_status(reaped)
+            if self._status is None:  # another thread that waits may have set it
+                self._status = status
+            return self._status
+        end = time.monotonic() + timeout
         if not _core.wait_pidfd(self.pidfd, timeout):
             raise TimeoutError(f"pid {self.pid} still runs after {timeout} s")
         while (status := self.poll()) is None:
             # Its tracer reaps it first, ptrace(2), and nothing announces that it has.
-            if end is not None and time.monotonic() >= end:
+            if time.monotonic() >= end:
                 raise TimeoutError(f"pid {self.pid} has ended, and its tracer has not reaped it")
             time.sleep(TRACER_PAUSE)
         return status
