@@ -1,10 +1,13 @@
 #include "bind/bindings.h"
 
 #include <pybind11/stl.h>
+#include <unistd.h>
 
+#include <cerrno>
 #include <optional>
 
 #include "bind/exit_tuple.h"
+#include "bind/plain_call.h"
 #include "bind/spawning.h"
 #include "bind/waiting.h"
 #include "core/spawn/exchange.h"
@@ -104,9 +107,40 @@ py::tuple run(const forkfd::SpawnPlan& plan, const std::vector<int>& sources,
                           bytes_or_none(exchange->output(1)), bytes_or_none(exchange->output(2)));
 }
 
+// At most what a pipe holds; another read finds its end, so that the loop is called once for both.
+PyObject* drain(PyObject*, PyObject* number) {
+    return guarded([number]() -> py::object {
+        const long fd = PyLong_AsLong(number);
+        if (fd == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+        char bytes[64 * 1024];
+        std::size_t size = 0;
+        long count;
+        int err;
+        {
+            const WithoutGil release;
+            do {
+                count = ::read(static_cast<int>(fd), bytes + size, sizeof bytes - size);
+                err = errno;
+                if (count > 0) size += static_cast<std::size_t>(count);
+            } while (count > 0 && size < sizeof bytes);
+        }
+        if (count < 0 && err != EAGAIN && err != EINTR && size == 0) {
+            errno = err;
+            PyErr_SetFromErrno(PyExc_OSError);
+            throw py::error_already_set();
+        }
+        return py::make_tuple(py::bytes(bytes, size), count == 0);
+    });
+}
+
+PyMethodDef drain_method = {"drain", drain, METH_O,
+                            "drain($module, fd, /)\n--\n\nRead what a pipe holds, and its end; "
+                            "return (bytes, whether it has ended)."};
+
 }  // namespace
 
 void bind_run(py::module_& m) {
+    m.attr("drain") = steal(PyCFunction_NewEx(&drain_method, nullptr, m.attr("__name__").ptr()));
     m.attr("RUN_ENDED") = static_cast<int>(State::ended);
     m.attr("RUN_TIMED_OUT") = static_cast<int>(State::timed_out);
     m.attr("RUN_TOO_LONG") = static_cast<int>(State::too_long);
