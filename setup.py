@@ -108,6 +108,7 @@ BIND = [
     "module",
     "passed_values",
     "passing_arguments",
+    "plain_plan",
     "plan_state",
     "process_type",
     "slot_snapshot",

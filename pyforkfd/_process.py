@@ -7,7 +7,7 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from io import BufferedReader, BufferedWriter
 from resource import struct_rusage
 from types import TracebackType
@@ -73,9 +73,11 @@ class Process(_core.ProcessBase):
         pidfd: int,
         backend: Backend,
         ends: dict[int, int],
-        writable: frozenset[int],
+        writable: Set[int],
     ) -> None:
         self._begin(args, pid, pidfd, backend)
+        if not ends:
+            return
         for target, fd in ends.items():
             self.pipes[target] = os.fdopen(fd, "wb") if target in writable else os.fdopen(fd, "rb")
 
@@ -145,9 +147,9 @@ class Process(_core.ProcessBase):
         if timeout is None:
             if (reaped := self._wait()) is None:
                 raise ValueError(f"wait for pid {self.pid}: its pidfd is closed")
-            status = exit_status(reaped)
+            ended = exit_status(reaped)
             if self._status is None:  # another thread that waits may have set it
-                self._status = status
+                self._status = ended
             return self._status
         end = time.monotonic() + timeout
         if not _core.wait_pidfd(self.pidfd, timeout):

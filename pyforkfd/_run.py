@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, AnyStr, Generic, Literal, Unpack, overload
 
@@ -292,12 +293,10 @@ def _kill_tree(pid: int, pidfd: int, cgroup: int | None) -> None:
                 file.write(b"1")
         except OSError:
             pass  # before Linux 5.14: killing the group must suffice
-    # Not reaped, so its number is still that of its group.
-    for send in (lambda: os.killpg(pid, signal.SIGKILL), lambda: _core.send_signal(pidfd, 9)):
-        try:
-            send()
-        except (ProcessLookupError, PermissionError):
-            pass
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)  # not reaped, so its number is still that of its group
+    with suppress(ProcessLookupError, PermissionError):
+        _core.send_signal(pidfd, signal.SIGKILL)
 
 
 def _decoded(output: bytes | None) -> str | None:

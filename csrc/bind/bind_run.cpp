@@ -77,9 +77,9 @@ void end_early(Exchange& exchange, pid_t pid, const py::object& kill, bool read_
 }
 
 py::tuple run(const forkfd::SpawnPlan& plan, const std::vector<int>& sources,
-              const py::object& input, std::optional<double> timeout,
+              const py::object& data, std::optional<double> timeout,
               std::optional<std::size_t> limit, const py::object& kill) {
-    const Borrowed data(input);
+    const Borrowed input(data);
     const Deadline deadline(timeout);
     std::optional<Exchange> exchange;
     pid_t pid = 0;
@@ -90,8 +90,8 @@ py::tuple run(const forkfd::SpawnPlan& plan, const std::vector<int>& sources,
             const py::gil_scoped_release release;  // once for all, where no signal arrives
             forkfd::SpawnResult child = forkfd::spawn(plan, std::move(env), sources);
             pid = child.pid;
-            exchange.emplace(std::move(child.pipes), std::move(child.pidfd), data.data(),
-                             data.size(), limit);
+            exchange.emplace(std::move(child.pipes), std::move(child.pidfd), input.data(),
+                             input.size(), limit);
             state = exchange->run(deadline);
         }
         if (state == State::interrupted) {
@@ -134,7 +134,7 @@ PyObject* drain(PyObject*, PyObject* number) {
 }
 
 PyMethodDef drain_method = {"drain", drain, METH_O,
-                            "drain($module, fd, /)\n--\n\nRead what a pipe holds, and its end; "
+                            "drain(fd, /)\n--\n\nRead what a pipe holds, and its end; "
                             "return (bytes, whether it has ended)."};
 
 }  // namespace
@@ -144,7 +144,7 @@ void bind_run(py::module_& m) {
     m.attr("RUN_ENDED") = static_cast<int>(State::ended);
     m.attr("RUN_TIMED_OUT") = static_cast<int>(State::timed_out);
     m.attr("RUN_TOO_LONG") = static_cast<int>(State::too_long);
-    m.def("run", &run, py::arg("plan"), py::arg("sources"), py::arg("input"), py::arg("timeout"),
+    m.def("run", &run, py::arg("plan"), py::arg("sources"), py::arg("data"), py::arg("timeout"),
           py::arg("limit"), py::arg("kill"), py::pos_only(),
           "Start a child whose 0, 1 and 2 alone are pipes, exchange its input and output, and reap "
           "it; return (RUN_..., as of reap(), output to 1, to 2).  kill(pid, pidfd) is called "

@@ -21,7 +21,7 @@ class _Process(Process):
     _transport: Transport
     _loop: asyncio.AbstractEventLoop
 
-    async def communicate(self, input: Any = None) -> tuple[Any, Any]:
+    async def communicate(self, input: Any = None) -> tuple[Any, Any]:  # noqa: A002  (asyncio's)
         readers = [reader for reader in (self.stdout, self.stderr) if reader is not None]
         plain = input is None and self.stdin is None and not self._loop.get_debug()
         if not plain or not all(_is_at_rest(reader) for reader in readers):

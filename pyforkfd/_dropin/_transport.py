@@ -206,7 +206,7 @@ class Transport(asyncio.SubprocessTransport):
                 waiter.set_result(code)
         self._try_finish()
 
-    def _pipe_connection_lost(self, number: int, error: BaseException | None) -> None:
+    def _pipe_connection_lost(self, number: int, error: Exception | None) -> None:
         self._open.discard(number)
         if not self._abandoned:
             self._protocol.pipe_connection_lost(number, error)
