@@ -9,7 +9,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.[ch]' -o -name '*.
 INSTALLED := $(VENV)/installed$(if $(PYFORKFD_DEBUG),-debug)$(if $(PYFORKFD_SANITIZE),-$(PYFORKFD_SANITIZE))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: bench bench-passing bench-reload demo test install lint
+.PHONY: bench bench-passing bench-reload bench-tools demo test install lint
 install: $(INSTALLED)
 $(INSTALLED): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -33,6 +33,10 @@ bench: install
 
 bench-passing: install
 	$(BIN)/python benchmarks/bench_passing.py $(if $(QUICK),--quick)
+
+bench-tools: install
+	$(PIP) --editable '.[bench,bench-tools]'
+	$(BIN)/python benchmarks/bench_tools.py $(if $(QUICK),--quick)
 
 RELOADS := 3
 

@@ -27,8 +27,8 @@ MOST_ITEMS = 1 << 20
 PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)
 """The signals that Python ignores; a fresh program expects neither."""
 
+PYTHON_IGNORES_BITS = 1 << (signal.SIGPIPE - 1) | 1 << (signal.SIGXFSZ - 1)
 _ENCODING = sys.getfilesystemencoding()
-_PYTHON_IGNORES_BITS = 1 << (signal.SIGPIPE - 1) | 1 << (signal.SIGXFSZ - 1)
 _SIGNALS = 64
 # Iterable, some of them, but a value by themselves.
 _NO_SEQUENCES = (str, bytes, bytearray, memoryview, os.PathLike, Mapping)
@@ -220,7 +220,7 @@ def signum(value: object, name: str) -> int:
 def signal_bits(signals: Iterable[int], name: str) -> int:
     """Return signals as the kernel's set of them, of 64 bits."""
     if signals is PYTHON_IGNORES:
-        return _PYTHON_IGNORES_BITS
+        return PYTHON_IGNORES_BITS
     bits = 0
     for value in items(signals, name):
         bits |= 1 << (signum(value, name) - 1)

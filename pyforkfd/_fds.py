@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ._checks import MAX_INT, as_fd, integer, pairs, show, text
 from ._core import FdKind, SpawnPlan
-from ._types import PATHS, PIPE, PIPE_TO_CHILD, FdSource, HasFileno, Open, SameAs, Special
+from ._types import PATHS, FdSource, HasFileno, Open, SameAs, Special
 
 _KINDS = {
     Special.DEVNULL: FdKind.NULL_DEVICE,
@@ -15,6 +15,8 @@ _KINDS = {
     Special.PIPE_FROM_CHILD: FdKind.PIPE_FROM_CHILD,
     Special.CLOSED: FdKind.CLOSED,
 }
+# For SpawnPlan.add_plain_fds(), which has the numbers too.
+_PLAIN = (*_KINDS.items(), (Special.PIPE, None))
 _STANDARD: dict[int, FdSource | None] = {0: None, 1: None, 2: None}
 # The numbers by which subprocess means something else than a descriptor.
 _OF_SUBPROCESS = {-1: "PIPE", -2: "STDOUT", -3: "DEVNULL"}
@@ -26,6 +28,8 @@ class FdSources:
 
     _sources: list[tuple[int | HasFileno, str]] = field(default_factory=list)
     _dynamic: bool = False
+    writable: set[int] = field(default_factory=set)
+    """The child's numbers of the pipes that we write to."""
 
     def add(self, source: int | HasFileno, name: str) -> int:
         """Add one more, and return its number as it is now.
@@ -56,10 +60,15 @@ def compile_fds(
     if fds is None and listen is None:
         plan.inherit_standard_fds()
         return FdSources()
+    plain = listen is None and isinstance(plan, SpawnPlan)  # a zygote has a plan of its own
+    if plain and (writable := plan.add_plain_fds(fds, _PLAIN)) is not None:
+        return FdSources(writable=set(writable))
     wanted = dict(_STANDARD)
     if fds is not None:
         for target, source in pairs(fds, "fds"):
-            number = integer(target, "fds", 0, MAX_INT, "a descriptor number")
+            number = target
+            if type(target) is not int or not 0 <= target <= MAX_INT:
+                number = integer(target, "fds", 0, MAX_INT, "a descriptor number")
             if source is None:
                 raise TypeError(f"{_named(number)}: None is not a descriptor")
             wanted[number] = source
@@ -85,13 +94,6 @@ def compile_fds(
     return sources
 
 
-def writable_ends(fds: Mapping[int, FdSource] | None) -> frozenset[int]:
-    """Return the child's numbers of the pipes that we write to."""
-    if not fds:
-        return frozenset()
-    return frozenset(t for t, s in fds.items() if s is PIPE_TO_CHILD or (s is PIPE and t == 0))
-
-
 def _named(target: int) -> str:
     return f"fds: child's descriptor {target}"
 
@@ -108,6 +110,8 @@ def _add(
     elif isinstance(source, Special):
         if source is Special.PIPE:
             source = Special.PIPE_TO_CHILD if target == 0 else Special.PIPE_FROM_CHILD
+        if source is Special.PIPE_TO_CHILD:
+            sources.writable.add(target)
         if source is Special.INHERIT:
             plan.add_fd(target, FdKind.DESCRIPTOR, sources.add(target, _named(target)))
         else:

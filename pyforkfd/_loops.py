@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from ._selector import BORN, ForkSafeSelector
+from ._lazy import BORN
+from ._selector import ForkSafeSelector
 
 Transports: TypeAlias = Literal["refuse", "close", "keep"]
 """The treatment of connections that the loop serves, see :func:`reinit_loop`."""

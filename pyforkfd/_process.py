@@ -7,7 +7,7 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from io import BufferedReader, BufferedWriter
 from resource import struct_rusage
 from types import TracebackType
@@ -73,9 +73,11 @@ class Process(_core.ProcessBase):
         pidfd: int,
         backend: Backend,
         ends: dict[int, int],
-        writable: frozenset[int],
+        writable: Set[int],
     ) -> None:
         self._begin(args, pid, pidfd, backend)
+        if not ends:
+            return
         for target, fd in ends.items():
             self.pipes[target] = os.fdopen(fd, "wb") if target in writable else os.fdopen(fd, "rb")
 
@@ -122,7 +124,9 @@ class Process(_core.ProcessBase):
         return self._status
 
     def wait(self, timeout: float | None = None) -> ExitStatus:
-        """Wait for the end of the child, in poll(2) on the pidfd with the GIL released.
+        """Wait for the end of the child, with the GIL released.
+
+        In one waitid(2) without a time-out, else in poll(2) on the pidfd.
 
         Args:
             timeout: seconds; None: without end.
@@ -140,12 +144,19 @@ class Process(_core.ProcessBase):
         if self.pidfd < 0:
             raise ValueError(f"wait for pid {self.pid}: its pidfd is closed")
         self._demand_own()
-        end = None if timeout is None else time.monotonic() + timeout
+        if timeout is None:
+            if (reaped := self._wait()) is None:
+                raise ValueError(f"wait for pid {self.pid}: its pidfd is closed")
+            ended = exit_status(reaped)
+            if self._status is None:  # another thread that waits may have set it
+                self._status = ended
+            return self._status
+        end = time.monotonic() + timeout
         if not _core.wait_pidfd(self.pidfd, timeout):
             raise TimeoutError(f"pid {self.pid} still runs after {timeout} s")
         while (status := self.poll()) is None:
             # Its tracer reaps it first, ptrace(2), and nothing announces that it has.
-            if end is not None and time.monotonic() >= end:
+            if time.monotonic() >= end:
                 raise TimeoutError(f"pid {self.pid} has ended, and its tracer has not reaped it")
             time.sleep(TRACER_PAUSE)
         return status

@@ -6,25 +6,20 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ._checks import as_fd, items, pairs, path_or_fd, text
+from ._checks import as_fd, pairs, path_or_fd, text
 from ._core import SpawnPlan
 from ._types import PATHS, HasFileno, StrPath
 
 
 def compile_program(
     plan: SpawnPlan,
-    args: Sequence[StrPath],
+    words: Sequence[StrPath],
     executable: StrPath | int | HasFileno | None,
     argv0: StrPath | None,
     env: Mapping[str, str] | Mapping[bytes, bytes] | None,
     cwd: StrPath | int | HasFileno | None,
-) -> tuple[tuple[StrPath, ...], str]:
-    """Add to ``plan`` what is executed, and where.
-
-    Returns:
-        The arguments as they were given, and the program's name for messages.
-    """
-    words: tuple[StrPath, ...] = items(args, "args")
+) -> None:
+    """Add to ``plan`` what is executed, and where."""
     argv = [text(word, "args") for word in words]
     if not argv:
         raise ValueError("args: empty: at least the program's name is needed")
@@ -46,12 +41,16 @@ def compile_program(
     plan.argv = argv
     plan.program = program
     if cwd is not None:
-        where = path_or_fd(cwd, "cwd")
-        if isinstance(where, bytes):
-            plan.cwd = where
-        else:
-            plan.cwd_fd = where
-    return words, os.fsdecode(program)
+        compile_cwd(plan, cwd)
+
+
+def compile_cwd(plan: SpawnPlan, cwd: StrPath | int | HasFileno) -> None:
+    """Add the working directory to ``plan``."""
+    where = path_or_fd(cwd, "cwd")
+    if isinstance(where, bytes):
+        plan.cwd = where
+    else:
+        plan.cwd_fd = where
 
 
 def environment(env: Iterable[tuple[Any, Any]], *, nameless: bool = False) -> list[bytes]:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
-import select
 import signal
 import sys
-import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, AnyStr, Generic, Literal, Unpack, overload
 
+from . import _core
 from ._checks import MAX_INT, as_fd, flag, integer, pairs, seconds, show
+from ._errors import from_core
 from ._options import CommandOptions, list_options, names, refuse_unknown
-from ._process import Process
+from ._process import _forgotten, exit_status, reap_forgotten
 from ._spawn import Command
 from ._types import (
     DEVNULL,
@@ -30,7 +30,6 @@ from ._types import (
     StrPath,
 )
 
-_CHUNK = 65536  # what a pipe holds
 _PIPES = (PIPE, PIPE_TO_CHILD, PIPE_FROM_CHILD)
 _KNOWN = names(CommandOptions)
 _NOTE_LINES, _NOTE_BYTES = 10, 2000  # of stderr, in the note of an error
@@ -166,36 +165,38 @@ def run(
     limit = None if timeout is None else seconds(timeout, "timeout")
     if max_output is not None:
         max_output = integer(max_output, "max_output", 0, sys.maxsize, "a number of bytes")
-    exchange = _Exchange(_bytes(input), limit, max_output)
+    data = _bytes(input)
     described = _describe(command, input is not None, capture, options)
     cgroup = _own_cgroup(described.cgroup)
+    if _forgotten:
+        reap_forgotten()
     try:
-        child = described.spawn()
-        with child:
-            try:
-                failed = exchange.run(child)
-            except BaseException:
-                _kill_tree(child, cgroup)
-                raise
-            if failed is not None:
-                _kill_tree(child, cgroup)
-                exchange.rest(child)
-            status = child.wait()
+        failed, reaped, *outputs = _core.run(
+            described._plan,
+            described._sources.numbers(),
+            data,
+            limit,
+            max_output,
+            lambda pid, pidfd: _kill_tree(pid, pidfd, cgroup),
+        )
+    except _core.SysError as error:
+        raise from_core(described._program, error) from None
     finally:
         if cgroup is not None:
             os.close(cgroup)
-    outputs = [exchange.output(child, number, text) for number in (1, 2)]
+    stdout, stderr = (_decoded(output) for output in outputs) if text else outputs
+    status = exit_status(reaped)
     result: Completed[Any] = Completed(
-        args=described.args, status=status, stdout=outputs[0], stderr=outputs[1]
+        args=described.args, status=status, stdout=stdout, stderr=stderr
     )
+    if failed == _core.RUN_ENDED and (status.success or not check):
+        return result
     name = os.fsdecode(described.args[0])
-    if failed is RunTimeoutError:
+    if failed == _core.RUN_TIMED_OUT:
         raise RunTimeoutError(f"run {name}: not ended after {timeout} s, killed", result)
-    if failed is OutputLimitError:
+    if failed == _core.RUN_TOO_LONG:
         raise OutputLimitError(f"run {name}: more than {max_output} bytes, killed", result)
-    if check and not status.success:
-        raise ExitError(f"run {name}: {status}", result)
-    return result
+    raise ExitError(f"run {name}: {status}", result)
 
 
 list_options(run, CommandOptions, Command)
@@ -284,7 +285,7 @@ def _own_cgroup(cgroup: StrPath | int | HasFileno | None) -> int | None:
     return None
 
 
-def _kill_tree(child: Process, cgroup: int | None) -> None:
+def _kill_tree(pid: int, pidfd: int, cgroup: int | None) -> None:
     if cgroup is not None:
         try:
             kill = os.open("cgroup.kill", os.O_WRONLY, dir_fd=cgroup)
@@ -292,94 +293,11 @@ def _kill_tree(child: Process, cgroup: int | None) -> None:
                 file.write(b"1")
         except OSError:
             pass  # before Linux 5.14: killing the group must suffice
-    if child.status is None:  # not reaped, so its number is still that of its group
-        try:
-            os.killpg(child.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
-        child.kill()
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)  # not reaped, so its number is still that of its group
+    with suppress(ProcessLookupError, PermissionError):
+        _core.send_signal(pidfd, signal.SIGKILL)
 
 
-class _Exchange:
-    """The input and output of a child, with their time and their size limited."""
-
-    def __init__(self, data: bytes | memoryview, timeout: float | None, most: int | None) -> None:
-        self._data = memoryview(data)
-        self._deadline: float | None = None
-        if timeout is not None and timeout != math.inf:
-            self._deadline = time.monotonic() + timeout
-        self._left = most
-        self._chunks: dict[int, list[bytes]] = {1: [], 2: []}
-
-    def run(self, child: Process) -> type[RunError] | None:
-        """Exchange data until child and output have ended; return the limit that was reached."""
-        poll = select.poll()
-        numbers: dict[int, int] = {}  # our descriptor -> the child's
-        for number, pipe in child.pipes.items():
-            numbers[pipe.fileno()] = number
-            poll.register(pipe.fileno(), select.POLLOUT if number == 0 else select.POLLIN)
-            os.set_blocking(pipe.fileno(), False)
-        while numbers:
-            ready = poll.poll(self._milliseconds())
-            if not ready and self._milliseconds() == 0:
-                return RunTimeoutError
-            for fd, _ in ready:
-                number = numbers[fd]
-                more = self._feed(fd) if number == 0 else self._collect(fd, number)
-                if not more:
-                    poll.unregister(fd)
-                    del numbers[fd]
-                    child.pipes[number].close()
-                if self._left is not None and self._left < 0:
-                    return OutputLimitError
-        left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-        try:
-            child.wait(timeout=left)
-        except TimeoutError:
-            return RunTimeoutError
-        return None
-
-    def _milliseconds(self) -> int | None:
-        if self._deadline is None:
-            return None
-        left = (self._deadline - time.monotonic()) * 1000
-        return max(0, math.ceil(min(left, MAX_INT)))  # poll(2) takes a C int
-
-    def _feed(self, fd: int) -> bool:
-        try:
-            self._data = (
-                self._data[os.write(fd, self._data[:_CHUNK]) :] if self._data else self._data
-            )
-        except BlockingIOError:
-            return True
-        except BrokenPipeError:
-            return False  # the child reads no more
-        return bool(self._data)
-
-    def _collect(self, fd: int, number: int) -> bool:
-        try:
-            chunk = os.read(fd, _CHUNK)
-        except BlockingIOError:
-            return True
-        if self._left is not None:
-            if len(chunk) > self._left:
-                chunk, self._left = chunk[: max(self._left, 0)], -1
-            else:
-                self._left -= len(chunk)
-        self._chunks[number].append(chunk)
-        return bool(chunk)
-
-    def rest(self, child: Process) -> None:
-        """Collect the rest of the output of a child that was killed; others may hold its pipes."""
-        for number in (1, 2):
-            pipe = child.pipes.get(number)
-            while pipe is not None and not pipe.closed and (self._left is None or self._left > 0):
-                before = len(self._chunks[number])
-                if not self._collect(pipe.fileno(), number) or before == len(self._chunks[number]):
-                    break
-
-    def output(self, child: Process, number: int, text: bool) -> bytes | str | None:
-        if number not in child.pipes:
-            return None
-        joined = b"".join(self._chunks[number])
-        return joined.decode(errors="surrogateescape") if text else joined
+def _decoded(output: bytes | None) -> str | None:
+    return None if output is None else output.decode(errors="surrogateescape")

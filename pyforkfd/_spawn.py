@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal, Unpack, cast
 
 from . import _core
-from ._checks import PYTHON_IGNORES, flag, items
+from ._checks import PYTHON_IGNORES, PYTHON_IGNORES_BITS, flag, items
 from ._compile import (
     compile_confinement,
     compile_namespaces,
@@ -18,11 +19,11 @@ from ._compile import (
 )
 from ._credentials import compile_capabilities, compile_identity
 from ._errors import from_core
-from ._fds import FdSources, compile_fds, writable_ends
+from ._fds import FdSources, compile_fds
 from ._options import CommandOptions, list_options, names, refuse_unknown
 from ._pipeline import Pipeline
 from ._process import Process, _forgotten, reap_forgotten
-from ._program import compile_program
+from ._program import compile_cwd, compile_program
 from ._types import (
     Backend,
     Capabilities,
@@ -36,11 +37,32 @@ from ._types import (
 )
 
 _KNOWN = names(CommandOptions)
+# The parts of a description, and the options that belong to each.
+_PROGRAM, _OTHERS, _TERMINAL, _RESOURCES, _IDENTITY, _CONFINEMENT, _NAMESPACES = (
+    1 << number for number in range(7)
+)
+_DEATH, _SIGNALS, _ITERATED = 1 << 7, 1 << 8, 1 << 9
 # Options that may be an iterator, which can be read once, but is compiled by each replace().
-_ITERATED = frozenset(
+_ITERATORS = frozenset(
     "cpu_affinity extra_groups namespaces uid_map gid_map "
     "signal_mask default_signals ignore_signals".split()
 )
+_PARTS = {
+    name: part | (_ITERATED if name in _ITERATORS else 0)
+    for part, names_of in (
+        (_PROGRAM, "executable argv0 env"),
+        (_OTHERS, "close_others"),
+        (_TERMINAL, "new_session process_group controlling_terminal foreground"),
+        (_RESOURCES, "umask rlimits nice cpu_affinity scheduler"),
+        (_IDENTITY, "user group extra_groups capabilities"),
+        (_CONFINEMENT, "no_new_privs chroot seccomp cgroup"),
+        (_NAMESPACES, "namespaces uid_map gid_map"),
+        (_DEATH, "parent_death_signal parent_death_scope"),
+        (_SIGNALS, "signal_mask default_signals ignore_signals"),
+        (0, "cwd fds listen"),  # compiled in any case
+    )
+    for name in names_of.split()
+}
 
 
 @dataclass(frozen=True, init=False)
@@ -137,52 +159,74 @@ class Command:
     ignore_signals: Iterable[int] = ()
     _plan: _core.SpawnPlan = field(init=False, repr=False, compare=False)
     _sources: FdSources = field(init=False, repr=False, compare=False)
-    _program: str = field(init=False, repr=False, compare=False)
-    _writable: frozenset[int] = field(init=False, repr=False, compare=False)
 
     def __init__(self, args: Sequence[StrPath], **options: Unpack[CommandOptions]) -> None:
         if not options.keys() <= _KNOWN:
             refuse_unknown("Command", options, _KNOWN)
+        self._describe(args, options)
+
+    def _describe(self, args: Sequence[StrPath], options: CommandOptions) -> None:
         values = self.__dict__  # an option that is not in it has the default of its class
         values.update(options)
-        plan = _core.SpawnPlan()
-        values["args"], program = compile_program(
-            plan, args, self.executable, self.argv0, self.env, self.cwd
-        )
-        sources = compile_fds(plan, self.fds, self.listen)
-        if options:
-            self._compile(plan, values)
-        compile_signals(plan, self.signal_mask, self.default_signals, self.ignore_signals)
-        values |= {
-            "_plan": plan,
-            "_sources": sources,
-            "_program": program,
-            "_writable": writable_ends(self.fds),
-        }
+        parts = 0
+        for name in options:
+            parts |= _PARTS[name]
+        words = values["args"] = items(args, "args")
+        plan = None if parts & _PROGRAM else _core.plain_plan(words, PYTHON_IGNORES_BITS)
+        if plan is None:
+            plan = _core.SpawnPlan()
+            compile_program(plan, words, self.executable, self.argv0, self.env, self.cwd)
+            parts |= _SIGNALS
+        elif self.cwd is not None:
+            compile_cwd(plan, self.cwd)
+        values["_plan"] = plan
+        values["_sources"] = compile_fds(plan, self.fds, self.listen)
+        if parts:
+            self._compile(plan, values, parts)
 
-    def _compile(self, plan: _core.SpawnPlan, values: dict[str, Any]) -> None:
-        """Add to ``plan`` what a child without options does without."""
-        for name in values.keys() & _ITERATED:
-            if values[name] is not None and not isinstance(values[name], Keep):
-                values[name] = items(values[name], name)
-        if not flag(self.close_others, "close_others"):
+    def _compile(self, plan: _core.SpawnPlan, values: dict[str, Any], parts: int) -> None:
+        """Add to ``plan`` what was given: code that is not run is not cold either."""
+        if parts & _ITERATED:
+            for name in values.keys() & _ITERATORS:
+                if values[name] is not None and not isinstance(values[name], Keep):
+                    values[name] = items(values[name], name)
+        if parts & _OTHERS and not flag(self.close_others, "close_others"):
             plan.close_others = False
-        compile_terminal(
-            plan,
-            self.new_session,
-            self.process_group,
-            self.controlling_terminal,
-            self.foreground,
-        )
-        compile_resources(
-            plan, self.umask, self.rlimits, self.nice, self.cpu_affinity, self.scheduler
-        )
-        compile_identity(plan, self.user, self.group, self.extra_groups)
-        if self.capabilities is not None:
-            values["capabilities"] = compile_capabilities(plan, self.capabilities)
-        compile_confinement(plan, self.no_new_privs, self.chroot, self.seccomp, self.cgroup)
-        compile_namespaces(plan, self.namespaces, self.uid_map, self.gid_map)
-        compile_parent_death(plan, self.parent_death_signal, self.parent_death_scope)
+        if parts & _TERMINAL:
+            compile_terminal(
+                plan,
+                self.new_session,
+                self.process_group,
+                self.controlling_terminal,
+                self.foreground,
+            )
+        if parts & _RESOURCES:
+            compile_resources(
+                plan, self.umask, self.rlimits, self.nice, self.cpu_affinity, self.scheduler
+            )
+        if parts & _IDENTITY:
+            compile_identity(plan, self.user, self.group, self.extra_groups)
+            if self.capabilities is not None:
+                values["capabilities"] = compile_capabilities(plan, self.capabilities)
+        if parts & _CONFINEMENT:
+            compile_confinement(plan, self.no_new_privs, self.chroot, self.seccomp, self.cgroup)
+        if parts & _NAMESPACES:
+            compile_namespaces(plan, self.namespaces, self.uid_map, self.gid_map)
+        if parts & _DEATH:
+            compile_parent_death(plan, self.parent_death_signal, self.parent_death_scope)
+        if parts & _SIGNALS:
+            compile_signals(plan, self.signal_mask, self.default_signals, self.ignore_signals)
+
+    @property
+    def _program(self) -> str:
+        if self._plan.exec_fd is not None:
+            return f"descriptor {self._plan.exec_fd}"
+        program = self.args[0] if self.executable is None else self.executable
+        return os.fsdecode(cast(StrPath, program))
+
+    @property
+    def _writable(self) -> frozenset[int]:
+        return frozenset(self._sources.writable)
 
     def spawn(self) -> Process:
         """Start the child; return when it has become its program.
@@ -204,7 +248,7 @@ class Command:
             pid, pidfd, backend, ends = _core.spawn(self._plan, self._sources.numbers())
         except _core.SysError as error:
             raise from_core(self._program, error) from None
-        return Process(self.args, pid, pidfd, cast(Backend, backend), ends, self._writable)
+        return Process(self.args, pid, pidfd, cast(Backend, backend), ends, self._sources.writable)
 
     def __or__(self, other: Command | Pipeline) -> Pipeline:
         """Connect this one's 1 to the other's 0."""
@@ -234,7 +278,9 @@ def spawn(args: Sequence[StrPath], **options: Unpack[CommandOptions]) -> Process
     """
     if not options.keys() <= _KNOWN:
         refuse_unknown("spawn", options, _KNOWN)
-    return Command(args, **options).spawn()
+    command = object.__new__(Command)
+    command._describe(args, options)
+    return command.spawn()
 
 
 list_options(spawn, CommandOptions, Command)

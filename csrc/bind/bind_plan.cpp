@@ -3,6 +3,7 @@
 #include <pybind11/native_enum.h>
 #include <pybind11/stl.h>
 
+#include "bind/plain_plan.h"
 #include "bind/plan_state.h"
 #include "core/fork/become.h"
 
@@ -74,6 +75,11 @@ void bind_plan(py::module_& m) {
             for (int target = 0; target <= 2; ++target)
                 p.fds.push_back({target, Kind::inherit_if_open, -1, {}, 0, 0});
         })
+        .def("add_plain_fds", &add_plain_fds, py::arg("fds"), py::arg("kinds"),
+             "Add the child's descriptors of a dict, 0 to 2 as ours where it has them not; return "
+             "the numbers of the pipes that we write to.  None, and nothing is added, unless all "
+             "are numbers or among `kinds`: pairs of an object and its kind; a kind of None is a "
+             "pipe whose direction the number gives.")
         .def("clear_fds", [](SpawnPlan& p) { p.fds.clear(); })
         .def("add_limit", [](SpawnPlan& p, int resource, std::uint64_t soft, std::uint64_t hard) {
             p.limits.push_back({resource, {soft, hard}});
@@ -87,6 +93,9 @@ void bind_plan(py::module_& m) {
         .def("state", &state_of_plan,
              "Return all but the id maps as plain values, for from_state().")
         .def_static("from_state", &plan_of_state, py::arg("state"));
+    m.def("plain_plan", &plain_plan, py::arg("args"), py::arg("default_signals"), py::pos_only(),
+          "Make the plan of a child without options, as yet without descriptors; None unless "
+          "`args` is a tuple of ASCII words, the first with a slash.");
     m.def("plan_of_worker", &plan_of_worker, py::arg("state"), py::arg("held"),
           py::arg("reply"),
           "Make the plan of a worker, which leaves `held` open and a duplicate of `reply`; return "

@@ -30,10 +30,12 @@ py::tuple spawn(const SpawnPlan& plan, const std::vector<int>& sources) {
 
 }  // namespace
 
+forkfd::Environment environment_of(const SpawnPlan& plan) {
+    return plan.env ? forkfd::Environment(*plan.env) : forkfd::Environment::current();
+}
+
 forkfd::SpawnResult spawn_unlocked(const SpawnPlan& plan, const std::vector<int>& sources) {
-    // Read with the GIL held: os.environ changes the C environment under it.
-    forkfd::Environment env =
-        plan.env ? forkfd::Environment(*plan.env) : forkfd::Environment::current();
+    forkfd::Environment env = environment_of(plan);
     const py::gil_scoped_release release;
     return forkfd::spawn(plan, std::move(env), sources);
 }

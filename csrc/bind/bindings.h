@@ -20,6 +20,7 @@ void bind_passing(pybind11::module_& m);
 void bind_peer(pybind11::module_& m);
 void bind_plan(pybind11::module_& m);
 void bind_process(pybind11::module_& m);
+void bind_run(pybind11::module_& m);
 void bind_spawn(pybind11::module_& m);
 void bind_sysmon(pybind11::module_& m);
 void bind_trace(pybind11::module_& m);

@@ -18,6 +18,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
     bind_peer(m);
     bind_plan(m);
     bind_process(m);
+    bind_run(m);
     bind_spawn(m);
     bind_sysmon(m);
     bind_trace(m);

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <condition_variable>
 #include <cstddef>
 #include <mutex>
 #include <new>
@@ -22,8 +23,11 @@ struct Process {
     pid_t pid, owner;
     struct Shared {
         std::atomic<int> pidfd{-1};
-        std::mutex mutex;  // held to reap, or to take the pidfd
+        std::mutex mutex;  // held to reap, or to take the pidfd; of all below
         std::optional<forkfd::ExitInfo> end;
+        int waiting = 0;            // threads in waitid(2), which need the number of the pidfd
+        forkfd::UniqueFd taken;     // that number, if it was taken meanwhile
+        std::condition_variable reaped;
     } shared;
 };
 
@@ -119,16 +123,60 @@ PyObject* pipes(PyObject* self, void*) {
     return Py_NewRef(p.pipes);
 }
 
+// Records the end; one that waitid(2) gave to another thread is that thread's to record.
+void record(Process& p, std::unique_lock<std::mutex>& lock, const forkfd::ExitInfo& end) {
+    Process::Shared& s = p.shared;
+    if (!end.has_usage) s.reaped.wait(lock, [&s] { return s.end || s.waiting == 0; });
+    if (!s.end || end.has_usage) s.end = end;
+    s.reaped.notify_all();
+}
+
 PyObject* reap(PyObject* self, PyObject*) {
     return guarded([self]() -> py::object {
         Process& p = of(self);
         std::optional<forkfd::ExitInfo> end;
         {
-            const auto lock = locked(p);
-            if (!p.shared.end && p.shared.pidfd >= 0) p.shared.end = reap_unlocked(p.shared.pidfd);
+            auto lock = locked(p);
+            if (!p.shared.end && p.shared.pidfd >= 0) {
+                if (const auto found = reap_unlocked(p.shared.pidfd)) {
+                    std::optional<WithoutGil> release;
+                    if (p.shared.waiting > 0) release.emplace();
+                    record(p, lock, *found);
+                }
+            }
             end = p.shared.end;
         }
         return end ? exit_tuple(*end) : py::none();
+    });
+}
+
+// The lock is not held in waitid(2): other threads poll, send signals and close meanwhile.
+std::optional<forkfd::ExitInfo> wait_once(Process& p) {
+    const WithoutGil release;
+    Process::Shared& s = p.shared;
+    std::unique_lock<std::mutex> lock(s.mutex);
+    if (s.end || s.pidfd < 0) return s.end;
+    const int number = s.pidfd;
+    ++s.waiting;
+    lock.unlock();
+    const std::optional<forkfd::ExitInfo> end = forkfd::reap_blocking(number);
+    lock.lock();
+    --s.waiting;
+    if (end) record(p, lock, *end);
+    if (s.waiting == 0) {
+        s.taken.reset();
+        s.reaped.notify_all();
+    }
+    return s.end;
+}
+
+PyObject* wait(PyObject* self, PyObject*) {
+    return guarded([self]() -> py::object {
+        for (;;) {
+            if (const auto end = wait_once(of(self))) return exit_tuple(*end);
+            if (of(self).shared.pidfd < 0) return py::none();
+            if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+        }
     });
 }
 
@@ -138,7 +186,11 @@ PyObject* take_pidfd(PyObject* self, PyObject*) {
         // In a forked copy a thread of the parent may hold the lock for ever.
         std::unique_lock<std::mutex> lock;
         if (p.owner == ::getpid()) lock = locked(p);
-        return steal(PyLong_FromLong(p.shared.pidfd.exchange(-1)));
+        int number = p.shared.pidfd.exchange(-1);
+        if (lock && p.shared.waiting > 0 && number >= 0) {
+            p.shared.taken = forkfd::UniqueFd(std::exchange(number, -1));
+        }
+        return steal(PyLong_FromLong(number));
     });
 }
 
@@ -162,8 +214,12 @@ PyMethodDef methods[] = {
     {"_reap", reap, METH_NOARGS,
      "_reap($self, /)\n--\n\nReap the child: (known, CLD_ code, status, rusage), the same at later "
      "calls; None while it runs, and if the pidfd was closed before its end was known."},
+    {"_wait", wait, METH_NOARGS,
+     "_wait($self, /)\n--\n\nWait for the end of the child in one waitid(2), and reap it; None if "
+     "the pidfd is closed."},
     {"_take_pidfd", take_pidfd, METH_NOARGS,
-     "_take_pidfd($self, /)\n--\n\nGive up the pidfd: the caller owns it; -1: there is none."},
+     "_take_pidfd($self, /)\n--\n\nGive up the pidfd: the caller owns it; -1: there is none, or a "
+     "thread waits, which closes it."},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -7,6 +7,8 @@
 
 #include "core/spawn/spawn.h"
 
+// Call it with the GIL held: os.environ changes the C environment under it.
+forkfd::Environment environment_of(const forkfd::SpawnPlan& plan);
 // forkfd::SysError.
 forkfd::SpawnResult spawn_unlocked(const forkfd::SpawnPlan& plan, const std::vector<int>& sources);
 // {child's number: our end of the pipe}; the descriptors are Python's from here on.

@@ -2,18 +2,9 @@
 // (so Ctrl-C ends it), one deadline covers all of it.
 #pragma once
 
-#include <chrono>
-#include <optional>
+#include "core/base/deadline.h"
 
-// std::nullopt: no deadline.
-class Deadline {
-  public:
-    explicit Deadline(std::optional<double> seconds);
-    int milliseconds_left() const;  // for poll(2): at most a day at once, -1: no deadline
-
-  private:
-    std::optional<std::chrono::steady_clock::time_point> at_;
-};
+using forkfd::Deadline;
 
 // Returns true when it is ready (`events` as for poll(2)), false when the time is up.
 bool wait_ready(int fd, short events, const Deadline& deadline);

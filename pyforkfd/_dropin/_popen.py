@@ -166,6 +166,16 @@ class Popen(subprocess.Popen[AnyStr]):
 
     _execute_child = execute_child
 
+    def _close_pipe_fds(self, *ends: int) -> None:
+        # As the standard one, whose ExitStack costs as much as the pipes.
+        closing = {getattr(self, "_devnull", None)} - {None}
+        for childs, ours in ((ends[0], ends[1]), (ends[3], ends[2]), (ends[5], ends[4])):
+            if childs != -1 and ours != -1:
+                closing.add(childs)
+        self._closed_child_pipe_fds = True
+        for fd in closing:
+            os.close(cast(int, fd))
+
     def _demand_one_source(
         self, command: Command, pass_fds: set[int], standard: tuple[object, object, object]
     ) -> None:

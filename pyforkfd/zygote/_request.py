@@ -13,7 +13,7 @@ from pyforkfd import _core
 from pyforkfd._checks import signal_bits
 from pyforkfd._core import FdKind
 from pyforkfd._errors import SpawnError
-from pyforkfd._fds import FdSources, compile_fds, writable_ends
+from pyforkfd._fds import FdSources, compile_fds
 from pyforkfd._spawn import Command
 from pyforkfd._types import FdSource, HasFileno
 
@@ -50,7 +50,7 @@ class Descriptors:
         """
         compiled = cls()
         compiled.sources = compile_fds(compiled, fds, listen)  # type: ignore[arg-type]
-        compiled.writable = writable_ends(fds)
+        compiled.writable = frozenset(compiled.sources.writable)
         return compiled
 
     def add_fd(

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import re
 import subprocess
+import types
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -152,3 +153,37 @@ def test_an_exit_status_is_no_truth_value_and_no_number() -> None:
     assert status == ff.ExitStatus(code=0, signal=None) != ff.ExitStatus(code=1, signal=None)
     assert hash(status) == hash(ff.ExitStatus(code=0, signal=None))
     assert status not in (None, "0")
+
+
+@pytest.mark.parametrize(
+    "fds",
+    [
+        None,
+        {},
+        {0: ff.DEVNULL},
+        {0: ff.PIPE, 1: ff.PIPE, 2: ff.DEVNULL},
+        {2: ff.CLOSED, 7: 0, 5: ff.PIPE_TO_CHILD},
+        {9: ff.PIPE_FROM_CHILD, 1: 2},
+    ],
+)
+def test_the_plain_way_describes_what_the_general_way_does(fds: dict[int, Any] | None) -> None:
+    class Word(str):
+        """No plain str."""
+
+    plain = ff.Command(["/bin/echo", "word"], fds=fds, cwd="/")
+    general = ff.Command(
+        [Word("/bin/echo"), "word"],
+        fds=None if fds is None else types.MappingProxyType(fds),
+        cwd="/",
+    )
+    assert plain._plan.state() == general._plan.state()
+    assert plain._writable == general._writable
+
+
+def test_what_is_not_plain_is_checked() -> None:
+    for fds in ({True: 0}, {0: True}, {2**40: 0}, {0: 2**40}, {0: -1}):
+        with pytest.raises((TypeError, ValueError), match="fds"):
+            ff.Command(["/bin/true"], fds=fds)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="null byte"):
+        ff.Command(["/bin/true", "a\0b"])
+    assert list(map(str, ff.Command(["/bin/\u00e4"])._plan.argv)) == ["/bin/\u00e4"]

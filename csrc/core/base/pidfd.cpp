@@ -67,22 +67,43 @@ int wait_readable(int pidfd, int timeout_ms) noexcept {
     return ::poll(&p, 1, timeout_ms);
 }
 
-std::optional<ExitInfo> reap(int pidfd) noexcept {
+namespace {
+
+// -EAGAIN: it runs; another error is the kernel's.
+long try_reap(int pidfd, int options, ExitInfo& result) noexcept {
     // libc's waitid() has no rusage; the kernel's has.
     siginfo_t info = {};
-    ExitInfo result = {true, 0, 0, true, {}};
-    const long rc = raw::call(SYS_waitid, kWaitPidfd, pidfd, raw::addr(&info), kExited | WNOHANG,
+    const long rc = raw::call(SYS_waitid, kWaitPidfd, pidfd, raw::addr(&info), kExited | options,
                               raw::addr(&result.usage));
-    if (rc == -ECHILD) {
-        if (wait_readable(pidfd, 0) != 1) return std::nullopt;
-        const ExitInfo late = status_after_reaping(pidfd);
-        trace_end(late, 0);
-        return late;
-    }
-    if (rc < 0 || info.si_pid == 0) return std::nullopt;
+    if (rc < 0) return rc;
+    if (info.si_pid == 0) return -EAGAIN;
     result.code = info.si_code;
     result.status = info.si_status;
     trace_end(result, info.si_pid);
+    return 0;
+}
+
+ExitInfo reaped_elsewhere(int pidfd) noexcept {
+    const ExitInfo late = status_after_reaping(pidfd);
+    trace_end(late, 0);
+    return late;
+}
+
+}  // namespace
+
+std::optional<ExitInfo> reap(int pidfd) noexcept {
+    ExitInfo result = {true, 0, 0, true, {}};
+    const long rc = try_reap(pidfd, WNOHANG, result);
+    if (rc == -ECHILD && wait_readable(pidfd, 0) == 1) return reaped_elsewhere(pidfd);
+    if (rc < 0) return std::nullopt;
+    return result;
+}
+
+std::optional<ExitInfo> reap_blocking(int pidfd) noexcept {
+    ExitInfo result = {true, 0, 0, true, {}};
+    const long rc = try_reap(pidfd, 0, result);
+    if (rc == -EINTR) return std::nullopt;
+    if (rc < 0) return reaped_elsewhere(pidfd);
     return result;
 }
 

@@ -24,6 +24,8 @@ int send_signal(int pidfd, int sig) noexcept;      // 0 or errno; ESRCH once rea
 int wait_readable(int pidfd, int timeout_ms) noexcept;
 // Reap the child: its exit status; std::nullopt while the process runs.  Never blocks.
 std::optional<ExitInfo> reap(int pidfd) noexcept;
+// Wait for the end of the child, in one waitid(2), and reap it; std::nullopt: EINTR.
+std::optional<ExitInfo> reap_blocking(int pidfd) noexcept;
 // Reap a child whose spawn failed: wait for its end, discard the status.
 void reap_failed(pid_t pid) noexcept;
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -130,6 +130,123 @@ def test_a_start_that_is_cancelled_at_any_step_ends(steps: int, everything: bool
 
     asyncio.run(main())
     assert problems == []
+
+
+BOTH = "head -c 1000000 /dev/zero >&2; echo out; head -c 1000000 /dev/zero >&2"
+
+
+def test_communicate_reads_both_outputs_beyond_their_limits() -> None:
+    async def main() -> None:
+        child = await ff.create_subprocess_exec(
+            "sh", "-c", BOTH, stdout=PIPE, stderr=PIPE, limit=1024
+        )
+        assert child.stderr is not None
+        stdout, stderr = await asyncio.wait_for(child.communicate(), 20)
+        assert (stdout, len(stderr)) == (b"out\n", 2_000_000)
+        assert await child.communicate() == (b"", b"")
+
+    asyncio.run(main())
+
+
+def test_what_a_cancelled_communicate_has_read_is_not_lost() -> None:
+    async def main() -> None:
+        child = await ff.create_subprocess_exec(
+            "sh", "-c", "echo one; read line; echo two", stdin=PIPE, stdout=PIPE
+        )
+        assert child.stdout is not None
+        again = await ff.create_subprocess_exec("sh", "-c", "echo one; sleep 60", stdout=PIPE)
+        assert again.stdout is not None
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(again.communicate(), 0.2)
+        assert await again.stdout.readline() == b"one\n"
+        again.kill()
+        assert await again.communicate() == cast(Any, (b"", None))
+        assert await child.communicate(b"\n") == cast(Any, (b"one\ntwo\n", None))
+
+    asyncio.run(main())
+
+
+def test_two_that_communicate_both_end() -> None:
+    async def main() -> None:
+        child = await ff.create_subprocess_exec("sh", "-c", "sleep 0.1; echo x", stdout=PIPE)
+        both = await asyncio.wait_for(asyncio.gather(child.communicate(), child.communicate()), 20)
+        assert b"".join(stdout for stdout, _ in both) == b"x\n"
+
+    asyncio.run(main())
+
+
+def test_a_reader_that_does_not_read_stops_the_child() -> None:
+    async def main() -> None:
+        child = await ff.create_subprocess_exec(
+            "head", "-c", "10000000", "/dev/zero", stdout=PIPE, limit=1000
+        )
+        assert child.stdout is not None
+        for _ in range(100):
+            await asyncio.sleep(0.001)
+        assert len(child.stdout._buffer) < 1_000_000  # type: ignore[attr-defined]
+        assert len(await child.stdout.read()) == 10_000_000
+        assert await child.wait() == 0
+
+    asyncio.run(main())
+
+
+def test_the_end_is_seen_though_another_process_has_its_output() -> None:
+    async def main() -> None:
+        child = await ff.create_subprocess_exec("sh", "-c", "sleep 60 & echo $!", stdout=PIPE)
+        assert child.stdout is not None
+        pid = int(await child.stdout.readline())
+        assert await asyncio.wait_for(child.wait(), 20) == 0
+        os.kill(pid, signal.SIGKILL)
+        assert await child.stdout.read() == b""
+
+        child = await ff.create_subprocess_exec("sh", "-c", "sleep 60 & echo $!", stdout=PIPE)
+        assert child.stdout is not None
+        pid = int(await child.stdout.readline())
+        while child.returncode is None:  # nobody waits
+            await asyncio.sleep(0.001)
+        os.kill(pid, signal.SIGKILL)
+        await child.communicate()
+
+    asyncio.run(main())
+
+
+def test_a_child_that_nobody_waits_for_is_reaped() -> None:
+    async def main(**pipes: Any) -> int:
+        child = await ff.create_subprocess_exec("true", **pipes)
+        stat = f"/proc/{child.pid}/stat"
+        for _ in range(2000):
+            await asyncio.sleep(0.005)
+            if not os.path.exists(stat):
+                break
+        return child.pid
+
+    for pipes in ({}, {"stdout": PIPE}, {"stdin": PIPE}):
+        with pytest.raises(ProcessLookupError):
+            os.kill(asyncio.run(main(**pipes)), 0)
+
+
+UVLOOP = """
+import asyncio, uvloop
+import pyforkfd as ff
+
+PIPE = asyncio.subprocess.PIPE
+
+async def main():
+    child = await ff.create_subprocess_exec("cat", stdin=PIPE, stdout=PIPE, stderr=PIPE)
+    print(await child.communicate(b"said"))
+    other = await ff.create_subprocess_exec("echo", "x", stdout=PIPE)
+    print(await other.communicate(), other.returncode)
+
+uvloop.run(main())
+"""
+
+
+def test_uvloop_too() -> None:
+    pytest.importorskip("uvloop")
+    command = [sys.executable, "-W", "error", "-c", UVLOOP]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "(b'said', b'')\n(b'x\\n', None) 0\n"
+    assert done.stderr == ""
 
 
 IGNORED = """

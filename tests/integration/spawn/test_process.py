@@ -79,6 +79,46 @@ def test_many_threads_wait(cat: ff.Process) -> None:
     assert len(set(map(id, seen))) == 1, "one status, taken once"
 
 
+def test_others_poll_signal_and_close_while_one_waits() -> None:
+    """The waiting thread is in waitid(2): it holds no lock, and it alone knows the resources."""
+    for closes in (False, True):
+        with ff.spawn(["cat"], fds={0: ff.PIPE}) as child:
+            seen: list[ff.ExitStatus] = []
+            number = child.pidfd
+            thread = threading.Thread(target=lambda c=child, s=seen: s.append(c.wait()))
+            thread.start()
+            tid = thread.native_id
+            while "wait" not in Path(f"/proc/self/task/{tid}/wchan").read_text():
+                time.sleep(0.001)
+            assert child.poll() is None
+            if closes:
+                child.close_pipes()
+                child.close()
+                assert child.pidfd == -1
+            else:
+                child.send_signal(signal.SIGTERM)
+                while child.poll() is None:
+                    pass
+            thread.join(10)
+            assert not thread.is_alive()
+            assert seen[0].rusage is not None and child.status is seen[0]
+            if closes:
+                with pytest.raises(OSError, match="Bad file descriptor"):
+                    os.fstat(number)
+                assert seen[0].success
+
+
+def test_a_poll_never_loses_what_a_waiting_thread_has_reaped() -> None:
+    for _ in range(40):
+        with ff.spawn(["true"]) as child:
+            thread = threading.Thread(target=child.wait)
+            thread.start()
+            while (status := child.poll()) is None:
+                pass
+            thread.join()
+            assert status.code == 0 and status.rusage is not None
+
+
 def test_asyncio_waits_without_thread_or_watcher() -> None:
     async def main() -> list[ff.ExitStatus]:
         with ff.spawn(["cat"], fds={0: ff.PIPE}) as child:

@@ -234,3 +234,10 @@ def test_a_directory_that_is_missing(children: Children, tmp_path: Path) -> None
 
 def test_an_interpreter_runs(children: Children) -> None:
     assert children.output([sys.executable, "-I", "-S", "-c", "print(6 * 7)"]) == b"42\n"
+
+
+@pytest.mark.parametrize("name", ["/nowhere/\udcff", "/nowhere/ä", b"/nowhere/\xff"])
+def test_an_error_names_a_program_that_is_no_text(name: str | bytes) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        ff.spawn([name])
+    assert os.fsencode(name) in os.fsencode(str(caught.value))

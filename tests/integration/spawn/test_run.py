@@ -122,6 +122,27 @@ class TestTimeout:
         assert ff.run(["echo", "x"], capture=True, timeout=60).stdout == b"x\n"
 
 
+def test_a_timeout_ends_output_that_never_pauses() -> None:
+    with pytest.raises(ff.RunTimeoutError) as caught:
+        ff.run(["yes"], capture=True, timeout=0.02)
+    assert caught.value.result.status.signal == signal.SIGKILL
+
+
+def test_input_that_blocks_while_output_waits() -> None:
+    data = os.urandom(1_000_000)
+    done = ff.run(["sh", "-c", "head -c 300000 /dev/zero; cat"], input=data, capture=True)
+    assert done.stdout == b"\0" * 300_000 + data
+
+
+@pytest.mark.parametrize("size", [1, 4096, 4097, 65536, 65537])
+def test_sizes_around_those_of_a_pipe(size: int) -> None:
+    data = os.urandom(size)
+    assert ff.run(["cat"], input=data, capture=True).stdout == data
+    with pytest.raises(ff.OutputLimitError) as caught:
+        ff.run(["cat"], input=data, capture=True, max_output=size - 1)
+    assert caught.value.result.stdout == data[:-1]
+
+
 class TestOutputLimit:
     def test_it_kills_and_keeps_what_is_within(self) -> None:
         with pytest.raises(ff.OutputLimitError, match="more than 10 bytes") as caught:
