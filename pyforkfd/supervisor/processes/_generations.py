@@ -71,7 +71,7 @@ class Generations:
 
     @staticmethod
     def _needs(state: State) -> object:
-        parts = [(id(crew.spec), crew.generation, crew.widest) for crew in _crews(state)]
+        parts = [(crew.spec, crew.generation, crew.widest) for crew in _crews(state)]
         return parts, frozenset(index_of(state).generations)
 
     def discard_unused(self, state: State) -> None:
