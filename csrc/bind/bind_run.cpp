@@ -1,16 +1,12 @@
 #include "bind/bindings.h"
 
 #include <pybind11/stl.h>
-#include <unistd.h>
 
-#include <cerrno>
 #include <optional>
 
+#include "bind/exchanging.h"
 #include "bind/exit_tuple.h"
-#include "bind/plain_call.h"
 #include "bind/spawning.h"
-#include "bind/waiting.h"
-#include "core/spawn/exchange.h"
 
 namespace py = pybind11;
 using forkfd::Exchange;
@@ -35,23 +31,6 @@ class Borrowed {
     Py_buffer view_;
 };
 
-void check_signals() {
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-}
-
-// Returns once the child has ended, or a limit is reached; signal handlers run in between.
-State run_to_the_end(Exchange& exchange, const Deadline& deadline) {
-    for (;;) {
-        State state;
-        {
-            const py::gil_scoped_release release;
-            state = exchange.run(deadline);
-        }
-        if (state != State::interrupted) return state;
-        check_signals();
-    }
-}
-
 void reap_killed(Exchange& exchange) {
     for (;;) {
         bool ended;
@@ -62,11 +41,6 @@ void reap_killed(Exchange& exchange) {
         if (ended) return;
         check_signals();
     }
-}
-
-py::object bytes_or_none(const forkfd::Output* output) {
-    if (output == nullptr) return py::none();
-    return py::bytes(output->data() == nullptr ? "" : output->data(), output->size());
 }
 
 void end_early(Exchange& exchange, pid_t pid, const py::object& kill, bool read_the_rest) {
@@ -107,40 +81,9 @@ py::tuple run(const forkfd::SpawnPlan& plan, const std::vector<int>& sources,
                           bytes_or_none(exchange->output(1)), bytes_or_none(exchange->output(2)));
 }
 
-// At most what a pipe holds; another read finds its end, so that the loop is called once for both.
-PyObject* drain(PyObject*, PyObject* number) {
-    return guarded([number]() -> py::object {
-        const long fd = PyLong_AsLong(number);
-        if (fd == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
-        char bytes[64 * 1024];
-        std::size_t size = 0;
-        long count;
-        int err;
-        {
-            const WithoutGil release;
-            do {
-                count = ::read(static_cast<int>(fd), bytes + size, sizeof bytes - size);
-                err = errno;
-                if (count > 0) size += static_cast<std::size_t>(count);
-            } while (count > 0 && size < sizeof bytes);
-        }
-        if (count < 0 && err != EAGAIN && err != EINTR && size == 0) {
-            errno = err;
-            PyErr_SetFromErrno(PyExc_OSError);
-            throw py::error_already_set();
-        }
-        return py::make_tuple(py::bytes(bytes, size), count == 0);
-    });
-}
-
-PyMethodDef drain_method = {"drain", drain, METH_O,
-                            "drain(fd, /)\n--\n\nRead what a pipe holds, and its end; "
-                            "return (bytes, whether it has ended)."};
-
 }  // namespace
 
 void bind_run(py::module_& m) {
-    m.attr("drain") = steal(PyCFunction_NewEx(&drain_method, nullptr, m.attr("__name__").ptr()));
     m.attr("RUN_ENDED") = static_cast<int>(State::ended);
     m.attr("RUN_TIMED_OUT") = static_cast<int>(State::timed_out);
     m.attr("RUN_TOO_LONG") = static_cast<int>(State::too_long);

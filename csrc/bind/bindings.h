@@ -18,6 +18,7 @@ void bind_lines(pybind11::module_& m);
 void bind_page(pybind11::module_& m);
 void bind_passing(pybind11::module_& m);
 void bind_peer(pybind11::module_& m);
+void bind_pipes(pybind11::module_& m);
 void bind_plan(pybind11::module_& m);
 void bind_process(pybind11::module_& m);
 void bind_run(pybind11::module_& m);

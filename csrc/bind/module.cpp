@@ -16,6 +16,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
     bind_page(m);
     bind_passing(m);
     bind_peer(m);
+    bind_pipes(m);
     bind_plan(m);
     bind_process(m);
     bind_run(m);

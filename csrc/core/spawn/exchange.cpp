@@ -67,6 +67,23 @@ Exchange::Exchange(std::vector<PipeEnd> pipes, UniqueFd pidfd, const char* input
     }
 }
 
+Exchange::Exchange(int stdout_fd, int stderr_fd) : input_(nullptr), left_(0), borrowed_(true) {
+    pipes_[1].fd = UniqueFd(stdout_fd);
+    pipes_[2].fd = UniqueFd(stderr_fd);
+    pipes_[1].given = stdout_fd >= 0;
+    pipes_[2].given = stderr_fd >= 0;
+}
+
+Exchange::~Exchange() {
+    if (borrowed_)
+        for (Pipe& pipe : pipes_) (void)pipe.fd.release();
+}
+
+void Exchange::finish(Pipe& pipe) noexcept {
+    if (borrowed_) (void)pipe.fd.release();
+    else pipe.fd.reset();
+}
+
 const Output* Exchange::output(int target) const noexcept {
     return pipes_[target].given ? &pipes_[target].output : nullptr;
 }
@@ -107,7 +124,7 @@ void Exchange::collect(Pipe& pipe, bool writers_have_gone) {
         }
         if (allowed_) *allowed_ -= bytes;
         // Less than there was room for: without a writer the pipe is at its end.
-        if (count == 0 || (writers_have_gone && bytes < room)) return pipe.fd.reset();
+        if (count == 0 || (writers_have_gone && bytes < room)) return finish(pipe);
         if (!writers_have_gone) return;
     }
 }
@@ -124,7 +141,7 @@ Exchange::State Exchange::run(const Deadline& deadline) {
             of[count] = &pipe;
             polled[count++] = {pipe.fd.get(), static_cast<short>(is_input ? POLLOUT : POLLIN), 0};
         }
-        if (count == 0) return await_end(deadline);
+        if (count == 0) return pidfd_ ? await_end(deadline) : State::ended;
         const int ms = deadline.milliseconds_left();
         const int ready = ::poll(polled, count, ms);
         if (ready < 0 && errno == EINTR) return State::interrupted;
@@ -136,7 +153,7 @@ Exchange::State Exchange::run(const Deadline& deadline) {
                 if ((events & POLLERR) != 0) left_ = 0;  // the child reads no more
                 feed();
             } else if ((events & POLLIN) == 0) {
-                of[i]->fd.reset();
+                finish(*of[i]);
             } else {
                 collect(*of[i], (events & POLLHUP) != 0);
             }

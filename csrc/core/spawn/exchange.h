@@ -47,6 +47,12 @@ class Exchange {
     Exchange(std::vector<PipeEnd> pipes, UniqueFd pidfd, const char* input, std::size_t size,
              std::optional<std::size_t> limit);
 
+    // Reads two pipes of somebody else's (-1: none) to their ends, and leaves them open.
+    Exchange(int stdout_fd, int stderr_fd);
+    Exchange(const Exchange&) = delete;
+    Exchange& operator=(const Exchange&) = delete;
+    ~Exchange();
+
     State run(const Deadline& deadline);  // std::bad_alloc, std::system_error
     // Reads what the pipes of a killed child still hold.  Other processes may hold them too, so
     // their end is not awaited.
@@ -67,6 +73,7 @@ class Exchange {
     };
 
     void feed();
+    void finish(Pipe& pipe) noexcept;
     void collect(Pipe& pipe, bool writers_have_gone);
     State await_end(const Deadline& deadline);
 
@@ -75,6 +82,7 @@ class Exchange {
     std::optional<ExitInfo> end_;
     const char* input_;
     std::size_t left_;
+    bool borrowed_ = false;
     std::optional<std::size_t> allowed_;
     bool fed_ = false, too_long_ = false;
 };

@@ -16,6 +16,8 @@ import pytest
 import pyforkfd as ff
 from pyforkfd import subprocess as drop_in
 
+PIPE = drop_in.PIPE
+
 
 def test_it_has_the_standard_names_and_signatures() -> None:
     assert set(subprocess.__all__) <= set(drop_in.__all__)
@@ -178,3 +180,60 @@ class TestPidfd:
             with pytest.warns(RuntimeWarning, match="exit status lost, reporting 255"):
                 child.terminate()
             assert child.wait(timeout=10) == 255
+
+
+class TestCommunicate:
+    """In one native loop, and as the standard one does it where that does not fit."""
+
+    BOTH = "head -c 300000 /dev/zero; head -c 300000 /dev/zero >&2; cat"
+
+    @pytest.mark.parametrize("size", [0, 1, 4096, 4097, 300_000])
+    def test_input_of_any_size_and_more_output_than_pipes_hold(self, size: int) -> None:
+        data = os.urandom(size)
+        command = ["sh", "-c", self.BOTH]
+        done = drop_in.run(command, input=data, capture_output=True, timeout=60)
+        assert done.stdout == b"\0" * 300_000 + data
+        assert len(done.stderr) == 300_000
+
+    def test_what_was_written_before_comes_first(self) -> None:
+        with drop_in.Popen[bytes](["cat"], stdin=PIPE, stdout=PIPE, stderr=PIPE) as child:
+            assert child.stdin is not None
+            child.stdin.write(b"x" * 60_000)
+            assert child.communicate(b"y" * 4096, timeout=60)[0] == b"x" * 60_000 + b"y" * 4096
+
+    def test_it_goes_on_after_a_timeout(self) -> None:
+        script = "echo one; echo three >&2; read go; echo two"
+        reader, writer = os.pipe()
+        with drop_in.Popen[bytes](
+            ["sh", "-c", script], stdin=reader, stdout=PIPE, stderr=PIPE
+        ) as child:
+            with pytest.raises(drop_in.TimeoutExpired) as caught:
+                child.communicate(timeout=0.3)
+            assert (caught.value.output, caught.value.stderr) == (b"one\n", b"three\n")
+            os.write(writer, b"\n")
+            assert child.communicate() == (b"one\ntwo\n", b"three\n")
+        os.close(reader)
+        os.close(writer)
+
+    def test_it_goes_on_after_an_interrupt(self) -> None:
+        class Interrupted(Exception):
+            pass
+
+        def interrupt(*_: object) -> None:
+            raise Interrupted
+
+        before = signal.signal(signal.SIGALRM, interrupt)
+        try:
+            command = ["sh", "-c", "echo one; sleep 1; echo two"]
+            with drop_in.Popen[bytes](command, stdout=PIPE, stderr=PIPE) as child:
+                signal.setitimer(signal.ITIMER_REAL, 0.3)
+                with pytest.raises(Interrupted):
+                    child.communicate()
+                assert child.communicate() == (b"one\ntwo\n", b"")
+        finally:
+            signal.signal(signal.SIGALRM, before)
+
+    def test_text(self) -> None:
+        command = ["sh", "-c", "printf 'a\\r\\nb'; cat"]
+        done = drop_in.run(command, input="\u00e4\n", capture_output=True, text=True, check=True)
+        assert done.stdout == "a\nb\u00e4\n"
