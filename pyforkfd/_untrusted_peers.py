@@ -54,7 +54,7 @@ def drain(sock: HasFileno) -> None:
     Args:
         sock: borrowed; no other process receives from it.
     """
-    _core.drain(sock.fileno(), _MOST_MESSAGES)
+    _core.drain_socket(sock.fileno(), _MOST_MESSAGES)
 
 
 def drain_backlog(listener: HasFileno) -> None:

@@ -29,7 +29,7 @@ void bind_peer(py::module_& m) {
         forkfd::discard_fds(numbers.data(), numbers.size());
     }, py::arg("received"), py::pos_only());
     m.def("end_linger", &forkfd::end_linger, py::arg("sock"), py::pos_only());
-    m.def("drain", &forkfd::drain, py::arg("sock"), py::arg("most"), py::pos_only(),
+    m.def("drain_socket", &forkfd::drain, py::arg("sock"), py::arg("most"), py::pos_only(),
           py::call_guard<py::gil_scoped_release>());
     m.def("drain_backlog", &forkfd::drain_backlog, py::arg("listener"), py::arg("most"),
           py::pos_only(), py::call_guard<py::gil_scoped_release>());
