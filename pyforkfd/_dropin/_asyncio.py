@@ -69,8 +69,11 @@ async def create_subprocess_exec(
 ) -> Process:
     """Start a child as :func:`asyncio.create_subprocess_exec` does, on our engine.
 
-    The running loop watches the child's pidfd, on every Python: there is neither a thread for
-    each child (3.11) nor a child watcher.  Works on every loop that has ``add_reader``.
+    There is neither a thread for each child (3.11) nor a child watcher: the child is reaped when
+    its output has ended, and the running loop watches its pidfd where it runs on, has no output
+    pipe, or is waited for.  A child that leaves its output to another process, and that nobody
+    waits for, is a zombie until ``returncode`` is read or the output ends.  Works on every loop
+    that has ``add_reader``.
 
     Args:
         program: the program.
