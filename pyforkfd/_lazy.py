@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
-
-BORN = os.getpid()
-"""The process that imported the package, though its loops may come later, in a child."""
 
 
 def lazy(
@@ -19,15 +15,13 @@ def lazy(
 
     Args:
         package: the name of the package.
-        elsewhere: name -> the module of the package that defines it; with a dot at its end: the
-            module that has this name.
+        elsewhere: name -> the module of the package that defines it.
     """
 
     def find(name: str) -> Any:
         if name not in elsewhere:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        module = importlib.import_module(f".{elsewhere[name].rstrip('.')}", package)
-        found = module if elsewhere[name].endswith(".") else getattr(module, name)
+        found = getattr(importlib.import_module(f".{elsewhere[name]}", package), name)
         setattr(sys.modules[package], name, found)  # the next access does not come here
         return found
 

@@ -14,8 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from ._lazy import BORN
-from ._selector import ForkSafeSelector
+from ._selector import BORN, ForkSafeSelector
 
 Transports: TypeAlias = Literal["refuse", "close", "keep"]
 """The treatment of connections that the loop serves, see :func:`reinit_loop`."""

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 from . import _core
 from ._types import HasFileno
 
+BORN = os.getpid()  # the process that imported us, though the loops may come later
+
 _T = TypeVar("_T")
 _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 _EPOLL = {

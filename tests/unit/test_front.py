@@ -20,17 +20,6 @@ def test_who_imports_us_does_not_pay_for_asyncio() -> None:
     assert not {"asyncio", "ssl", "subprocess", "logging"} & set(run(code).split())
 
 
-def test_who_starts_programs_does_not_pay_for_the_rest() -> None:
-    code = "import sys, pyforkfd as ff; ff.run(['true']); ff.spawn(['true']).wait(); "
-    loaded = set(run(code + "print(*sys.modules)").split())
-    assert {"pyforkfd._spawn", "pyforkfd._run"} <= loaded
-    assert not {"socket", "selectors", "pyforkfd._passing", "pyforkfd._fd_table"} & loaded
-
-
-def test_a_module_among_the_names() -> None:
-    assert run("import pyforkfd; print(pyforkfd.atfork.__name__)") == "pyforkfd._atfork\n"
-
-
 def test_neither_does_a_zygote_whose_workers_would_all_have_it() -> None:
     code = "import sys, pyforkfd.zygote._serve; print(*sys.modules)"
     assert not {"asyncio", "ssl", "logging"} & set(run(code).split())
