@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, NoReturn
 from ._checks import PYTHON_IGNORES
 from ._executable import obstacle
 from ._standard_streams import flush_streams
+from ._trust import UntrustedPathError, is_privileged
+from ._trusted_paths import walk
 
 if TYPE_CHECKING:
     import argparse
@@ -74,7 +76,7 @@ def main(args: argparse.Namespace) -> int:
         if reason and not args.force:
             raise _Refused(f"{reason} (--force starts it nevertheless)")
         if reason:
-            print(f"pyforkfd run: {reason}", file=sys.stderr)
+            _complain(reason)
         settings = {
             b"FORKFD_CLOSE_OTHERS": b"1" if args.close_others else b"0",
             b"FORKFD_KEEP": _to_pass(args.keep),
@@ -82,11 +84,17 @@ def main(args: argparse.Namespace) -> int:
         }
         _execute(path, command, settings)
     except _Refused as refusal:
-        print(f"pyforkfd run: {refusal}", file=sys.stderr)
+        _complain(str(refusal))
         return refusal.code
     except OSError as error:
-        print(f"pyforkfd run: {error.filename or command[0]}: {error.strerror}", file=sys.stderr)
+        _complain(f"{error.filename or command[0]}: {error.strerror}")
         return _NOT_FOUND if error.errno == errno.ENOENT else _CANNOT_EXECUTE
+
+
+def _complain(text: str) -> None:
+    from ._tables import printable  # only where there is something to print
+
+    print(f"pyforkfd run: {printable(text)}", file=sys.stderr)
 
 
 class _Refused(Exception):
@@ -140,8 +148,42 @@ def _log(name: str | None) -> bytes:
             raise _Refused(f"--log {name}: descriptor {name} is not open") from None
         return name.encode()
     path = os.path.abspath(name)  # whatever directory a child is in
-    with open(path, "ab"):
-        return os.fsencode(path)
+    if is_privileged():
+        _open_trusted_log(name, path)
+    else:
+        with open(path, "ab"):
+            pass
+    return os.fsencode(path)
+
+
+def _open_trusted_log(name: str, path: str) -> None:
+    """Open a log once, which creates it; refuse one that another user has placed, or could.
+
+    The library opens it by its path.
+
+    Raises:
+        _Refused: another user has, or could.
+        OSError: it cannot be opened.
+    """
+    above, last = os.path.split(path)
+    try:
+        with walk(above) as directory:
+            directory.demand_ours("the log")
+            try:
+                fd = directory.open_file(last, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+                os.close(fd)
+            except UntrustedPathError:
+                raise
+            except OSError as error:
+                # A device or a FIFO, such as /dev/stderr, is the place's owner's to choose.
+                if error.errno != errno.EINVAL or not directory.is_ours:
+                    raise
+                with open(path, "ab"):
+                    pass
+    except UntrustedPathError as error:
+        raise _Refused(f"--log {name}: {error}") from None
+    except FileNotFoundError as error:
+        raise FileNotFoundError(error.errno, error.strerror, path) from None
 
 
 def _execute(path: str, command: Sequence[str], settings: dict[bytes, bytes]) -> NoReturn:

@@ -90,6 +90,27 @@ def demand_trusted_program(program: str, search: str | None) -> None:
         return  # to be reported when it is executed
 
 
+def who_may_change(path: str) -> str:
+    """Return who may write or replace a file that we act on, and a remedy, if we are privileged.
+
+    Args:
+        path: of a file.
+
+    Returns:
+        A text that begins with a path; empty: nobody but root and this user, we have no privileges,
+        or the file cannot be opened, which is for its reader to report.
+    """
+    if not is_privileged():
+        return ""
+    try:
+        os.close(_open_trusted(path))
+    except UntrustedPathError as error:
+        return str(error)
+    except (OSError, ValueError):
+        pass
+    return ""
+
+
 def _open_trusted(path: str) -> int:
     directory, name = split(path)
     try:

@@ -114,6 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (OSError, ValueError) as error:
-        print(f"pyforkfd {args.name}: {error}", file=sys.stderr)
+        from ._tables import printable  # only where there is something to print
+
+        text = printable(str(error), "\n\t")  # it quotes files, arguments and other processes
+        print(f"pyforkfd {args.name}: {text}", file=sys.stderr)
         return _ERROR
     return code

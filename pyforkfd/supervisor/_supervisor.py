@@ -68,6 +68,7 @@ class Supervisor:
             raise SpecError(tuple(problems))
         self._service = service
         self._read_again = read_again
+        self._on_start: Callable[[], None] = lambda: None  # called once the log is open
         self._front = Front(requests=self, on_signal=self._on_signal, on_message=on_message)
         self._engine: Engine | None = None
 
@@ -99,6 +100,7 @@ class Supervisor:
             stack.callback(self._forget_engine)
             with succession.guarded():
                 self._engine = open_engine(stack, self._service, succession, self._front)
+                self._on_start()
                 return self._engine.run()
 
     def _forget_engine(self) -> None:

@@ -13,10 +13,12 @@ import time
 from collections.abc import Sequence
 
 from pyforkfd._tables import printable
+from pyforkfd._trusted_files import who_may_change
 from pyforkfd.supervisor._supervisor import Supervisor
 from pyforkfd.supervisor.control._path import default_path
 from pyforkfd.supervisor.metrics._prometheus import MetricsUnavailableError
 from pyforkfd.supervisor.spec._capacity import capacity
+from pyforkfd.supervisor.spec._problems import Problem
 from pyforkfd.supervisor.spec._spec import (
     Component,
     Listener,
@@ -42,6 +44,8 @@ SIGQUIT stop at once.
 exit code: 0 stopped on request, or the file has no problem; 1 no component could be started; 2 the
 configuration is wrong, or a listener cannot be bound: nothing was started.
 """
+
+log = logging.getLogger("pyforkfd.supervisor")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,11 +118,16 @@ def main(args: argparse.Namespace) -> int:
     try:
         return _main(args)
     except SpecError as error:
-        print(error, file=sys.stderr)
+        _complain(str(error))
         return 2
     except MetricsUnavailableError as error:
-        print(f"pyforkfd serve: {error}", file=sys.stderr)
+        _complain(f"pyforkfd serve: {error}")
         return 2
+
+
+def _complain(text: str) -> None:
+    """Print to standard error: texts quote the configuration."""
+    print(printable(text, "\n\t"), file=sys.stderr)
 
 
 def _main(args: argparse.Namespace) -> int:
@@ -134,7 +143,21 @@ def _main(args: argparse.Namespace) -> int:
         read_again = functools.partial(_read, os.path.abspath(args.config), args.control)
     if not service.log.stdout:
         _log_to_stderr()
-    return Supervisor(_with_control(service, args.control), read_again=read_again).run()
+    supervisor = Supervisor(_with_control(service, args.control), read_again=read_again)
+    if args.config is not None:
+        supervisor._on_start = functools.partial(_warn_of_writers, os.path.abspath(args.config))
+    return supervisor.run()
+
+
+def _writers(path: str) -> str:
+    """Return a warning of those who may change a configuration; empty: nobody else may."""
+    found = who_may_change(path)
+    return f"{found}; what it says is done with this supervisor's privileges" if found else ""
+
+
+def _warn_of_writers(path: str) -> None:
+    if text := _writers(path):
+        log.warning("configuration: %s", text)
 
 
 def _check(path: str, control: str | None) -> int:
@@ -146,12 +169,14 @@ def _check(path: str, control: str | None) -> int:
     from ._check import Check  # whoever serves does not load it
 
     check = Check(control)
+    if text := _writers(os.path.abspath(path)):
+        check.warnings.append(Problem(place=(), text=text))
     try:
         service = load(path, examine=check)
     finally:
         for warning in check.warnings:
-            print(f"{path}: warning: {warning}", file=sys.stderr)
-    print(f"{path}: {capacity(service)}", file=sys.stderr)
+            _complain(f"{path}: warning: {warning}")
+    _complain(f"{path}: {capacity(service)}")
     print(f"{path}: service {service.name} has no problem")
     return 0
 
@@ -175,6 +200,8 @@ def _check_usage(args: argparse.Namespace) -> None:
 
 
 def _read(path: str, control: str | None) -> Service:
+    """Read the configuration for a reload."""
+    _warn_of_writers(path)
     return _with_control(load(path), control)
 
 

@@ -17,6 +17,7 @@ from pyforkfd._types import StrPath
 
 from ._log_reader import Reader
 from ._log_turns import Turns
+from ._torn_line import end_torn_line
 
 _TRIES = 16  # to open a file twice that another program moves meanwhile
 
@@ -108,7 +109,7 @@ class LogFile:
         self.path = Path(os.fsdecode(path)).absolute()  # the directory may change
         self.lost = self.unread = 0
         self.error = ""
-        self._torn = False  # the last write was cut short
+        self._torn = False  # the last write was cut short, and its line is not ended
         self._mode, self._max, self._keep, self._patience = mode, max_bytes, keep, patience
         self._flags = os.O_APPEND | os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
         self._flags |= os.O_DSYNC if o_dsync else 0
@@ -153,9 +154,10 @@ class LogFile:
             self.error = error.strerror or str(error)
         else:
             self._space -= written
-            self._torn = written < size
-            if not self._torn:
+            self._torn = False
+            if written == size:
                 return True
+            self._torn = not end_torn_line(fd, b"".join(parts)[:written])
             self.error = f"write cut short at {written} of {size} bytes: disk full, or a limit"
             whole = b"".join(parts)[:written].count(b"\n") - (len(parts) - 2)
         if counted:

@@ -111,6 +111,9 @@ class Reader:
                     budget -= _SKIP_COST
                     continue
                 stop = min(end, begin)
+            if self._rest and self._ended_since():
+                lines.append(self._rest[:-1])
+                self._rest = b""
             data = os.pread(self.fileno(), min(_CHUNK, budget, stop - self.at), self.at)
             if not data:
                 break
@@ -125,6 +128,10 @@ class Reader:
                 self.skipped += not self._skipping
                 self._rest, self._skipping = b"", True
         return lines
+
+    def _ended_since(self) -> bool:
+        """Return whether a torn line was ended after its last byte was read here."""
+        return os.pread(self.fileno(), 1, self.at - 1) == b"\n"
 
     def own_lines(self) -> list[bytes]:
         """Read the lines of the ranges that :meth:`lines` is still to skip, each of them once."""

@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 from ._records import MAX_LINE, Origin, encode, time_text
+from ._torn_line import end_torn_line
 
 _WARNING, _ERROR = 30, 40  # logging's numbers, without its import
 _RING_BYTES = 1 << 20
@@ -52,9 +53,10 @@ class RecordWriter:
     its way, and for buffered ones, which are marked.
 
     A record that cannot be written is lost and counted in ``lost``, and the next record that
-    can be written has the count: a full disk must not stop a service.  A write that the
-    kernel cuts short (ENOSPC, RLIMIT_FSIZE, a quota) leaves a torn line; the next write
-    begins a new one.  At the end of the process, a record of its own has the count.
+    can be written has the count: a full disk must not stop a service. A write that the kernel
+    cuts short (ENOSPC, RLIMIT_FSIZE, a quota) leaves a torn line, whose last byte becomes a
+    newline: the next record, of whatever process, begins a new line. At the end of the process,
+    a record of its own has the count.
 
     Safe to use from many threads, from signal handlers, and after a fork: the child has its
     own pid and numbers, and not its parent's buffered records.  Buffered records are written
@@ -226,11 +228,13 @@ class RecordWriter:
                 raise  # closed by the program: an error of its own
             self._count_lost()
             return False
+        self._torn = False
+        if written == wanted:
+            return True
         # The rest in a second write could land behind another process's record.
-        self._torn = written < wanted
-        if self._torn:
-            self._count_lost()
-        return not self._torn
+        self._torn = not end_torn_line(self._fd, b"".join(parts)[:written])
+        self._count_lost()
+        return False
 
     def _count_lost(self) -> None:
         self.lost += 1

@@ -126,6 +126,44 @@ def test_what_cannot_be(args: list[str], code: int, text: str) -> None:
     assert done.stderr.count("\n") == 1 or "--force" in args
 
 
+@needs_root
+def test_root_makes_no_log_where_another_user_decides(tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (tmp_path / "secret").write_text("")
+    (theirs / "link").symlink_to("../secret")
+    os.chown(theirs, 65534, 65534)
+    for name in ("link", "new"):
+        done = run("--log", theirs / name, "--", "true")
+        assert done.returncode == 125, done
+        assert f"--log {theirs / name}: {theirs}: this directory is user nobody's" in done.stderr
+    assert [path.name for path in theirs.iterdir()] == ["link"]
+
+
+@needs_root
+def test_root_makes_no_log_in_another_users_fifo(shared_path: Path) -> None:
+    shared_path.chmod(0o1777)
+    os.mkfifo(shared_path / "log")
+    os.chown(shared_path / "log", 65534, 65534)
+    done = run("--log", shared_path / "log", "--", "true")
+    assert done.returncode == 126 and "log: is no regular file" in done.stderr, done
+    (shared_path / "log").unlink()
+    assert run("--log", shared_path / "log", "--", "true").returncode == 0
+    assert (shared_path / "log").stat().st_uid == 0
+
+
+@pytest.mark.parametrize("log", ["/dev/stderr", "/dev/null"])
+def test_a_device_is_a_log(log: str) -> None:
+    done = run("--log", log, "--", "true")
+    assert (done.returncode, done.stderr) == (0, ""), done
+
+
+def test_a_terminal_obeys_no_argument() -> None:
+    done = run("--close-others", "--", "\x1b]0;title\x07")
+    assert done.returncode == 127
+    assert done.stderr == "pyforkfd run: \\x1b]0;title\\x07: not found in PATH\n"
+
+
 def refused(program: Path, text: str) -> None:
     """It is refused with that text, and with --force started and warned of."""
     done = run("--close-others", "--", program)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from children import needs_root
 from services import free_port
 from supervised import Supervised, toml
 
@@ -267,6 +268,57 @@ def test_a_hook_that_cannot_be_imported_is_a_warning(place: Path) -> None:
     assert (
         f'{path}: warning: components.web.on_crash.0: "no_such_module:x": ModuleNotFoundError: '
     ) in said
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("mode", "owner", "why"),
+    [
+        (0o666, 0, "everybody may write to it: chmod go-w"),
+        (0o664, 0, "group nogroup may write to it: chmod go-w"),
+        (0o644, 65534, "is user nobody's, who may write to it: chown root"),
+        (0o644, 0, ""),
+    ],
+)
+def test_a_configuration_that_others_may_write_is_a_warning(
+    place: Path, mode: int, owner: int, why: str
+) -> None:
+    """In the log of a supervisor of root, at its start and at each reload, and by --check."""
+    path = write(place, RIGHT["a new log"])
+    with Supervised(place, path.read_text()) as service:
+        service.until("^ready")
+        path.chmod(mode)
+        os.chown(path, owner, 65534)
+        assert service.command("reload").returncode == 0
+    log, errors = (place / "log").read_text(), service.log.text()
+    assert log.count(f"configuration: {path}: {why}" if why else "configuration:") == bool(why)
+    assert errors.count(f"configuration: {path}: {why}" if why else "configuration:") == bool(why)
+    code, said = outcome(serve(path, "--check"))
+    assert code == 0
+    assert (f"{path}: warning: {path}: {why}; what it says" in said) == bool(why)
+    (place / "log").unlink()
+    process = serve(path, f"--control={place}/control")
+    end = time.monotonic() + PATIENCE
+    while not (place / "log").exists() or "ready after" not in (place / "log").read_text():
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert outcome(process)[0] == 0
+    assert ("configuration: " in (place / "log").read_text()) == bool(why)
+
+
+@needs_root
+def test_a_configuration_in_another_users_directory_is_a_warning(place: Path) -> None:
+    theirs = place / "theirs"
+    theirs.mkdir()
+    path = theirs / "service.toml"
+    path.write_text("app_dir = '/usr'\n" + WEB)
+    os.chown(theirs, 65534, 65534)
+    code, said = outcome(serve(path, "--check"))
+    assert code == 0
+    assert f"warning: {theirs}: this directory is user nobody's, who could replace ser" in said
+    path.rename(place / "moved.toml")
+    theirs.rmdir()
 
 
 def test_all_problems_at_once(place: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from supervised import Supervised
 
 from pyforkfd.supervisor.commands._commands import _escaped
@@ -22,6 +24,16 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
 print("out \\x1b[2J \\x9b2J", flush=True)
 time.sleep(1000)
 """
+
+
+def serve(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "pyforkfd", "serve", *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def text(program: Path, *words: str, more: str = "") -> str:
@@ -50,6 +62,23 @@ def test_a_terminal_obeys_no_worker(tmp_path: Path) -> None:
         assert "web: worker 2: exit: " in head
         assert title == "last lines of worker 2:"
         assert lines == ["    first", r"    no database at \x1b[31mdb\x9b"]
+
+
+@pytest.mark.parametrize("check", [[], ["--check"]])
+def test_a_terminal_obeys_no_configuration(tmp_path: Path, check: list[str]) -> None:
+    config = tmp_path / "s.toml"
+    config.write_text('[components."\\u001b[2J"]\ncommand = []\n["\\u009b2J"]\n')
+    done = serve(*check, str(config))
+    assert done.returncode == 2
+    assert done.stderr.replace("\n", "").isprintable() and r"\x1b[2J" in done.stderr
+
+
+def test_a_terminal_obeys_no_argument() -> None:
+    one = "\x1b[2J=tcp://127.0.0.1:0"
+    done = serve("--listen", one, "--listen", one, "--", "true")
+    assert done.returncode == 2
+    error = r"pyforkfd serve: --listen: two listeners have the name \x1b[2J; "
+    assert done.stderr.startswith(error), done
 
 
 def test_a_worker_without_captured_output_adds_nothing(tmp_path: Path) -> None:

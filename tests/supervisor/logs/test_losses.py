@@ -20,11 +20,13 @@ from small_disk import small_disk
 import pyforkfd as ff
 from pyforkfd.supervisor.logs._capture import Capture
 from pyforkfd.supervisor.logs._log_file import LogFile
+from pyforkfd.supervisor.logs._log_reader import Reader
 from pyforkfd.supervisor.logs._logs import Logs
 from pyforkfd.supervisor.logs._losses import Loss
 from pyforkfd.supervisor.logs._record_writer import RecordWriter
 from pyforkfd.supervisor.logs._records import Entry, Origin, captured
 from pyforkfd.supervisor.logs._sinks import RingTail, StreamSink
+from pyforkfd.supervisor.logs._torn_line import end_torn_line
 
 WEB = Origin(component="web", worker=12, generation=4)
 SIZE = 64 << 10
@@ -92,6 +94,93 @@ def test_a_full_disk_is_reported_once_and_its_losses_when_it_is_over(
     assert logs.lost() == {"file": 21, "unread": 0}
     os.close(fd)
     file.close()
+
+
+@needs_root
+@pytest.mark.parametrize("torn_by", ["worker", "supervisor"])
+@pytest.mark.parametrize("length", [500, 3000])
+def test_a_torn_record_does_not_swallow_that_of_another_writer(
+    disk: Path, torn_by: str, length: int
+) -> None:
+    """Who writes next has noticed nothing of the full disk."""
+    ballast = disk / "ballast"
+    ballast.write_bytes(bytes(SIZE // 2))
+    file = LogFile(disk / "app.log")
+    fd = os.dup(file.give(12))
+    first, other = RecordWriter(fd, WEB), RecordWriter(fd, WEB)
+    count = 0
+    while not (lost := first.lost if torn_by == "worker" else file.lost):
+        count += 1
+        assert count < SIZE // length
+        if torn_by == "worker":
+            first.write("INFO", "x" * length)
+        else:
+            file.write(line("x" * length).line)
+    begun, at = file.path.read_bytes(), file.path.stat().st_size
+    assert at % 4096 == 0, "it was cut at the end of a page"
+    assert begun.endswith(b"\n") and not begun.endswith(b"}\n"), "and ended there"
+    ballast.unlink()
+    other.write("INFO", "whole")
+    first.write("INFO", "whole")
+    file.write(line("whole").line)
+    *_, torn, by_other, by_first, by_file = file.path.read_bytes().splitlines()
+    with pytest.raises(ValueError):
+        json.loads(torn)
+    assert lost == 1
+    for record in (by_other, by_first, by_file):
+        assert json.loads(record)["message"] == "whole"
+    assert json.loads(by_first).get("lost", 0) == (torn_by == "worker")
+    os.close(fd)
+    file.close()
+
+
+WHOLE = b'{"time":"2026","seq":1}\n'
+
+
+@pytest.mark.parametrize(
+    ("before", "begun", "after"),
+    [
+        (b"", b'{"time":"2026","se', b""),
+        (WHOLE, b'{"time":"2026","se', b""),
+        (WHOLE, b'{"time":"2026","se', WHOLE + WHOLE),
+        (WHOLE, b"{", WHOLE),
+        (WHOLE, WHOLE[:-1], WHOLE),
+        (WHOLE, b"\n" + WHOLE[:4], WHOLE),
+    ],
+)
+def test_a_torn_line_is_ended_where_it_is(
+    tmp_path: Path, before: bytes, begun: bytes, after: bytes
+) -> None:
+    """And nothing else changes, whoever has written meanwhile."""
+    path = tmp_path / "log"
+    path.write_bytes(before + begun + after)
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+    assert end_torn_line(fd, begun)
+    assert path.read_bytes() == before + begun[:-1] + b"\n" + after
+    os.close(fd)
+
+
+@pytest.mark.parametrize("content", [b"", WHOLE, WHOLE * 2, b"x" + WHOLE[:-1] + WHOLE])
+def test_a_torn_line_that_is_not_found_changes_nothing(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(content)
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+    assert not end_torn_line(fd, WHOLE[:8])
+    assert path.read_bytes() == content
+    os.close(fd)
+
+
+def test_a_reader_notices_a_torn_line_that_was_ended_behind_it(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(WHOLE + WHOLE[:8])
+    reader = Reader(os.open(path, os.O_RDONLY))
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+    assert reader.lines(reader.size(), 1000) == [WHOLE[:-1]]
+    assert end_torn_line(fd, WHOLE[:8])
+    os.write(fd, WHOLE)
+    assert reader.lines(reader.size(), 1000) == [WHOLE[:7], WHOLE[:-1]]
+    os.close(fd)
+    reader.close()
 
 
 @needs_root
