@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import pyforkfd as ff
 from pyforkfd._entry_points import is_entry_point
-from pyforkfd.supervisor.processes._zygotes import path_with, zygote_for
+from pyforkfd.supervisor.processes._zygotes import import_directories, path_with, zygote_for
 from pyforkfd.supervisor.spec._problems import Problem
 from pyforkfd.supervisor.spec._spec import Component, Service
 
@@ -60,7 +61,9 @@ def unimportable(service: Service) -> Iterator[Problem]:
             targets[str(component.function)] = place
         env = None if zygote.env is None else {**os.environ, **zygote.env}
         seconds = min([_MOST_SECONDS, *(component.boot_timeout for component in components)])
-        yield from _failures(targets, env, seconds, service.app_dir)
+        directories, refused = import_directories(service, components[0])
+        for problem in _failures(targets, env, seconds, directories):
+            yield replace(problem, text="; ".join([problem.text, *refused]))
 
 
 def hooks(service: Service) -> Iterator[Problem]:
@@ -70,16 +73,20 @@ def hooks(service: Service) -> Iterator[Problem]:
         for index, hook in enumerate(component.on_crash):
             if isinstance(hook, str) and is_entry_point(hook):
                 targets.setdefault(hook, ("components", name, "on_crash", index))
-    yield from _failures(targets, None, _MOST_SECONDS, service.app_dir)
+    first = [] if service.app_dir is None else [service.app_dir]
+    yield from _failures(targets, None, _MOST_SECONDS, first)
 
 
 def _failures(
-    targets: Targets, env: Mapping[str, str] | None, seconds: float, app_dir: str | None
+    targets: Targets,
+    env: Mapping[str, str] | None,
+    seconds: float,
+    directories: Sequence[str],
 ) -> Iterator[Problem]:
     if not targets:
         return
     names, seen = list(targets), set[str]()
-    for index, error in _import(names, env, max(0.0, seconds), app_dir):
+    for index, error in _import(names, env, max(0.0, seconds), directories):
         module = names[index].partition(":")[0]
         if module not in seen:  # a function of a module that failed is no further problem
             yield Problem(place=targets[names[index]], text=f'"{names[index]}": {error}')
@@ -88,10 +95,13 @@ def _failures(
 
 
 def _import(
-    targets: Sequence[str], env: Mapping[str, str] | None, seconds: float, app_dir: str | None
+    targets: Sequence[str],
+    env: Mapping[str, str] | None,
+    seconds: float,
+    directories: Sequence[str],
 ) -> list[tuple[int, str]]:
     """Import the targets in another process; return the index and the error of each that failed."""
-    body = [sys.path, path_with(app_dir, sys.path), list(targets)]
+    body = [sys.path, path_with(directories, sys.path), list(targets)]
     flags: Sequence[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     with (
         ff.Fd(os.memfd_create("check", os.MFD_CLOEXEC)) as request,

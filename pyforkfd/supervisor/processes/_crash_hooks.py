@@ -86,7 +86,9 @@ class Hooks(Closing):
     ) -> None:
         command = hook
         if isinstance(command, str):  # it imports from where zygotes do
-            found = json.dumps(path_with(app_dir, [path for path in sys.path if path]))
+            found = json.dumps(
+                path_with([app_dir] if app_dir else [], [path for path in sys.path if path])
+            )
             command = (sys.executable, "-P", "-c", _CODE, command, _ROOT, found)
         try:
             if not isinstance(hook, str):

@@ -47,7 +47,7 @@ from ._readiness import accepts, inodes
 from ._receiver import Receiver
 from ._resources import Resources, end_leaf, sweep_leafs
 from ._running import Running
-from ._zygotes import zygote_for
+from ._zygotes import import_directories, zygote_for
 from .listening._guard import SocketGuard
 
 log = logging.getLogger("pyforkfd.supervisor")
@@ -159,7 +159,14 @@ class Workers:
 
     def _zygote(self, worker: Worker, service: Service) -> Zygote | None:
         spec = zygote_for(service, worker.spec)
-        return self.resources.zygotes.get(spec, worker.generation, service.app_dir)
+
+        def directories() -> list[str]:
+            found, refused = import_directories(service, worker.spec)
+            for why in refused:
+                log.info("%s", why)
+            return found
+
+        return self.resources.zygotes.get(spec, worker.generation, directories)
 
     def adopt(
         self,

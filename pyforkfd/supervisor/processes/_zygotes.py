@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from pyforkfd._closing import Closing
+from pyforkfd._trusted_paths import walk
 from pyforkfd.supervisor._shortage import child_limits
 from pyforkfd.supervisor.spec._spec import Component, Service, ZygoteSpec
 from pyforkfd.zygote import Zygote
@@ -43,13 +44,19 @@ class Zygotes(Closing):
                 self._epoll.unregister(fd)
                 del self._starting[key]
 
-    def get(self, spec: ZygoteSpec, generation: int, app_dir: str | None = None) -> Zygote | None:
+    def get(
+        self,
+        spec: ZygoteSpec,
+        generation: int,
+        directories: Callable[[], Iterable[str]] = tuple,
+    ) -> Zygote | None:
         """Return a started zygote; None while it starts.
 
         Args:
             spec: of the zygote.
             generation: of its workers.
-            app_dir: directory that it imports from before any other; None: no further one.
+            directories: called when it is to be started; returns those that it imports from
+                before any other.
 
         Raises:
             ZygoteError, SpawnError: it could not be started; the next call tries again.
@@ -79,7 +86,7 @@ class Zygotes(Closing):
             default_signals=range(1, signal.NSIG),
         )
         zygote._patience = _PATIENCE
-        zygote._import_first(path_with(app_dir, ()))
+        zygote._import_first(path_with(directories(), ()))
         try:
             fd = zygote.begin()
             self._epoll.register(fd, select.EPOLLIN)
@@ -104,15 +111,45 @@ class Zygotes(Closing):
         self._epoll.close()
 
 
-def path_with(app_dir: str | None, path: Sequence[str]) -> list[str]:
-    """Return a path for imports that begins with a service's own directory.
+def path_with(first: Iterable[str], path: Sequence[str]) -> list[str]:
+    """Return a path for imports that begins with a service's own directories.
 
     Args:
-        app_dir: of the service; None: it has none.
+        first: of the service.
         path: the directories after that.
     """
-    first = [] if app_dir is None else [os.path.abspath(app_dir)]
-    return [*first, *(directory for directory in path if directory not in first)]
+    own = dict.fromkeys(map(os.path.abspath, first))
+    return [*own, *(directory for directory in path if directory not in own)]
+
+
+def import_directories(service: Service, spec: Component) -> tuple[list[str], list[str]]:
+    """Return the directories that a component's zygote imports from before any other.
+
+    They are ``app_dir``, and the working directories of the components whose functions it has.
+    One into which another user may write is none of them: the zygote has our privileges.
+
+    Args:
+        service: the specification.
+        spec: a component whose worker is a function.
+
+    Returns:
+        Directories, and for each that is left out the reason.
+    """
+    found = [] if service.app_dir is None else [service.app_dir]
+    refused = []
+    for component in _of_zygote(service, spec):
+        if component.cwd is None:
+            continue
+        root = component.privileges.chroot
+        cwd = os.path.join(root, component.cwd.lstrip("/")) if root else component.cwd
+        try:
+            with walk(cwd) as directory:
+                directory.demand_ours("the modules that functions are imported from")
+        except (OSError, ValueError) as error:
+            refused.append(f"{component.name}: cwd: nothing is imported from it: {error}")
+        else:
+            found.append(cwd)
+    return found, refused
 
 
 def zygote_for(service: Service, spec: Component) -> ZygoteSpec:
@@ -124,9 +161,16 @@ def zygote_for(service: Service, spec: Component) -> ZygoteSpec:
     if spec.zygote is None:
         return ZygoteSpec(name=f"of {spec.name}", preload=_modules([spec]))
     zygote = service.zygotes[spec.zygote]
-    components = [other for other in service.components.values() if other.zygote == zygote.name]
-    preload = dict.fromkeys([*zygote.preload, *_modules(components)])  # in this order, each once
+    modules = _modules(_of_zygote(service, spec))
+    preload = dict.fromkeys([*zygote.preload, *modules])  # in this order, each once
     return replace(zygote, preload=tuple(preload))
+
+
+def _of_zygote(service: Service, spec: Component) -> list[Component]:
+    """Return the components whose workers the zygote of one makes."""
+    if spec.zygote is None:
+        return [spec]
+    return [other for other in service.components.values() if other.zygote == spec.zygote]
 
 
 def _modules(components: Iterable[Component]) -> tuple[str, ...]:

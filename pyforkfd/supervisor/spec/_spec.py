@@ -169,7 +169,8 @@ class Component:
             for ``give="numbers"``.
         env (mapping of strings; default None): variables, added to the supervisor's own.
         clear_env (boolean; default False): start from an empty environment instead.
-        cwd (string; default None): path of the working directory; None: the supervisor's.
+        cwd (string; default None): path of the working directory, from which a function is imported
+            too, after ``app_dir``; None: the supervisor's.
         umask (permissions, from 0 to 0o777; default None): file mode creation mask; None: the
             supervisor's.
         nice (integer, from -20 to 19; default None): the nice value itself; None: the supervisor's.

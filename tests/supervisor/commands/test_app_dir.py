@@ -133,6 +133,74 @@ def test_the_command_line_has_the_current_directory(modules: Path) -> None:
         service.until("^ready")
 
 
+OF_CWD = """
+name = "s"
+[components.web]
+function = "shop:serve"
+cwd = "{cwd}"
+readiness = "started"
+cgroup = "off"
+restart = {{ max_restarts = 0, backoff = 0 }}
+"""
+
+
+def test_the_working_directory_is_importable_for_its_function(
+    tmp_path: Path, modules: Path
+) -> None:
+    """In a zygote of its own; the directory of the file has no such module."""
+    with Supervised(tmp_path, OF_CWD.format(cwd=modules)) as service:
+        service.until("^ready")
+        service.log.wait_for(f"serves {modules}/shop.py")
+        assert check(service.config).returncode == 0
+        (tmp_path / "next").mkdir()
+        (tmp_path / "next/shop.py").write_text(SHOP)
+        service.config.write_text(OF_CWD.format(cwd=tmp_path / "next"))
+        done = service.command("reload")
+        assert done.returncode == 0, done.stderr
+        service.log.wait_for(f"serves {tmp_path}/next/shop.py")
+
+
+def test_app_dir_comes_before_the_working_directory(tmp_path: Path, modules: Path) -> None:
+    (tmp_path / "shop.py").write_text(SHOP)
+    with Supervised(tmp_path, OF_CWD.format(cwd=modules)) as service:
+        service.log.wait_for(f"serves {tmp_path}/shop.py")
+
+
+def test_a_zygote_imports_from_the_directories_of_all_its_components(tmp_path: Path) -> None:
+    text = '[zygotes.python]\npreload = ["json"]\n'
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"of_{name}.py").write_text(SHOP)
+        text += (
+            f'[components.{name}]\nfunction = "of_{name}:serve"\nzygote = "python"\n'
+            f'cwd = "{tmp_path}/{name}"\nreadiness = "started"\ncgroup = "off"\n'
+        )
+    with Supervised(tmp_path, text) as service:
+        service.until("^ready")
+        for name in ("one", "two"):
+            service.log.wait_for(f"serves {tmp_path}/{name}/of_{name}.py")
+        assert check(service.config).returncode == 0
+
+
+@needs_root
+def test_root_imports_nothing_from_another_users_working_directory(
+    tmp_path: Path, open_directory: Path, modules: Path
+) -> None:
+    """The component is served if its module is elsewhere; else the reason is said."""
+    text = OF_CWD.format(cwd=open_directory)
+    with Supervised(tmp_path, text) as service:
+        service.log.wait_for(f"web: cwd: nothing is imported from it: {open_directory}: .*nobody's")
+        service.log.wait_for("No module named 'shop'")
+        assert service.wait() == 1
+    done = check(service.config)
+    assert done.returncode == 2
+    assert "No module named 'shop'; web: cwd: nothing is imported from it" in done.stderr
+    (tmp_path / "shop.py").write_text(SHOP)
+    with Supervised(tmp_path, text) as service:
+        service.until("^ready")
+        service.log.wait_for(f"serves {tmp_path}/shop.py")
+
+
 def test_a_new_directory_starts_functions_anew(modules: Path) -> None:
     old = loads(text(), "s.toml", directory=str(modules))
     new = loads(text(), "s.toml", directory="/usr")
