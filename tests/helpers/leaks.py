@@ -10,6 +10,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _PR_GET_DUMPABLE = 3
 # Threads that live as long as the process: ours, and those of sanitizers.
@@ -87,6 +90,21 @@ def gone(is_gone: Callable[[], bool], patience: float = 10.0) -> bool:
             return False
         os.sched_yield()
     return True
+
+
+def steady(count: Callable[[], T], patience: float = 10.0) -> T:
+    """Return a count of another process' resources once it stays the same for a moment.
+
+    A count right after an event is too high: what the event has freed is closed a moment after
+    it was reported, and so is the connection that a question came by.
+    """
+    deadline = time.monotonic() + patience
+    found = count()
+    while True:
+        time.sleep(0.3)
+        if (again := count()) == found or time.monotonic() > deadline:
+            return again
+        found = again
 
 
 def _field(status: str, name: str) -> str:

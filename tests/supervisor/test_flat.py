@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import re
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from leaks import gone
+from leaks import gone, steady
 from places import HELPERS
 from processes import children
 from services import Running, service
@@ -52,8 +51,7 @@ def test_descriptors_memory_and_processes_are_flat(tmp_path: Path) -> None:
     with service(tmp_path, CONFIG) as running:
         for _ in range(WARM_UP):
             reload(running)
-        time.sleep(0.5)  # what the last worker had is closed a moment after it has left
-        before, size = holdings(running), memory(running)
+        before, size = steady(lambda: holdings(running)), memory(running)
         for _ in range(RELOADS):
             reload(running)
         # The last worker's cgroup is removed a moment after it has left.

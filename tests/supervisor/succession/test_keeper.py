@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from clients import Load
-from leaks import gone
+from leaks import gone, steady
 from logged_service import LoggedService, config, write
 from places import HELPERS
 from processes import alive, children, descendants, descriptors
@@ -65,9 +65,9 @@ def with_keeper(tmp_path: Path) -> Iterator[tuple[LoggedService, int]]:
 def test_twenty_kills_under_load(with_keeper: tuple[LoggedService, int]) -> None:
     service, port = with_keeper
     keeper = service.process.pid
-    workers, held = workers_of(keeper), kinds(keeper)
-    ours = kinds(service.supervisor)
-    each = {pid: descriptors(pid) for pid in workers}
+    workers, held = workers_of(keeper), steady(lambda: kinds(keeper))
+    ours = steady(lambda: kinds(service.supervisor))
+    each = steady(lambda: {pid: descriptors(pid) for pid in workers})
     assert len(workers) == 2
     chance = random.Random(7)
     last = 0
@@ -86,7 +86,7 @@ def test_twenty_kills_under_load(with_keeper: tuple[LoggedService, int]) -> None
     assert load.pids() <= workers
     assert workers_of(keeper) == workers
     assert gone(lambda: kinds(keeper) == held)
-    assert kinds(last) == ours
+    assert gone(lambda: kinds(last) == ours), (kinds(last), ours)
     assert gone(lambda: {pid: descriptors(pid) for pid in workers} == each)
     service.stop()
     assert not still_alive(workers)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from clients import Load
-from leaks import gone
+from leaks import gone, steady
 from logged_service import LoggedService, config, write
 from places import HELPERS
 from processes import alive, children, descendants, descriptors
@@ -30,9 +30,9 @@ def test_twenty_upgrades_under_load(tmp_path: Path) -> None:
     port = config(tmp_path / "s.toml")
     with LoggedService(tmp_path / "s.toml") as service:
         service.ready(2)
-        workers, held = children(service.process.pid), descriptors(service.process.pid)
+        workers, held = children(service.process.pid), holdings(service)
         assert len(workers) == 2
-        each = {pid: descriptors(pid) for pid in workers}
+        each = steady(lambda: {pid: descriptors(pid) for pid in workers})
         with Load(port) as load:
             for _ in range(TIMES):
                 upgrade(service)
@@ -41,13 +41,22 @@ def test_twenty_upgrades_under_load(tmp_path: Path) -> None:
         assert load.pids() <= workers
         assert children(service.process.pid) == workers
         assert service.supervisor == service.process.pid
-        same(held, descriptors(service.process.pid))
+        same(held, service)
         assert gone(lambda: {pid: descriptors(pid) for pid in workers} == each)
 
 
-def same(before: dict[int, str], after: dict[int, str]) -> None:
-    """The same descriptors, whatever their numbers."""
-    assert sorted(before.values()) == sorted(after.values())
+def held_by(service: LoggedService) -> list[str]:
+    """The supervisor's descriptors, whatever their numbers."""
+    return sorted(descriptors(service.process.pid).values())
+
+
+def holdings(service: LoggedService) -> list[str]:
+    return steady(lambda: held_by(service))
+
+
+def same(before: list[str], service: LoggedService) -> None:
+    """It has the same descriptors, a moment after its last event."""
+    assert gone(lambda: held_by(service) == before), (before, held_by(service))
 
 
 def test_the_new_program_notices_an_end_and_starts_another(tmp_path: Path) -> None:
@@ -90,7 +99,7 @@ def test_a_generation_that_boots_goes_on(tmp_path: Path) -> None:
             assert gone(lambda: not children(service.process.pid) & old)
             load.wait_for(50)
         assert load.failures == []
-        assert len(children(service.process.pid)) == 2
+        assert gone(lambda: len(children(service.process.pid)) == 2)
 
 
 def test_workers_of_a_zygote_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +180,7 @@ def test_a_program_that_cannot_take_over_does_not(
     serve.write_text(program)
     with LoggedService(tmp_path / "s.toml", [sys.executable, str(serve)]) as service:
         service.ready(2)
-        workers, held = children(service.process.pid), descriptors(service.process.pid)
+        workers, held = children(service.process.pid), holdings(service)
         with Load(port) as load:
             assert callable(breaking)
             why = breaking(tmp_path)
@@ -181,7 +190,7 @@ def test_a_program_that_cannot_take_over_does_not(
             load.wait_for(50)
             assert load.failures == []
         assert children(service.process.pid) == workers
-        same(held, descriptors(service.process.pid))
+        same(held, service)
         # And once it is mended it does.
         serve.write_text(program)
         (tmp_path / "s.toml").write_text(good)
@@ -202,14 +211,14 @@ def test_a_program_that_is_removed_after_its_trial(tmp_path: Path) -> None:
     )
     with LoggedService(tmp_path / "s.toml", [str(python), str(serve)]) as service:
         service.ready(2)
-        workers, held = children(service.process.pid), descriptors(service.process.pid)
+        workers, held = children(service.process.pid), holdings(service)
         with Load(port) as load:
             os.kill(service.process.pid, signal.SIGUSR2)
             service.wait_for("nothing has changed: .*No such file")
             load.wait_for(50)
             assert load.failures == []
         assert children(service.process.pid) == workers
-        same(held, descriptors(service.process.pid))
+        same(held, service)
         # It is not there even to be tried.
         os.kill(service.process.pid, signal.SIGUSR2)
         service.wait_for("nothing has changed: .*No such file")
