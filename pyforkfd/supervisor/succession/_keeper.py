@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import struct
@@ -173,6 +174,10 @@ class Adopted(Process):
         self._keeper = keeper
         if not _core.wait_pidfd(pidfd, 0):
             keeper.forget(pid)
+
+    def wait(self, timeout: float | None = None) -> ff.ExitStatus:
+        """Wait for its end: on the pidfd, as the child is not ours to wait for."""
+        return super().wait(math.inf if timeout is None else timeout)
 
     def poll(self) -> ff.ExitStatus | None:
         """The exit status, or None while it runs."""
