@@ -27,9 +27,6 @@ CORE = {
     "page": [
         "shared_page",
     ],
-    "lines": [
-        "line_records",
-    ],
     "descriptors": [
         "descriptor",
         "fd_details",
@@ -96,7 +93,6 @@ BIND = [
     "bind_fd_table",
     "bind_fork",
     "bind_fork_exec",
-    "bind_lines",
     "bind_page",
     "bind_passing",
     "bind_peer",

@@ -12,13 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import bench_drop_in
-import bench_output
 import bench_spawn
 import bench_stall
 import bench_throughput
 import matplotlib
 from bench_drop_in import INSTALLED, DropIn, DropInShare
-from bench_output import OURS, OURS_TOO, Row
 from bench_spawn import STATIC, Latency
 from bench_stall import Stall
 from bench_throughput import THREADS, Rate, Share
@@ -74,7 +72,6 @@ def claims(
     stalls: Sequence[Stall],
     drop_in: Sequence[DropIn],
     drop_in_share: Sequence[DropInShare],
-    output: Sequence[Row],
 ) -> list[str]:
     """Return the table of claims: the limit, the measured value, and whether it holds."""
     rows = []
@@ -106,18 +103,11 @@ def claims(
     claim(f"{COMMAND}, {most} descriptors / none", us(COMMAND, 0, most) / us(COMMAND), 1.5)
     longest = {stall.way: stall.longest_ms for stall in stalls}
     claim("stall of another thread, ms: spawn", longest[SPAWN], 20)
-    for one in drop_in:
-        where = f"{one.program}, {one.descriptors} extra descriptors"
-        claim(f"{one.call}, installed / stock, {where}", one.ratio, 1)
-    for row in output:
-        where = f"{row.way}, {row.workers} workers"
-        if row.way == OURS:
-            claim(f"captured lines per second: {where}", row.lines_per_second, 1e6, True)
-            claim(f"`status`, ms, 95 %: {where}", row.p95_status_ms or float("nan"), 50)
-        if row.way in (OURS, OURS_TOO):
-            claim(f"processor time of a captured line, us: {where}", row.us_per_line, 1)
+    for row in drop_in:
+        where = f"{row.program}, {row.descriptors} extra descriptors"
+        claim(f"{row.call}, installed / stock, {where}", row.ratio, 1)
     if (os.cpu_count() or 1) >= 2 and os.getloadavg()[0] < (os.cpu_count() or 1):
-        share = {one.how: one.share for one in drop_in_share}
+        share = {row.how: row.share for row in drop_in_share}
         text = "speed of a thread beside installed Popen, share of alone"
         claim(text, share[INSTALLED], 0.9, True)
     return table(["claim", "wanted", "measured", "verdict"], rows)
@@ -221,9 +211,6 @@ def main() -> None:
     stalls = bench_stall.measure(quick)
     drop_in, drop_in_share = bench_drop_in.measure(quick), bench_drop_in.measure_share(quick)
 
-    output, not_installed = bench_output.measure(quick, [])
-    skipped = [*skipped, *not_installed]
-
     command = "make bench" + (" QUICK=1" if quick else "")
     machine = (
         f"{platform.machine()}, {os.cpu_count()} CPUs, Linux {platform.release()}, "
@@ -231,24 +218,22 @@ def main() -> None:
     )
     rounds = statistics.median(row.rounds for row in rows)
     lines = [f"# Made by `{command}`", "", f"{machine}; medians of {rounds:.0f} rounds.", ""]
-    lines += ["## Claims", "", *claims(latencies, stalls, drop_in, drop_in_share, output)]
+    lines += ["## Claims", "", *claims(latencies, stalls, drop_in, drop_in_share)]
     lines += ["## Start and wait, microseconds, and the ratio to the bare C loop", ""]
     lines += [*latency_table(latencies), *(f"Left out: {line}." for line in skipped)]
     lines += [*throughput_tables(share, rates), *stall_table(stalls)]
     lines += drop_in_tables(drop_in, drop_in_share)
-    lines += ["## Lines of captured output, of 100 bytes", "", *bench_output.table(output)]
     results = HERE / "results"
     results.mkdir(exist_ok=True)
     (results / "latest.md").write_text("\n".join(lines).rstrip() + "\n")
     data: dict[str, object] = {"command": command, "machine": machine, "skipped": skipped}
-    parts: dict[str, Sequence[Latency | Share | Rate | Stall | DropIn | DropInShare | Row]] = {
+    parts: dict[str, Sequence[Latency | Share | Rate | Stall | DropIn | DropInShare]] = {
         "latency": rows,
         "share": share,
         "rate": rates,
         "stall": stalls,
         "drop_in": drop_in,
         "drop_in_share": drop_in_share,
-        "output": output,
     }
     for name, part in parts.items():
         data[name] = [asdict(row) for row in part]

@@ -14,7 +14,6 @@ void bind_fd_plan(pybind11::module_& m);
 void bind_fd_table(pybind11::module_& m);
 void bind_fork(pybind11::module_& m);
 void bind_fork_exec(pybind11::module_& m);
-void bind_lines(pybind11::module_& m);
 void bind_page(pybind11::module_& m);
 void bind_passing(pybind11::module_& m);
 void bind_peer(pybind11::module_& m);

@@ -12,7 +12,6 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
     bind_fd_table(m);
     bind_fork(m);
     bind_fork_exec(m);
-    bind_lines(m);
     bind_page(m);
     bind_passing(m);
     bind_peer(m);

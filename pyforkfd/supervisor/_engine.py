@@ -322,7 +322,6 @@ class Engine:
         """Poll everything that no descriptor announces."""
         self._upgrade.look()
         self.workers.poll_readiness(self.state.workers[n] for n in sorted(self._polled))
-        self._output.read()
         self._output.settle()
         now = time.monotonic()
         if now < self._poll_at:

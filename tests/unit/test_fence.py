@@ -30,7 +30,7 @@ PACKAGES = {"g++": "g++", "clang++": "clang"}
 # Folders of the core, lowest first; those of one line do not include each other.
 LAYERS = [
     {"base"},
-    {"page", "lines", "descriptors"},
+    {"page", "descriptors"},
     {"atfork", "passing"},
     {"spawn", "epoll"},
     {"fork", "watch"},

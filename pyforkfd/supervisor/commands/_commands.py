@@ -172,8 +172,6 @@ def _logs(args: argparse.Namespace, service: ControlClient) -> int:
         "logs", components=args.components, lines=args.lines, follow=args.follow
     )
     for message in messages:
-        if left_out := message.get("left_out"):
-            print(f"logs: {left_out} lines came too fast and are left out", file=sys.stderr)
         for line in message.get("lines", ()):
             print(_escaped(line), flush=args.follow)
     return 0

@@ -14,7 +14,6 @@ from ._server import Client
 T = TypeVar("T")
 
 _DEFAULT_LINES = 100
-_MOST_BEHIND = 16  # messages of a follower's that wait; lines of a flood come no further
 
 
 class Supervised(Protocol):
@@ -38,10 +37,10 @@ class Supervised(Protocol):
 
 
 class LogEntry(Protocol):
-    """A line of the log and its origin; or several of one origin that came together."""
+    """One line of the log and its origin."""
 
     @property
-    def line(self) -> bytes: ...  # of several, with newlines between them
+    def line(self) -> bytes: ...
 
     @property
     def origin(self) -> Any: ...  # it has the component's name
@@ -128,37 +127,17 @@ class Requests:
         if count < 0:
             raise ControlError(f"lines: {count} is negative; write 0 or more")
 
+        def stream(entry: LogEntry) -> None:
+            if not names or entry.origin.component in names:
+                client.stream({"lines": [_text(entry)]})
+
         # In one message: of so many, a client that reads slowly would be disconnected.
         client.stream({"lines": [_text(entry) for entry in tail.tail(count, components=names)]})
         if not _get(body, "follow", bool, False):
             client.reply()
             return
-        handle = tail.follow(_Follower(client, frozenset(names)))
+        handle = tail.follow(stream)
         client.defer("", lambda: tail.unfollow(handle))
-
-
-class _Follower:
-    """The log as a client follows it.
-
-    Lines that came together are left out and counted while the client is far behind: memory is
-    bounded, and neither the loop nor the worker waits.
-    """
-
-    def __init__(self, client: Client, components: frozenset[str]) -> None:
-        self._client, self._components = client, components
-        self._left_out = 0
-
-    def __call__(self, entry: LogEntry) -> None:
-        if self._components and entry.origin.component not in self._components:
-            return
-        count = entry.line.count(b"\n") + 1
-        if count > 1 and self._client.waiting >= _MOST_BEHIND:
-            self._left_out += count
-            return
-        body: Body = {"lines": _text(entry).split("\n")}
-        if self._left_out:
-            body["left_out"], self._left_out = self._left_out, 0
-        self._client.stream(body)
 
 
 def _text(entry: LogEntry) -> str:

@@ -45,11 +45,6 @@ class Client:
         """Whether the connection is closed; further messages are discarded."""
         return self.channel.closed
 
-    @property
-    def waiting(self) -> int:
-        """Count of the messages that the client has no space for yet."""
-        return len(self._queue)
-
     def reply(self, body: Body | None = None) -> None:
         """End the request with success.
 

@@ -8,15 +8,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from pyforkfd import _core
 from pyforkfd._fd import Fd
 
-from ._lines import Lines
-from ._records import MAX_LINE, Entry, Origin, attribute, captured, captured_head
+from ._records import MAX_LINE, Entry, Origin, attribute, captured
 
-_LEAST, _MOST = 1 << 12, 1 << 15  # bytes of one read(2); no budget is checked within
-_LINE_COST = 100  # of publishing a captured line, in bytes that could be read in that time
-_RECORD_COST = 1000  # of a worker's record, which is decoded and encoded anew
+_CHUNK = 4096  # bytes of one read(2): at most so many lines come between two budget checks
+_LINE_COST = 100  # what publishing a line costs, in bytes that could be read in that time
 
 
 class Capture:
@@ -39,9 +36,7 @@ class Capture:
         publish: called with each entry; must not wait.
         max_line: bytes of a line that are retained.  The rest of a longer line is skipped,
             and its ``"cut"`` has the length of the whole.
-        publish_lines: called instead with all captured lines of one read(2); must not wait.
-        budget: bytes read by one ``handle()``, each captured line counted as 100 more, each
-            record as 1,000 more.
+        budget: bytes read by one ``handle()``, each line counted as 100 more.
         pipe_size: capacity of the pipe in bytes, F_SETPIPE_SZ; None leaves it as it is.  Where
             /proc/sys/fs/pipe-max-size or the user's share forbids it, the largest that is
             allowed, pipe(7).
@@ -67,7 +62,6 @@ class Capture:
         stream: str,
         publish: Callable[[Entry], None],
         *,
-        publish_lines: Callable[[Lines], None] | None = None,
         max_line: int = MAX_LINE,
         budget: int = 1 << 17,
         pipe_size: int | None = 1 << 18,
@@ -78,9 +72,6 @@ class Capture:
             raise ValueError(f"Capture: max_line={max_line}, budget={budget}: at least 1")
         self.origin, self.stream = origin, stream
         self._publish, self._max, self._budget = publish, max_line, budget
-        self._publish_lines = publish_lines or self._publish_each
-        self._line_cost = _RECORD_COST if stream == "log" else _LINE_COST
-        self._byte_cost = 1 << 16  # of the last read, lines included; at first it is unknown
         self._on_end = on_end
         self._part, self._length = b"", 0  # of the line under way: its retained part, its length
         self._deadline: float | None = None
@@ -146,10 +137,8 @@ class Capture:
         last = now is not None and self.overdue(now)
         total = spent = 0
         while spent < self._budget:
-            # Short lines cost more for each byte, and their records take far more memory.
-            size = (self._budget - spent) // self._byte_cost
             try:
-                data = os.read(self.fileno(), max(_LEAST, min(size, _MOST)))
+                data = os.read(self.fileno(), _CHUNK)
             except BlockingIOError:
                 if last:
                     self._end()
@@ -158,9 +147,7 @@ class Capture:
                 self._end()
                 return total
             total += len(data)
-            cost = len(data) + self._line_cost * self._take(data)
-            self._byte_cost = -(-cost // len(data))
-            spent += cost
+            spent += len(data) + _LINE_COST * self._take(data)
         if last:
             # Whoever has the pipe writes faster than we read.  What it held at the end of the
             # grace period, the worker's last words included, is read; no more.
@@ -178,8 +165,6 @@ class Capture:
     def _take(self, data: bytes) -> int:
         """Publish the whole lines of these data, and return their count."""
         ns = time.time_ns()
-        if self.stream != "log":
-            return self._take_lines(data, ns)
         *whole, rest = data.split(b"\n")
         for line in whole:
             self._extend(line)
@@ -187,43 +172,21 @@ class Capture:
         self._extend(rest)
         return len(whole)
 
-    def _take_lines(self, data: bytes, ns: int) -> int:
-        head = captured_head(self.origin, self.stream, ns)
-        records, count, cut, is_plain, self._part, self._length = _core.record_lines(
-            data, self._part, self._length, head, self._max
-        )
-        if count:
-            self.lines += count
-            self.cut += cut
-            lines = Lines(
-                time=ns,
-                origin=self.origin,
-                stream=self.stream,
-                head=head,
-                data=records,
-                count=count,
-                is_plain=is_plain,
-            )
-            self._publish_lines(lines)
-        return count
-
-    def _publish_each(self, lines: Lines) -> None:
-        for entry in lines.entries():
-            self._publish(entry)
-
     def _extend(self, piece: bytes) -> None:
         self._length += len(piece)
         if space := self._max - len(self._part):
             self._part += piece[:space]
 
     def _emit(self, ns: int) -> None:
-        """Publish the line under way, which is a worker's record or is to become one."""
         text, length = self._part, self._length
         self._part, self._length = b"", 0
-        if not text:
-            return
         cut = length if length > len(text) else 0
-        entry = attribute(text, self.origin) or captured(self.origin, "log", ns, text, cut=cut)
+        if self.stream == "log":
+            if not text:
+                return
+            entry = attribute(text, self.origin) or captured(self.origin, "log", ns, text, cut=cut)
+        else:
+            entry = captured(self.origin, self.stream, ns, text.removesuffix(b"\r"), cut=cut)
         self.lines += 1
         self.cut += bool(cut)
         self._publish(entry)
@@ -234,7 +197,7 @@ class Capture:
             self._on_end(self.fileno())
         self._fd.close()
         if self._length:
-            self._take(b"\n")
+            self._emit(time.time_ns())
 
 
 def _enlarge(fd: int, size: int | None) -> int:

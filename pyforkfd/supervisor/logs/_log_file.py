@@ -134,8 +134,8 @@ class LogFile:
         """Write a record of the supervisor by one writev(2).  Never raises.
 
         Args:
-            line: the record without its newline; or several, with newlines between them.
-            counted: count in ``lost`` those that cannot be written whole.
+            line: the record without its newline.
+            counted: count it in ``lost`` if it cannot be written.
             own: :meth:`read` does not return it.
 
         Returns:
@@ -143,7 +143,6 @@ class LogFile:
         """
         parts = [b"\n", line, b"\n"] if self._torn else [line, b"\n"]
         size = sum(map(len, parts))
-        whole = 0  # records that were written before the failure
         fd = self._new.fileno()
         try:
             written = os.writev(fd, parts)
@@ -159,9 +158,7 @@ class LogFile:
                 return True
             self._torn = not end_torn_line(fd, b"".join(parts)[:written])
             self.error = f"write cut short at {written} of {size} bytes: disk full, or a limit"
-            whole = b"".join(parts)[:written].count(b"\n") - (len(parts) - 2)
-        if counted:
-            self.lost += line.count(b"\n") + 1 - max(whole, 0)
+        self.lost += counted
         return False
 
     def give(self, worker_id: int) -> int:
@@ -212,11 +209,6 @@ class LogFile:
         if not (workers := self._turns.order(now)):
             return None
         return Switch(turn=self.turn, fd=self.fileno(), workers=workers)
-
-    @property
-    def space(self) -> int | None:
-        """The bytes until ``max_bytes``, by what was written here; None: there is no bound."""
-        return None if self._max is None else self._space
 
     @property
     def is_full(self) -> bool:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
-from ._lines import Lines
 from ._log_file import LogFile, Switch
 from ._losses import Loss, write_stderr
 from ._records import Entry, Origin, attribute, decode, encode, time_text
@@ -39,9 +38,6 @@ class Sink(Protocol):
 
     def add(self, entry: Entry) -> None:
         """Take an entry."""
-
-    def add_lines(self, lines: Lines) -> None:
-        """Take captured lines, as :meth:`add` would one by one."""
 
 
 class Logs:
@@ -85,25 +81,8 @@ class Logs:
         if file is not None:
             self._write(file, entry.line)
         self._publish(entry)
-        if file is not None:
-            self._rotate_if_full(file)
-
-    def add_lines(self, lines: Lines) -> None:
-        """Write captured lines as :meth:`add` would one by one, and publish them together."""
-        file = self.file
-        if file is None:
-            self._publish_lines(lines)
-            return
-        rest: Lines | None = lines
-        stays_full = False
-        while rest is not None:
-            part, rest = rest, None
-            if file.space is not None and not stays_full:
-                # Rotated at the line that fills it, however much was read at once.
-                part, rest = part.split(file.space)
-            self._write(file, part.line, part.count)
-            self._publish_lines(part)
-            stays_full = self._rotate_if_full(file)
+        if file is not None and file.is_full and file.due():  # no need to wait for poll()
+            self._try(file, file.rotate)
 
     def record(self, level: str, message: str, *, lost: int = 0, **fields: object) -> None:
         """Add a record of the supervisor.
@@ -199,22 +178,14 @@ class Logs:
         self.malformed += 1
         return _entry(_UNKNOWN, "", {}, line.decode("utf-8", "backslashreplace"))
 
-    def _write(self, file: LogFile, lines: bytes, count: int = 1) -> None:
-        """Write lines to the file; after losses, their report comes first."""
+    def _write(self, file: LogFile, line: bytes) -> None:
+        """Write a line to the file; after losses, their report comes first."""
         if self._missing:
-            file.lost += count
+            file.lost += 1
         elif file.lost > self._loss("file").reported and not self._report_lines(file):
-            file.lost += count  # not tried, as the report has just failed
-        elif not file.write(lines):
+            file.lost += 1  # not tried, as the report has just failed
+        elif not file.write(line):
             self._notice_lines(file)
-
-    def _rotate_if_full(self, file: LogFile) -> bool:
-        """Rotate the file where that is due; return whether it is due still."""
-        if not (file.is_full and file.due()):
-            return False
-        turn = file.turn
-        self._try(file, file.rotate)
-        return file.turn == turn
 
     def _try(self, file: LogFile, operation: Callable[[float], object]) -> None:
         if self._now < self._not_before:
@@ -298,11 +269,6 @@ class Logs:
         self.tail.add(entry)
         for sink in self.sinks:
             sink.add(entry)
-
-    def _publish_lines(self, lines: Lines) -> None:
-        self.tail.add_lines(lines)
-        for sink in self.sinks:
-            sink.add_lines(lines)
 
 
 def _entry(

@@ -8,14 +8,12 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 from pyforkfd._process import Process
 from pyforkfd._spawn import spawn
 from pyforkfd.supervisor._shortage import child_limits
 from pyforkfd.supervisor.spec._spec import Loki
 
-from ._lines import Lines
 from ._loki_push import item, to_json
 from ._records import Entry
 
@@ -28,14 +26,6 @@ _CHUNK = 1 << 16
 
 
 _OF_A_GROUP = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
-
-
-class _Piece(NamedTuple):
-    """An item, or captured lines that are to become items."""
-
-    content: bytes | Lines
-    entries: int  # their count
-    size: int  # in bytes
 
 
 class LokiSink:
@@ -69,9 +59,8 @@ class LokiSink:
 
     def __init__(self, config: Loki) -> None:
         self._config = config
-        # Captured lines become items when their turn comes, or never: a flood is mostly dropped.
-        self._queue: collections.deque[_Piece] = collections.deque()
-        self._bytes = self._count = 0  # of the queue; the bytes of lines are an estimate
+        self._queue: collections.deque[bytes] = collections.deque()
+        self._bytes = 0
         self._at = 0  # bytes of the first item that are written
         self._taken = 0  # items that the sender has, and has not reported on
         self._unparsed = b""  # of the reports: a line without its end
@@ -120,7 +109,7 @@ class LokiSink:
     @property
     def waiting(self) -> int:
         """Count of the entries that are neither sent nor dropped."""
-        return self._count + self._taken
+        return len(self._queue) + self._taken
 
     def add(self, entry: Entry) -> None:
         """Queue an entry."""
@@ -128,44 +117,13 @@ class LokiSink:
             self.dropped += 1
             return
         one = item(entry, self._config)
-        self._append(_Piece(one, 1, len(one)))
-
-    def add_lines(self, lines: Lines) -> None:
-        """Queue captured lines."""
-        if self._finishing:
-            self.dropped += lines.count
-            return
-        rest: Lines | None = lines
-        while rest is not None:
-            # What is made into items at once, or dropped at once, is no more than that.
-            part, rest = rest.split(_CHUNK)
-            self._append(self._piece(part))
-
-    def _piece(self, lines: Lines) -> _Piece:
-        first = next(lines.entries())
-        frame = len(item(first, self._config)) - len(first.line)
-        return _Piece(lines, lines.count, len(lines.data) + lines.count * frame)
-
-    def _append(self, piece: _Piece) -> None:
-        self._queue.append(piece)
-        self._count += piece.entries
-        self._bytes += piece.size
+        self._queue.append(one)
+        self._bytes += len(one)
         while self._bytes > self._config.buffer and len(self._queue) > 1:
             at = 1 if self._at else 0  # the rest of one that is partly written must follow
-            oldest = self._queue[at]
+            self._bytes -= len(self._queue[at])
             del self._queue[at]
-            self._count -= oldest.entries
-            self._bytes -= oldest.size
-            self.dropped += oldest.entries
-
-    def _make_items(self) -> None:
-        """Put items in place of captured lines at the head of the queue."""
-        if not self._queue or not isinstance(lines := self._queue[0].content, Lines):
-            return
-        self._bytes -= self._queue.popleft().size
-        items = [item(entry, self._config) for entry in lines.entries()]
-        self._queue.extendleft(_Piece(one, 1, len(one)) for one in reversed(items))
-        self._bytes += sum(map(len, items))
+            self.dropped += 1
 
     def handle(self) -> None:
         """Read reports and write as much of the queue as fits; call it when ready."""
@@ -209,13 +167,10 @@ class LokiSink:
 
     def _write(self) -> None:
         while self._queue:
-            self._make_items()
             # Joined, as one send(2) for each entry would cost more than all the rest.
             part = bytearray()
-            for piece in self._queue:
-                if isinstance(piece.content, Lines):
-                    break
-                part += piece.content
+            for one in self._queue:
+                part += one
                 if len(part) >= _CHUNK:
                     break
             try:
@@ -226,12 +181,10 @@ class LokiSink:
                 self._mark_down()
                 return
             self._at += written
-            # Lines at the head are not begun: _at is 0 then.
-            while self._queue and self._at and self._at >= self._queue[0].size:
-                size = self._queue.popleft().size
+            while self._queue and self._at >= len(self._queue[0]):
+                size = len(self._queue.popleft())
                 self._at -= size
                 self._bytes -= size
-                self._count -= 1
                 self._taken += 1
 
     def _read(self) -> None:
@@ -273,6 +226,6 @@ class LokiSink:
         self.process.close()
 
     def _drop_queue(self) -> None:
-        self.dropped += self._count
+        self.dropped += len(self._queue)
         self._queue.clear()
-        self._bytes = self._count = self._at = 0
+        self._bytes = self._at = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import logging
 import os
 import time
@@ -26,8 +25,7 @@ from ._records import Origin
 from ._sinks import RingTail, StreamSink
 
 _LOKI_RESTART = 5.0  # seconds before another sender is started in place of one that died
-_BUDGET = 1 << 16  # of a stream before the next one has its turn, see Capture
-_SLICE = 0.005  # seconds for all streams in a turn of the loop
+_BUDGET = 1 << 15  # bytes read of a stream in a turn of the loop
 _LOG = "log"
 _STREAMS = {
     "stdout": "o",
@@ -70,8 +68,6 @@ class Output(Closing):
         self._reactor = reactor
         self._succession = succession
         self._captures: dict[int, list[Capture]] = {}  # by worker id
-        # Streams that have something to read, the one first that has waited longest.
-        self._readable: collections.OrderedDict[int, Capture] = collections.OrderedDict()
         self._watched: dict[int, _Queued] = {}  # by descriptor
         # Lines that a predecessor has begun to read, by the names of their streams.
         self._unfinished: dict[str, tuple[str, int]] = succession.resources.pop("output", {})
@@ -158,50 +154,24 @@ class Output(Closing):
 
         def end(capture_fd: int) -> None:
             self._succession.drop(name)
-            self._readable.pop(capture_fd, None)
             if capture_fd in self._reactor:
                 self._reactor.remove(capture_fd)
 
-        capture = Capture(
-            origin,
-            stream,
-            self._logs.add,
-            publish_lines=self._logs.add_lines,
-            budget=_BUDGET,
-            on_end=end,
-            reader=fd,
-        )
+        capture = Capture(origin, stream, self._logs.add, budget=_BUDGET, on_end=end, reader=fd)
         if fd is not None and (begun := self._unfinished.pop(name, None)) is not None:
             capture.go_on(begun[0].encode("latin-1"), begun[1])
 
-        capture_fd = capture.fileno()
-
         def handle(events: int) -> None:
-            self._readable.setdefault(capture_fd, capture)
+            capture.handle(time.monotonic())
 
         try:
-            self._reactor.add(capture_fd, handle)
+            self._reactor.add(capture.fileno(), handle)
         except BaseException:  # no memory, or no watch of epoll(7), for it
             capture.close()
             raise
         self._captures.setdefault(origin.worker, []).append(capture)
         self._succession.put(name, capture)
         return capture
-
-    def read(self) -> None:
-        """Read the streams that are readable, in turn, for a few milliseconds.
-
-        Call it in each turn of the loop.  Those that are not reached come first in the next one.
-        """
-        now = time.monotonic()
-        until = now + _SLICE
-        while self._readable and now < until:
-            fd, capture = next(iter(self._readable.items()))
-            if capture.handle(now) and not capture.ended:
-                self._readable.move_to_end(fd)
-            else:
-                self._readable.pop(fd, None)
-            now = time.monotonic()
 
     def unfinished(self) -> dict[str, tuple[str, int]]:
         """Return the lines under way, for a successor that goes on reading where we end.

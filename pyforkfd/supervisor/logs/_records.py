@@ -207,20 +207,11 @@ def captured(origin: Origin, stream: str, ns: int, text: bytes, *, cut: int = 0)
         text: the line; bytes that are not UTF-8 become ``\xNN``.
         cut: length of the whole line in bytes, if it had more than these.
     """
-    head = _captured(origin, stream, ns)
+    head = {"time": time_text(ns), **origin.fields(), "stream": stream}
     if cut:
         head["cut"] = cut
     head["message"] = text.decode("utf-8", "backslashreplace")
     return Entry(time=ns, origin=origin, stream=stream, level="", line=_dump(head))
-
-
-def captured_head(origin: Origin, stream: str, ns: int) -> bytes:
-    """Encode the beginning that captured lines of one time have in common, up to their message."""
-    return _dump(_captured(origin, stream, ns))[:-1]
-
-
-def _captured(origin: Origin, stream: str, ns: int) -> dict[str, Any]:
-    return {"time": time_text(ns), **origin.fields(), "stream": stream}
 
 
 def _lost(value: object) -> int:

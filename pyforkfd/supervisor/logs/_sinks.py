@@ -15,8 +15,7 @@ from pyforkfd._checks import as_fd
 from pyforkfd._fd import Fd
 from pyforkfd._types import HasFileno
 
-from ._lines import Lines
-from ._records import Entry, Origin
+from ._records import Entry
 
 _CHUNK = 1 << 16
 
@@ -37,8 +36,9 @@ class RingTail:
             raise ValueError(f"RingTail: keep={keep}, keep_bytes={keep_bytes}: at least 1")
         self._keep, self._keep_bytes = keep, keep_bytes
         self._number = itertools.count()
-        self._rings: dict[str, _Ring] = {}
-        self._followers: dict[int, Callable[[Entry | Lines], None]] = {}
+        self._rings: dict[str, collections.deque[tuple[int, Entry]]] = {}
+        self._sizes: dict[str, int] = {}
+        self._followers: dict[int, Callable[[Entry], None]] = {}
         self._handles = itertools.count()
 
     def add(self, entry: Entry) -> None:
@@ -46,28 +46,16 @@ class RingTail:
 
         A follower that raises is removed: it must not stop the log of the others.
         """
-        self._ring(entry.origin).append(next(self._number), entry, 1, len(entry.line))
-        self._pass_on(entry)
-
-    def add_lines(self, lines: Lines) -> None:
-        """Retain captured lines and pass them to the followers, together."""
-        ring = self._ring(lines.origin)
-        last = lines.last(self._keep, self._keep_bytes)
-        if last is not lines:
-            ring.clear()  # what is older than a dropped line goes before it
-        ring.append(next(self._number), last, last.count, len(last.data) - last.count)
-        self._pass_on(lines)
-
-    def _ring(self, origin: Origin) -> _Ring:
-        name = origin.component
-        if (ring := self._rings.get(name)) is None:
-            ring = self._rings[name] = _Ring(self._keep, self._keep_bytes)
-        return ring
-
-    def _pass_on(self, piece: Entry | Lines) -> None:
+        name = entry.origin.component
+        ring = self._rings.setdefault(name, collections.deque())
+        ring.append((next(self._number), entry))
+        size = self._sizes.get(name, 0) + len(entry.line)
+        while len(ring) > self._keep or (size > self._keep_bytes and len(ring) > 1):
+            size -= len(ring.popleft()[1].line)
+        self._sizes[name] = size
         for handle, follower in list(self._followers.items()):
             try:
-                follower(piece)
+                follower(entry)
             except Exception:
                 self._followers.pop(handle, None)
 
@@ -79,16 +67,16 @@ class RingTail:
             components: only of these; of all if empty.
         """
         names = set(components) or self._rings.keys()
-        numbered = [one for name in names if name in self._rings for one in self._rings[name].all()]
+        numbered = [one for name in names for one in self._rings.get(name, ())]
         numbered.sort(key=lambda one: one[0])
         entries = [entry for _, entry in numbered]
         return entries if count is None else entries[len(entries) - min(count, len(entries)) :]
 
-    def follow(self, callback: Callable[[Entry | Lines], None]) -> int:
+    def follow(self, callback: Callable[[Entry], None]) -> int:
         """Call a function with each entry from now on.
 
         Args:
-            callback: must not wait.  Captured lines that were read at once come together.
+            callback: must not wait.
 
         Returns:
             A handle for :meth:`unfollow`.
@@ -104,50 +92,7 @@ class RingTail:
     def forget(self, component: str) -> None:
         """Free the entries of a component that the configuration no longer has."""
         self._rings.pop(component, None)
-
-
-class _Ring:
-    """The last entries of a component, those that came together in one piece.
-
-    A piece leaves as a whole, once the entries after it suffice, so that a flood costs no time
-    for each of its lines; :meth:`all` keeps to the bounds.
-    """
-
-    def __init__(self, keep: int, keep_bytes: int) -> None:
-        self._keep, self._keep_bytes = keep, keep_bytes
-        self._pieces: collections.deque[tuple[int, Entry | Lines, int, int]] = collections.deque()
-        self._count = self._size = 0
-
-    def append(self, number: int, piece: Entry | Lines, count: int, size: int) -> None:
-        """Add a piece; size is that of its lines in bytes."""
-        self._pieces.append((number, piece, count, size))
-        self._count += count
-        self._size += size
-        while len(self._pieces) > 1:
-            _, _, count, size = self._pieces[0]
-            if self._count - count < self._keep and self._size - size < self._keep_bytes:
-                return
-            self._pieces.popleft()
-            self._count -= count
-            self._size -= size
-
-    def clear(self) -> None:
-        """Drop all entries."""
-        self._pieces.clear()
-        self._count = self._size = 0
-
-    def all(self) -> list[tuple[int, Entry]]:
-        """Return the entries within the bounds, each with the number of its piece."""
-        found: list[tuple[int, Entry]] = []
-        size = 0
-        for number, piece, _, _ in reversed(self._pieces):
-            entries = [piece] if isinstance(piece, Entry) else [*piece.entries()]
-            for entry in reversed(entries):
-                size += len(entry.line)
-                if len(found) == self._keep or (size > self._keep_bytes and found):
-                    return found[::-1]
-                found.append((number, entry))
-        return found[::-1]
+        self._sizes.pop(component, None)
 
 
 class StreamSink:
@@ -200,9 +145,9 @@ class StreamSink:
                 self._fd = self._own.fileno()
             except OSError:  # the file belongs to another user, or there is no /proc
                 self._at_once = select.PIPE_BUF
-        self._queue: collections.deque[tuple[bytes, int]] = collections.deque()  # count of lines
+        self._queue: collections.deque[bytes] = collections.deque()
         self._bytes = 0
-        self._sent = 0  # of the first piece in the queue
+        self._sent = 0  # of the first line in the queue
         self.written = self.dropped = 0
         self.closed = False
 
@@ -217,54 +162,42 @@ class StreamSink:
 
     def add(self, entry: Entry) -> None:
         """Write an entry, or queue it until the reader takes more."""
-        self._add((as_text(entry) if self._text else entry.line) + b"\n", 1)
-
-    def add_lines(self, lines: Lines) -> None:
-        """Write captured lines, or queue them until the reader takes more."""
-        self._add(lines_as_text(lines) if self._text else lines.data, lines.count)
-
-    def _add(self, data: bytes, count: int) -> None:
         if self.closed:
-            self.dropped += count
+            self.dropped += 1
             return
-        self._queue.append((data, count))
-        self._bytes += len(data)
+        line = (as_text(entry) if self._text else entry.line) + b"\n"
+        self._queue.append(line)
+        self._bytes += len(line)
         if len(self._queue) == 1:
             self.handle()
         while self._bytes > self._max and len(self._queue) > 1:
             at = 1 if self._sent else 0  # the rest of one that is partly written must follow
-            data, count = self._queue[at]
+            self._bytes -= len(self._queue[at])
             del self._queue[at]
-            self._bytes -= len(data)
-            self.dropped += count
+            self.dropped += 1
             self.trouble = "the reader is slow"
 
     def handle(self) -> None:
         """Write as much of the queue as the reader takes; call it when writable."""
         while self._queue and not self.closed:
-            data, count = self._queue[0]
-            rest = memoryview(data)[self._sent :]
+            line = memoryview(self._queue[0])[self._sent :]
             try:
-                self._sent += self._write(rest[: self._at_once])
+                self._sent += self._write(line[: self._at_once])
             except BlockingIOError:
                 return
             except OSError as error:
                 self.trouble = error.strerror or str(error)
                 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                    written = data.count(b"\n", 0, self._sent) if count > 1 else 0
-                    self.written += written
-                    self.dropped += count - written
-                    self._remove_first()
+                    self._bytes -= len(self._queue.popleft())
+                    self._sent = 0
+                    self.dropped += 1
                     continue
                 self._drop_queue()
                 return
-            if self._sent == len(data):
-                self._remove_first()
-                self.written += count
-
-    def _remove_first(self) -> None:
-        self._bytes -= len(self._queue.popleft()[0])
-        self._sent = 0
+            if self._sent == len(self._queue[0]):
+                self._bytes -= len(self._queue.popleft())
+                self._sent = 0
+                self.written += 1
 
     def close(self) -> None:
         """Close the sink's own descriptor; the queue is dropped and counted."""
@@ -274,7 +207,7 @@ class StreamSink:
 
     def _drop_queue(self) -> None:
         self.closed = True
-        self.dropped += sum(count for _, count in self._queue)
+        self.dropped += len(self._queue)
         self._queue.clear()
         self._bytes = self._sent = 0
 
@@ -304,24 +237,6 @@ def as_text(entry: Entry) -> bytes:
         text += "\n" + str(body["exception"])
     # The lines after the first are indented, to show that they belong to it.
     return _printable(text).replace("\n", "\n    ").encode("utf-8", "backslashreplace")
-
-
-def lines_as_text(lines: Lines) -> bytes:
-    """Format captured lines for people, each with a newline, as :func:`as_text` would."""
-    opening = lines.head + b',"message":"'
-    empty = Entry(
-        time=lines.time, origin=lines.origin, stream=lines.stream, level="", line=opening + b'"}'
-    )
-    prefix = as_text(empty)
-    if lines.is_plain:
-        # No message has a quote: its ends need no decoder, and are found all at once.
-        return lines.data.replace(opening, prefix).replace(b'"}\n', b"\n")
-    texts = []
-    for body in json.loads(b"[%b]" % lines.data[:-1].replace(b"\n", b",")):
-        text = _printable(body["message"])
-        texts.append(f"{text} cut={body['cut']}\n" if "cut" in body else text + "\n")
-    # No message has a newline or a lone surrogate.
-    return prefix + "".join(texts)[:-1].encode().replace(b"\n", b"\n" + prefix) + b"\n"
 
 
 def _printable(text: str) -> str:

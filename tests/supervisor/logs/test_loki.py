@@ -17,15 +17,12 @@ from loki_server import LokiServer, serving
 from tools import tool
 
 import pyforkfd as ff
-from pyforkfd import _core
 from pyforkfd.supervisor import Loki
-from pyforkfd.supervisor.logs._lines import Lines
 from pyforkfd.supervisor.logs._loki_push import Verdict, from_json, judge, pause, target, to_json
 from pyforkfd.supervisor.logs._loki_sink import LokiSink
-from pyforkfd.supervisor.logs._records import Entry, Origin, captured, captured_head
+from pyforkfd.supervisor.logs._records import Entry, Origin, captured
 
 NOW = time.time_ns()
-WEB = Origin(component="web", worker=12, generation=4)
 
 
 def entry(text: str, component: str = "web", ns: int = NOW) -> Entry:
@@ -171,55 +168,6 @@ def test_memory_is_bounded_while_loki_hangs_and_nothing_waits(loki: LokiServer) 
     assert sink.sent + sink.dropped == total
     assert len(loki.streams) == sink.sent
     last = entry(f"{total - 1:0100}").line.decode()
-    assert last in {line for _, _, line in loki.streams}, "the oldest are dropped"
-
-
-def flood(number: int, count: int = 50) -> Lines:
-    text = b"".join(b"%d %0100d \xff\n" % (number, n) for n in range(count))
-    head = captured_head(WEB, "stdout", NOW + number)
-    records, count, _, is_plain, _, _ = _core.record_lines(text, b"", 0, head, 1000)
-    return Lines(
-        time=NOW + number,
-        origin=WEB,
-        stream="stdout",
-        head=head,
-        data=records,
-        count=count,
-        is_plain=is_plain,
-    )
-
-
-def test_lines_that_come_together_arrive_as_entries_do(loki: LokiServer) -> None:
-    sink = LokiSink(config(loki))
-    sent = [flood(number, count) for number, count in ((1, 3), (3, 1000), (4, 1))]
-    between = entry("between", ns=NOW + 2)
-    sink.add_lines(sent[0])
-    sink.add(between)
-    for lines in sent[1:]:
-        sink.add_lines(lines)
-    assert sink.waiting == 1005
-    end(sink)
-    assert (sink.sent, sink.dropped, sink.waiting, sink._bytes) == (1005, 0, 0, 0)
-    expected = [*sent[0].entries(), between, *sent[1].entries(), *sent[2].entries()]
-    assert [line for _, _, line in loki.streams] == [one.line.decode() for one in expected]
-    assert {ns for _, ns, _ in loki.streams} == {NOW + n for n in (1, 2, 3, 4)}
-
-
-def test_a_flood_is_bounded_while_loki_hangs_and_its_loss_is_counted(loki: LokiServer) -> None:
-    loki.hold.clear()
-    bound = 100_000
-    sink = LokiSink(config(loki, batch_bytes=10_000, buffer=bound))
-    for number in range(200):
-        sink.add_lines(flood(number))
-        sink.handle()
-        assert sink._bytes <= bound + 50 * 300, "as items they are a little longer"
-    assert sink.dropped > 0
-    loki.hold.set()
-    turn(sink, lambda: sink.waiting == 0)
-    end(sink)
-    assert sink.sent + sink.dropped == 200 * 50
-    assert len(loki.streams) == sink.sent
-    last = [*flood(199).entries()][-1].line.decode()
     assert last in {line for _, _, line in loki.streams}, "the oldest are dropped"
 
 

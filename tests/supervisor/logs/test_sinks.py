@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from pyforkfd.supervisor.logs._lines import Lines
 from pyforkfd.supervisor.logs._records import Entry, Origin, captured, decode, encode, time_text
 from pyforkfd.supervisor.logs._sinks import RingTail, StreamSink, as_text
 
@@ -54,11 +53,11 @@ def test_the_tail_is_bounded_in_bytes_too() -> None:
 
 def test_followers() -> None:
     tail = RingTail()
-    seen: list[Entry | Lines] = []
+    seen: list[Entry] = []
     tail.add(entry("before"))
     handle = tail.follow(seen.append)
 
-    def broken(one: Entry | Lines) -> None:
+    def broken(one: Entry) -> None:
         raise BrokenPipeError
 
     tail.follow(broken)
