@@ -374,6 +374,8 @@ class Engine:
         match action:
             case Spawn(worker_id) if self._starts.postpone(worker_id):
                 self.workers.waiting.add(worker_id)  # so that it can be given up
+                if (worker := self.state.workers.get(worker_id)) is not None:
+                    self._watch.started(worker)  # its end is counted, whenever it comes
             case Spawn(worker_id):
                 self._spawn(worker_id)
             case Signal(worker_id, signum):

@@ -42,6 +42,16 @@ def test_the_supervisor_answers_while_it_starts_workers(tmp_path: Path) -> None:
         assert service.wait() == 0
 
 
+def test_workers_that_wait_to_be_started_are_given_up(tmp_path: Path) -> None:
+    with Supervised(tmp_path, SLEEP) as service, connected(service) as client:
+        (found,) = client.request("status")["status"]["components"]
+        assert any(worker["pid"] is None for worker in found["workers"])
+        client.request("stop", now=True)
+        assert service.wait() == 0
+        assert "Traceback" not in service.log.text()
+        assert "it was given up before it was started" in service.log.text()
+
+
 def test_a_worker_that_waits_for_its_turn_is_not_forgotten() -> None:
     starts = _starts.Starts()
     assert starts.postpone(1) and not list(starts.due()), "no turn has begun"
