@@ -57,6 +57,9 @@ def _members(draft: Draft, crew: Crew, *phases: Phase) -> list[Worker]:
 
 
 def _settle(draft: Draft) -> None:
+    if not draft.stopping:
+        for name, crew in list(draft.crews.items()):
+            _end_backoffs(draft, name, crew)
     for worker in list(draft.workers.values()):
         if worker.deadline is not None and worker.deadline <= draft.now:
             overdue(draft, worker)
@@ -66,9 +69,8 @@ def _settle(draft: Draft) -> None:
     if pending is not None and all(_is_complete(draft, crew) for crew in pending.crews.values()):
         _switch(draft, pending)
     if not draft.stopping:
-        for name, crew in list(draft.crews.items()):
-            if (filled := _fill(draft, crew)) is not crew:
-                draft.put_crew(name, filled)
+        for crew in draft.crews.values():
+            _fill(draft, crew)
         if draft.pending is not None:
             for crew in draft.pending.crews.values():
                 _fill(draft, crew)
@@ -127,14 +129,17 @@ def _adjust(draft: Draft, name: str, spec: Component) -> None:
         draft.put(replace(worker, spec=spec))
 
 
-def _fill(draft: Draft, crew: Crew) -> Crew:
-    """Start the workers that a crew is short of, and dismiss those that were replaced."""
-    serving = _members(draft, crew, *SERVING)
-    # A back-off that has passed is as good as absent, and would be due for ever.
+def _end_backoffs(draft: Draft, name: str, crew: Crew) -> None:
+    """End the back-offs that have passed: they would be due for ever."""
     over = [p for p, s in crew.setbacks.items() if s.until is not None and s.until <= draft.now]
     if over:
-        fresh_setbacks = {p: replace(crew.setbacks[p], until=None) for p in over}
-        crew = replace(crew, setbacks={**crew.setbacks, **fresh_setbacks})
+        ended = {p: replace(crew.setbacks[p], until=None) for p in over}
+        draft.put_crew(name, replace(crew, setbacks={**crew.setbacks, **ended}))
+
+
+def _fill(draft: Draft, crew: Crew) -> None:
+    """Start the workers that a crew is short of, and dismiss those that were replaced."""
+    serving = _members(draft, crew, *SERVING)
     waiting = {p for p, setbacks in crew.setbacks.items() if setbacks.until is not None}
     at: dict[int, list[Worker]] = {}
     for worker in serving:
@@ -157,7 +162,6 @@ def _fill(draft: Draft, crew: Crew) -> Crew:
                 continue
             replacing = True
         _spawn(draft, crew, position)
-    return crew
 
 
 def _is_replaced(here: list[Worker]) -> bool:

@@ -31,6 +31,8 @@ def settle(draft: Draft) -> None:
     Only what was stirred is checked: all else is as an earlier step has settled it.
     """
     late, due = draft.index.expired(draft.now, draft.workers, {} if draft.stopping else draft.crews)
+    for name, _, position in due:  # before other crews take the place of these
+        _end_backoff(draft, name, position)
     for worker in late:
         overdue(draft, worker)
     if draft.previous is not None and draft.previous.until <= draft.now:
@@ -42,8 +44,6 @@ def settle(draft: Draft) -> None:
     if draft.previous is not before.previous or draft.stopping != before.stopping:
         draft.all_stirred = True
     if not draft.stopping:
-        for name, _, position in due:
-            _end_backoff(draft, name, position)
         for crew, stirred in _stirred_crews(draft):
             _fill(draft, crew, stirred)
     for worker_id in _stirred_workers(draft):

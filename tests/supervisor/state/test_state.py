@@ -325,6 +325,31 @@ def test_a_pause_of_one_that_is_given_up_is_never_nothing() -> None:
     assert pauses[0] == 1.0 and pauses[-1] == 4.0 and pauses == sorted(pauses)
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_generation_is_ready_in_the_moment_in_which_a_back_off_ends(scaled: bool) -> None:
+    """The position that was to be tried may be another crew's by then, or none."""
+    restart = Restart(backoff=0.5, backoff_cap=3.0)
+    driver = started(service(component(workers=2, restart=restart), component("other")))
+    crash(driver, 1)
+    crash(driver, 1)
+    assert pause_of(driver, 1) == 0.5
+    crews = {name: crew.spec for name, crew in driver.state.crews.items()}
+    only_other = frozenset({"other"})
+    if scaled:
+        crews["web"] = replace(crews["web"], workers=1)
+        driver.feed(Reload(crews, only=only_other))
+    else:
+        driver.feed(Reload({"other": crews["other"]}))
+    booting = [w.id for w in driver.state.workers.values() if w.phase is Phase.BOOTING]
+    for worker_id in booting:
+        driver.feed(Spawned(worker_id, 100 + worker_id))
+    *first, last = booting
+    for worker_id in first:
+        driver.feed(BecameReady(worker_id, True))
+    assert driver.state.pending is not None
+    assert Reloaded(2) in driver.feed(BecameReady(last, True), after=0.6)
+
+
 def test_a_service_that_was_ready_is_tried_for_ever() -> None:
     restart = Restart(backoff=0.0, max_restarts=0)
     driver = started(service(component(restart=restart)))
@@ -793,11 +818,11 @@ class Supervision(RuleBasedStateMachine):
         if worker_id is not None:
             self.take(SpawnFailed(worker_id, "no", shortage=shortage))
 
-    @rule(data=st.data(), speaks=st.booleans())
-    def a_worker_is_ready(self, data: st.DataObject, speaks: bool) -> None:
+    @rule(data=st.data(), speaks=st.booleans(), after=st.sampled_from([0.0, 0.6]))
+    def a_worker_is_ready(self, data: st.DataObject, speaks: bool, after: float) -> None:
         worker_id = self.pick(data, [n for n in self.workers(*Phase) if n in self.processes])
         if worker_id is not None:
-            self.take(BecameReady(worker_id, speaks))
+            self.take(BecameReady(worker_id, speaks), after=after)
 
     @rule(data=st.data(), cause=st.sampled_from(["exit", "done", "signal", "oom"]))
     def a_worker_ends(self, data: st.DataObject, cause: str) -> None:
