@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from pyforkfd.supervisor.spec._spec import Component
@@ -39,7 +39,7 @@ def settle(draft: Draft) -> None:
         draft.previous = None
     pending = draft.pending
     if pending is not None and all(_is_complete(draft, crew) for crew in pending.crews.values()):
-        _switch(draft, pending)
+        switch(draft, pending)
     before = draft.before
     if draft.previous is not before.previous or draft.stopping != before.stopping:
         draft.all_stirred = True
@@ -48,13 +48,13 @@ def settle(draft: Draft) -> None:
             _fill(draft, crew, stirred)
     for worker_id in _stirred_workers(draft):
         worker = draft.workers[worker_id]
-        if worker.phase in STAYING and not _belongs(draft, worker):
+        if worker.phase in STAYING and not belongs(draft, worker, _is_complete):
             dismiss(draft, worker)
     _limit_generations(draft)
     lend(draft)
-    _announce(draft)
+    announce(draft, missing=bool(missing_of(draft.crews, draft.index)))
     draft.index.settled = True
-    _exit(draft)
+    leave(draft, staying=draft.index.staying)
 
 
 def _stirred_crews(draft: Draft) -> list[tuple[Crew, Iterable[int]]]:
@@ -119,7 +119,7 @@ def _is_complete(draft: Draft, crew: Crew) -> bool:
     return draft.index.roster((crew.spec.name, crew.generation)).unmet == 0
 
 
-def _switch(draft: Draft, pending: Pending) -> None:
+def switch(draft: Draft, pending: Pending) -> None:
     """Go over to a generation that is ready; the old one leaves, or pauses."""
     added = frozenset(pending.crews.keys() - draft.crews.keys())
     replaced = {
@@ -187,7 +187,7 @@ def _fill(draft: Draft, crew: Crew, positions: Iterable[int]) -> None:
                 if worker.retiring:
                     dismiss(draft, worker)
         elif (not here and _may_start(crew, position)) or position == successor_at:
-            _spawn(draft, crew, position)
+            spawn(draft, crew, position)
 
 
 def _next_replaced(draft: Draft, crew: Crew, roster: Roster) -> int | None:
@@ -209,7 +209,8 @@ def _may_start(crew: Crew, position: int) -> bool:
     return position not in crew.finished and (setbacks is None or setbacks.until is None)
 
 
-def _spawn(draft: Draft, crew: Crew, position: int) -> None:
+def spawn(draft: Draft, crew: Crew, position: int) -> None:
+    """Start a worker at a position."""
     spec = crew.spec
     worker = Worker(
         id=draft.next_worker,
@@ -226,25 +227,30 @@ def _spawn(draft: Draft, crew: Crew, position: int) -> None:
     draft.actions.append(Spawn(worker.id))
 
 
-def _belongs(draft: Draft, worker: Worker) -> bool:
-    """Return whether a crew that is wanted, or paused, has a worker that stays."""
+def belongs(draft: Draft, worker: Worker, is_complete: Callable[[Draft, Crew], bool]) -> bool:
+    """Return whether a crew that is wanted, or paused, has a worker that stays.
+
+    Args:
+        draft: borrowed.
+        worker: one that stays.
+        is_complete: returns whether all positions of a crew are served or finished.
+    """
     if draft.stopping:
         return False
     if worker.phase is Phase.PAUSED:
         groups = [] if draft.previous is None else [draft.previous.crews]
     else:
         groups = [draft.crews] if draft.pending is None else [draft.crews, draft.pending.crews]
-    crews = [crew for group in groups if (crew := group.get(worker.component))]
-    return any(_is_member(draft, worker, crew) for crew in crews)
-
-
-def _is_member(draft: Draft, worker: Worker, crew: Crew) -> bool:
-    if worker.generation != crew.generation:
-        return False
-    if worker.position < crew.count:
-        return True
-    # Scaled down: it leaves when those that stay are ready.
-    return worker.phase is Phase.READY and not _is_complete(draft, crew)
+    for group in groups:
+        crew = group.get(worker.component)
+        if crew is None or crew.generation != worker.generation:
+            continue
+        if worker.position < crew.count:
+            return True
+        # Scaled down: it leaves when those that stay are ready.
+        if worker.phase is Phase.READY and not is_complete(draft, crew):
+            return True
+    return False
 
 
 def _limit_generations(draft: Draft) -> None:
@@ -265,16 +271,21 @@ def _limit_generations(draft: Draft) -> None:
             kill(draft, worker)
 
 
-def _announce(draft: Draft) -> None:
+def announce(draft: Draft, *, missing: bool) -> None:
     """Announce the service's readiness, once, when no worker is missing."""
-    if not draft.announced and not draft.stopping and not missing_of(draft.crews, draft.index):
+    if not draft.announced and not draft.stopping and not missing:
         draft.announced = True
         draft.actions.append(Announce("ready"))
 
 
-def _exit(draft: Draft) -> None:
-    """Stop where no component can be started; exit when the last worker was reaped."""
-    if not draft.stopping and _is_hopeless(draft):
+def leave(draft: Draft, *, staying: int) -> None:
+    """Stop where no component can be started; exit when the last worker was reaped.
+
+    Args:
+        draft: borrowed.
+        staying: how many workers do not leave.
+    """
+    if not draft.stopping and not staying and _is_hopeless(draft):
         draft.exit_code = 1
         draft.actions.append(Note("error", "no component can be kept running: giving up"))
         stop(draft, at_once=False)
@@ -290,8 +301,6 @@ def _is_hopeless(draft: Draft) -> bool:
     One that has been ready is not: what it needs is away, and it is tried until that is back.
     """
     if draft.announced or not draft.crews:
-        return False
-    if draft.index.staying:
         return False
     return all(
         crew.given_up and (crew.given_up | crew.finished).issuperset(range(crew.count))
