@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from interrupts import interrupted_after
 
 import pyforkfd as ff
 from pyforkfd import subprocess as drop_in
@@ -216,22 +217,11 @@ class TestCommunicate:
         os.close(writer)
 
     def test_it_goes_on_after_an_interrupt(self) -> None:
-        class Interrupted(Exception):
-            pass
-
-        def interrupt(*_: object) -> None:
-            raise Interrupted
-
-        before = signal.signal(signal.SIGALRM, interrupt)
-        try:
-            command = ["sh", "-c", "echo one; sleep 1; echo two"]
-            with drop_in.Popen[bytes](command, stdout=PIPE, stderr=PIPE) as child:
-                signal.setitimer(signal.ITIMER_REAL, 0.3)
-                with pytest.raises(Interrupted):
-                    child.communicate()
-                assert child.communicate() == (b"one\ntwo\n", b"")
-        finally:
-            signal.signal(signal.SIGALRM, before)
+        command = ["sh", "-c", "echo one; sleep 1; echo two"]
+        with drop_in.Popen[bytes](command, stdout=PIPE, stderr=PIPE) as child:
+            with interrupted_after(0.3):
+                child.communicate()
+            assert child.communicate() == (b"one\ntwo\n", b"")
 
     def test_text(self) -> None:
         command = ["sh", "-c", "printf 'a\\r\\nb'; cat"]

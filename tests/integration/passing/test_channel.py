@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from children import Children, identity
+from interrupts import interrupted_after
 
 import pyforkfd as ff
 
@@ -219,22 +220,9 @@ def test_many_threads(pair: tuple[ff.FdChannel, ff.FdChannel], files: list[int])
     assert all(int(data.split()[2]) == count for data, count in got)
 
 
-class Interrupted(Exception):
-    pass
-
-
 def test_a_signal_handler_ends_a_wait(pair: tuple[ff.FdChannel, ff.FdChannel]) -> None:
-    def handler(number: int, frame: object) -> None:
-        raise Interrupted
-
-    before = signal.signal(signal.SIGALRM, handler)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.01)
-        with pytest.raises(Interrupted):
-            pair[1].recv()
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    with interrupted_after(0.01):
+        pair[1].recv()
 
 
 # asyncio.

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 
 import pytest
 from children import identity, needs_root
+from interrupts import Interrupted
 from tools import required
 
 import pyforkfd as ff
@@ -591,10 +592,6 @@ def test_a_transfer_that_does_not_fit(
     count = 252 * 40
     with pytest.raises(TimeoutError, match=rf"send_fds: \d+ of {count} descriptors were"):
         ff.send_fds(packets[0], b"x", files[:1] * count, timeout=0.01)
-
-
-class Interrupted(Exception):
-    pass
 
 
 @pytest.mark.parametrize("timeout", [None, 60])

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from interrupts import interrupted_after
 
 import pyforkfd as ff
 
@@ -142,19 +143,8 @@ def test_asyncio_waits_without_thread_or_watcher() -> None:
 
 
 def test_wait_lets_signal_handlers_run(cat: ff.Process) -> None:
-    class Interrupted(Exception):
-        pass
-
-    def interrupt(*_: object) -> None:
-        raise Interrupted
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
-        with pytest.raises(Interrupted):
-            cat.wait()
-    finally:
-        signal.signal(signal.SIGALRM, before)
+    with interrupted_after(0.05):
+        cat.wait()
     cat.kill()
 
 
