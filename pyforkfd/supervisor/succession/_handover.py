@@ -96,17 +96,15 @@ def check_savable(service: Service) -> None:
     json.dumps(encode(service))
 
 
-def load(data: bytes) -> Handover:
+def load(data: bytes) -> tuple[Handover, list[Component]]:
     """Decode a handover that :func:`dump` has encoded.
+
+    Returns:
+        The handover, and the components that it and the changes after it refer to by number.
 
     Raises:
         HandoverError: the data has another version, or is damaged.
     """
-    return load_with_specs(data)[0]
-
-
-def load_with_specs(data: bytes) -> tuple[Handover, list[Component]]:
-    """Decode a handover, as :func:`load`; return the components that it refers to as well."""
     with damage_refused():
         body = json.loads(data)
         if body["version"] != VERSION:

@@ -18,9 +18,10 @@ from pyforkfd.supervisor._shortage import is_shortage
 from pyforkfd.supervisor.spec._spec import Component
 from pyforkfd.supervisor.state._model import Crew, State
 
+from . import _handover
 from ._codec import Specs, decode, encode
 from ._durable_text import Record
-from ._handover import Handover, damage_refused, dump, load_with_specs, to_json
+from ._handover import Handover, damage_refused, dump, to_json
 
 log = logging.getLogger("pyforkfd.supervisor")
 
@@ -130,7 +131,7 @@ def load(text: bytes) -> Handover:
         HandoverError: it has another version, or is damaged.
     """
     first, *changes = text.split(b"\n")
-    handover, specs = load_with_specs(first)
+    handover, specs = _handover.load(first)
     if not changes:
         return handover
     with damage_refused():

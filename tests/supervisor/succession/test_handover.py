@@ -47,8 +47,8 @@ from pyforkfd.supervisor.state._step import advance, step
 from pyforkfd.supervisor.succession import _handover, _journal
 from pyforkfd.supervisor.succession._codec import CodecError, decode, encode
 from pyforkfd.supervisor.succession._durable_text import Record
-from pyforkfd.supervisor.succession._handover import Handover, HandoverError, dump, load
-from pyforkfd.supervisor.succession._journal import Journal
+from pyforkfd.supervisor.succession._handover import Handover, HandoverError, dump
+from pyforkfd.supervisor.succession._journal import Journal, load
 
 numbers = st.integers(min_value=1, max_value=8)
 events: st.SearchStrategy[Event] = st.one_of(
@@ -155,7 +155,7 @@ def test_every_step_is_read_as_it_was_written(
                 resources=resources,
             )
             journal.add(written, taken.workers, change)
-            read = _journal.load(journal.read()[0])
+            read = load(journal.read()[0])
             assert read == written
         # And it decides alike.
         assert step(read.state, Tick(), now + 100) == step(state, Tick(), now + 100)
@@ -176,7 +176,7 @@ def test_a_step_costs_what_it_changes() -> None:
             taken = advance(taken.state, Spawned(worker_id, 123), 1000.0)
             journal.add(handover(taken.state, taken.actions), taken.workers, {})
         assert len(journal.read()[0]) <= 2 * max(whole, 1 << 16) + added, "it is written anew"
-        assert _journal.load(journal.read()[0]).state == taken.state
+        assert load(journal.read()[0]).state == taken.state
 
 
 def test_after_a_shortage_the_whole_is_written(caplog: pytest.LogCaptureFixture) -> None:
@@ -200,7 +200,7 @@ def test_after_a_shortage_the_whole_is_written(caplog: pytest.LogCaptureFixture)
             signal.signal(signal.SIGXFSZ, before)
         taken = advance(taken.state, Spawned(3, 10), 1000.0)
         journal.add(handover(taken.state, taken.actions), taken.workers, {})
-        assert _journal.load(journal.read()[0]).state == taken.state
+        assert load(journal.read()[0]).state == taken.state
     assert [record.message.partition(": ")[2] for record in caplog.records] == [
         "the record is not up to date: [Errno 27] File too large",
         "the record is up to date again",
